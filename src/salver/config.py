@@ -1,0 +1,327 @@
+"""Every option, defined once: type, default, unit, help and whether it may change while serving.
+
+The command line, the environment (`SALVER_<OPTION>`), `salver.yaml`, `model.yaml` and the
+documentation all derive from these structs. `static` needs a restart, `reload` a reload of the
+model, `hot` takes effect at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import msgspec
+import yaml
+
+from salver.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+T = TypeVar("T")
+Change = Literal["static", "reload", "hot"]
+
+
+def _option(help: str, change: Change = "reload", **bounds: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=help, extra={"change": change}, **bounds)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of options."""
+
+
+class Batching(Options, frozen=True, kw_only=True):
+    """How calls are gathered into batches."""
+
+    max_size: Annotated[
+        int, _option("Most rows in a batch; 0 takes what the model allows, 1 is off.", "hot", ge=0)
+    ] = 0
+    delay_ms: Annotated[
+        float, _option("How long an idle instance waits for a batch to fill.", "hot", ge=0)
+    ] = 0.0
+    preferred_sizes: Annotated[
+        tuple[int, ...], _option("Sizes at which a waiting batch is released at once.", "hot")
+    ] = ()
+    slo_ms: Annotated[
+        float,
+        _option(
+            "Answer within this time: sizes are chosen by the learned cost per size. 0 is off.",
+            "hot",
+            ge=0,
+        ),
+    ] = 0.0
+
+
+class Queue(Options, frozen=True, kw_only=True):
+    """How many calls may wait, and for how long."""
+
+    max_calls: Annotated[int, _option("Most calls that wait; more are refused.", "hot", ge=1)] = (
+        4096
+    )
+    timeout_ms: Annotated[
+        float, _option("Longest wait in the queue; 0 for no limit.", "hot", ge=0)
+    ] = 0.0
+    priority_levels: Annotated[
+        int, _option("Number of priorities; 0 is the most urgent.", "reload", ge=1, le=256)
+    ] = 1
+    ageing_ms: Annotated[
+        float, _option("A waiting call rises one priority each such time.", "hot", gt=0)
+    ] = 1000.0
+
+
+class Instances(Options, frozen=True, kw_only=True):
+    """What runs the batches."""
+
+    count: Annotated[int, _option("Instances of the model; 0 chooses.", "reload", ge=0)] = 0
+    isolation: Annotated[
+        Literal["auto", "inline", "thread", "process"],
+        _option("Where an instance runs; `process` survives crashes and hangs."),
+    ] = "auto"
+    threads: Annotated[int, _option("CPU threads of one instance; 0 shares the cores.", ge=0)] = 0
+    run_timeout_ms: Annotated[
+        float,
+        _option("A process instance that runs longer is killed; 0 for no limit.", "hot", ge=0),
+    ] = 0.0
+    crash_limit: Annotated[
+        int, _option("Crashes in a minute after which a model counts as unavailable.", ge=1)
+    ] = 5
+
+
+class TensorOptions(Options, frozen=True, kw_only=True):
+    """An input or output that the file cannot tell, or tells wrongly."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Warmup(Options, frozen=True, kw_only=True):
+    """What a model runs before it becomes visible."""
+
+    runs: Annotated[int, _option("Runs before a version becomes visible.", ge=0)] = 3
+
+
+class ModelConfig(Options, frozen=True, kw_only=True):
+    """`model.yaml`: what a model is. Everything has a sensible default or is read from the file."""
+
+    name: Annotated[str, _option("Name under which it is served.")] = ""
+    description: Annotated[str, _option("One line for the page and the documentation.")] = ""
+    runtime: Annotated[str, _option("Runtime; detected from the file if empty.")] = ""
+    file: Annotated[str, _option("Model file inside the version folder; detected if empty.")] = ""
+    class_name: Annotated[str, _option("`module:Class` for weights or a Python file.")] = ""
+    device: Annotated[str, _option("`cpu`, `cuda`, `cuda:1`; the server's if empty.")] = ""
+    idempotent: Annotated[
+        bool | None, _option("May be run again after a crash; by runtime if not given.")
+    ] = None
+    default_method: Annotated[str, _option("Method used when a request names none.")] = ""
+    versions: Annotated[
+        tuple[str, ...] | Literal["all"] | int,
+        _option("Which versions: a number for the latest so many, `all`, or a list."),
+    ] = 1
+    version_labels: Annotated[dict[str, str], _option("Names for versions: `stable: '3'`.")] = {}
+    labels: Annotated[tuple[str, ...], _option("Class names, in order.")] = ()
+    columns: Annotated[tuple[str, ...], _option("Names of the input columns, in order.")] = ()
+    tags: Annotated[tuple[str, ...], _option("Free words for the page.")] = ()
+    example: Annotated[Any, _option("One input, for the page, the docs and the warm-up.")] = None
+    inputs: Annotated[tuple[TensorOptions, ...], _option("Inputs, where the file is silent.")] = ()
+    outputs: Annotated[tuple[TensorOptions, ...], _option("Outputs, likewise.")] = ()
+    batching: Batching = Batching()
+    queue: Queue = Queue()
+    instances: Instances = Instances()
+    warmup: Warmup = Warmup()
+    options: Annotated[
+        dict[str, Any], _option("Options of the runtime, such as ONNX session options.")
+    ] = {}
+
+
+class Limits(Options, frozen=True, kw_only=True):
+    """Bounds on what a client may send; each holds on every protocol."""
+
+    body_bytes: Annotated[
+        int, _option("Largest request body, also after decompression.", "hot", ge=1)
+    ] = 64 << 20
+    header_bytes: Annotated[int, _option("Largest request head.", "static", ge=256)] = 32 << 10
+    headers: Annotated[int, _option("Most header fields.", "static", ge=8)] = 100
+    json_depth: Annotated[int, _option("Deepest nesting of JSON.", "static", ge=4)] = 64
+    connections: Annotated[int, _option("Most open connections.", "hot", ge=1)] = 16384
+    streams: Annotated[int, _option("Most HTTP/2 streams of one connection.", "static", ge=1)] = 256
+    pipelined: Annotated[
+        int, _option("Most unanswered HTTP/1.1 requests of one connection.", "static", ge=1)
+    ] = 64
+    header_timeout_s: Annotated[
+        float, _option("Longest time from first byte to whole head.", "hot", gt=0)
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, _option("Longest pause while a body is received.", "hot", gt=0)
+    ] = 30.0
+    idle_timeout_s: Annotated[
+        float, _option("Idle connections are closed after this time.", "hot", gt=0)
+    ] = 120.0
+    request_timeout_s: Annotated[
+        float, _option("Longest life of a request without a deadline; 0 for none.", "hot", ge=0)
+    ] = 60.0
+
+
+class ServerConfig(Options, frozen=True, kw_only=True):
+    """`salver.yaml`: how to serve."""
+
+    host: Annotated[str, _option("Address to listen on.", "static")] = "127.0.0.1"
+    port: Annotated[int, _option("Port for every protocol; 0 picks one.", "static", ge=0)] = 8000
+    unix_socket: Annotated[str, _option("Unix socket to listen on as well.", "static")] = ""
+    tls_cert: Annotated[str, _option("Certificate chain (PEM); turns TLS on.", "static")] = ""
+    tls_key: Annotated[str, _option("Private key (PEM).", "static")] = ""
+    api_key: Annotated[str, _option("Key that every request must carry.", "static")] = ""
+    cors_origins: Annotated[
+        tuple[str, ...], _option("Origins whose pages may call this server.", "static")
+    ] = ()
+    device: Annotated[str, _option("`auto`, `cpu`, `cuda` or `cuda:1`.", "static")] = "auto"
+    processes: Annotated[int, _option("Front processes.", "static", ge=1)] = 1
+    trust: Annotated[
+        bool, _option("Run code from model files: pickles and Python classes.", "static")
+    ] = False
+    mode: Annotated[
+        Literal["poll", "explicit", "none"],
+        _option(
+            "`poll` follows the files, `explicit` waits for commands, `none` loads once.",
+            "static",
+        ),
+    ] = "poll"
+    poll_interval_s: Annotated[float, _option("Time between two looks at the files.", gt=0)] = 2.0
+    drain_timeout_s: Annotated[
+        float, _option("Longest time to finish accepted calls on shutdown.", "hot", ge=0)
+    ] = 30.0
+    access_log: Annotated[
+        Literal["auto", "text", "json", "off"],
+        _option("`auto`: text on a terminal, JSON otherwise.", "static"),
+    ] = "auto"
+    limits: Limits = Limits()
+
+
+def unwrap(hint: Any) -> tuple[Any, msgspec.Meta | None]:
+    """`Annotated[T, Meta]` as (T, Meta)."""
+    if get_origin(hint) is Annotated:
+        plain, *extras = get_args(hint)
+        return plain, next((e for e in extras if isinstance(e, msgspec.Meta)), None)
+    return hint, None
+
+
+def walk(struct: type[Options], prefix: str = "") -> Iterator[tuple[str, Any, msgspec.Meta, Any]]:
+    """Every option below `struct` as (dotted name, type, Meta, default)."""
+    hints = get_type_hints(struct, include_extras=True)
+    for field in msgspec.structs.fields(struct):
+        plain, meta = unwrap(hints[field.name])
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if isinstance(plain, type) and issubclass(plain, Options):
+            yield from walk(plain, f"{prefix}{field.name}.")
+        elif meta is not None:
+            yield prefix + field.name, plain, meta, default
+
+
+def parse(text: str, struct: type[T], where: str) -> T:
+    """Reads YAML into `struct`.
+
+    Raises: ConfigError with file, line, key and remedy.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{where}{line}: {problem}") from None
+    if value is None:
+        return struct()
+    lines = dict(_lines(node))
+    try:
+        return msgspec.convert(value, struct, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), value, struct, lines, where)) from None
+
+
+def _lines(node: Any, path: str = "$") -> Iterator[tuple[str, int]]:
+    """Path of each value, written as msgspec writes it, with its line."""
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            yield f"{path}.{key.value}!key", key.start_mark.line + 1
+            yield from _lines(child, f"{path}.{key.value}")
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            yield from _lines(child, f"{path}[{index}]")
+
+
+def _explain(
+    message: str, value: Any, struct: type[Any], lines: Mapping[str, int], where: str
+) -> str:
+    text, _, path = message.partition(" - at `")
+    path = path.removesuffix("`") or "$"
+    if unknown := re.match(r"Object contains unknown field `(.+)`", text):
+        key = unknown.group(1)
+        known = _fields_at(struct, path)
+        line = lines.get(f"{path}.{key}!key", lines.get(path, 1))
+        return (
+            f"{where}:{line}: unknown key {key!r}.{did_you_mean(key, known)} "
+            f"There are: {', '.join(known)}"
+        )
+    return f"{where}:{lines.get(path, 1)}: {path.removeprefix('$.')}: {text}"
+
+
+def _fields_at(struct: type[Any], path: str) -> list[str]:
+    for step in re.findall(r"\.(\w+)|\[", path):
+        hint, _ = unwrap(get_type_hints(struct, include_extras=True).get(step, struct))
+        candidates = [hint, *get_args(hint)]
+        struct = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, Options)), struct
+        )
+    return [field.name for field in msgspec.structs.fields(struct)]
+
+
+def read(path: Path, struct: type[T]) -> T:
+    """Reads a YAML file into `struct`; its defaults if there is no such file.
+
+    Raises: ConfigError.
+    """
+    if not path.is_file():
+        return struct()
+    return parse(path.read_text(encoding="utf-8"), struct, path.name)
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Server options set as `SALVER_<OPTION>`; dots become two underscores."""
+    known = {name.upper().replace(".", "__"): name for name, *_ in walk(ServerConfig)}
+    return {
+        known[key.removeprefix("SALVER_")]: value
+        for key, value in environ.items()
+        if key.startswith("SALVER_") and key.removeprefix("SALVER_") in known
+    }
+
+
+def combine(base: ServerConfig, *layers: Mapping[str, Any]) -> ServerConfig:
+    """`base` with dotted options of later layers over those of earlier ones.
+
+    Raises: ConfigError for a value of the wrong type or range.
+    """
+    value = msgspec.to_builtins(base)
+    for layer in layers:
+        for name, option in layer.items():
+            *groups, last = name.split(".")
+            place = value
+            for group in groups:
+                place = place[group]
+            place[last] = option
+    try:
+        return msgspec.convert(value, ServerConfig, strict=False)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `")
+        raise ConfigError(f"{path.removeprefix('$.').removesuffix('`')}: {text}") from None

@@ -1,0 +1,304 @@
+"""The few interfaces that everything passes through, with their contracts.
+
+A plug-in implements one of them; `salver.testing` checks that it keeps the contract.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+
+from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from salver.config import ModelConfig
+    from salver.errors import SalverError
+    from salver.signature import Signature
+    from salver.types import Batch, Rows, Tensors, Work
+
+    Results = Rows | Sequence[Tensors | SalverError | None]
+
+
+class Traits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine must know of a model to place, batch, re-run and kill it rightly."""
+
+    holds_gil: bool = True
+    """Running it keeps other Python threads waiting: inline or in a process, never in a thread."""
+    idempotent: bool = True
+    """May be run again after a worker died with it."""
+    stateful: bool = False
+    thread_safe: bool = False
+    """`run` may be called from several threads at once."""
+    max_batch: int = 0
+    """Most rows in one run; 0 for no limit of the model's own."""
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runtime can tell of a file without running code from it."""
+
+    runtime: str
+    file: str
+    size_bytes: int = 0
+    trust: str = ""
+    """Why opening it needs trust; empty if it does not."""
+    signature: Signature | None = None
+    detail: str = ""
+
+
+class LoadSpec(msgspec.Struct, kw_only=True):
+    """What to load and how.
+
+    `threads` is the CPU budget of one instance; `trusted` says that code from the files may run;
+    `cancelled()` turns true when the load is no longer wanted.
+    """
+
+    path: Path
+    ref: ModelRef
+    config: ModelConfig
+    device: str = "cpu"
+    threads: int = 1
+    trusted: bool = False
+    cancelled: Callable[[], bool] = lambda: False
+    caller: Caller | None = None
+    warn: Callable[[str], None] = lambda message: None
+
+
+class Emit(Protocol):
+    """Pushes one stream item of call `index`; blocks while its reader gives no credit."""
+
+    def __call__(self, index: int, item: Tensors) -> None: ...
+
+
+class Model(Protocol):
+    """A loaded model. Lives in one process; `run` is called from one thread unless thread-safe."""
+
+    signature: Signature
+    traits: Traits
+
+    def run(self, work: Work, emit: Emit) -> Results:
+        """Runs the gathered inputs once.
+
+        Returns `Rows`, or one item per call: its outputs, its own error, or None if it streamed.
+        Raising fails the whole batch, which the engine then bisects.
+        """
+        ...
+
+    def cancel(self, work: Work, index: int) -> None:
+        """Asks a running call to end early. Any thread, best effort."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """Loads the files of one framework. Stateless."""
+
+    name: str
+
+    def probe(self, path: Path, config: ModelConfig) -> Probe | None:
+        """Tells whether it can load `path`, without running code from it; None if it cannot."""
+        ...
+
+    def load(self, spec: LoadSpec) -> Model:
+        """Blocking, off the loop. Never changes the device silently.
+
+        Raises: LoadFailed and its kinds.
+        """
+        ...
+
+
+class Slot(NamedTuple):
+    """An instance that asks for work."""
+
+    max_rows: int
+
+
+class Scheduler(Protocol):
+    """Pure bookkeeping: turns queued calls into batches when an instance asks."""
+
+    def add(self, call: Call, now: int) -> None:
+        """Owns the call on return. Raises: Overloaded."""
+        ...
+
+    def next(self, slot: Slot, now: int) -> Batch | None:
+        """The next batch for `slot`; None when there is nothing to run yet."""
+        ...
+
+    def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
+        """Calls whose time is over, no longer owned; and when to look again (None: no need)."""
+        ...
+
+    def remove(self, call: Call) -> bool:
+        """Forgets a call. False: it is already in a batch."""
+        ...
+
+    def finished(self, batch: Batch, cost_ns: int, now: int) -> None:
+        """Told when a batch ended: frees sequence slots, learns cost per size."""
+        ...
+
+    def __len__(self) -> int:
+        """Calls that wait."""
+        ...
+
+
+class Instance(Protocol):
+    """One slot that runs one batch at a time. All methods are called on the loop."""
+
+    def start(self, work: Work, done: Done) -> None:
+        """Starts a run; `done` is called on the loop, later or at once, exactly once."""
+        ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
+class Done(Protocol):
+    """Receives what a run gave: results, or the exception that failed the whole batch."""
+
+    def __call__(self, results: Results | Exception) -> None: ...
+
+
+class Sink(Protocol):
+    """Where a call's answer goes. Called on the loop, never from inside `submit`."""
+
+    def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
+        """Takes one item. After `final`, which comes exactly once, the call is over."""
+        ...
+
+
+class Target(Protocol):
+    """What stands behind a lease."""
+
+    def submit(self, call: Call, now: int) -> None:
+        """Never blocks and never raises: a refusal goes to the sink."""
+        ...
+
+    def cancel(self, call: Call, why: SalverError) -> None:
+        """Idempotent; the sink still gets its final."""
+        ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
+class Lease(Protocol):
+    """What keeps a generation alive while calls use it."""
+
+    ref: ModelRef
+    generation: int
+    signature: Signature
+    target: Target
+
+    def end(self) -> None:
+        """Gives the lease back; exactly once per call."""
+        ...
+
+
+class Filter(Protocol):
+    """May answer, refuse or observe a call."""
+
+    def before(self, call: Call) -> Response | SalverError | None:
+        """Ends the call with what it returns; None lets it pass."""
+        ...
+
+    def after(self, call: Call, item: Response | SalverError, final: bool) -> None:
+        """Observes. Must not raise or wait."""
+        ...
+
+
+class Caller(Protocol):
+    """How user code calls other models: deadline, priority and depth are inherited."""
+
+    def __call__(
+        self, ref: ModelRef, request: Request, context: CallContext = NO_CONTEXT, depth: int = 0
+    ) -> Tensors:
+        """Blocks until the answer is there. Not for the loop.
+
+        Raises: SalverError as the called model's client would see it.
+        """
+        ...
+
+
+class Head(Protocol):
+    """The head of a request, whatever carried it. Header names are lower-case."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+
+
+class Operation(msgspec.Struct):
+    """What a request wants. `encoding` is the protocol's own note for `encode`."""
+
+    encoding: Any = None
+
+
+class Infer(Operation):
+    """Run a model."""
+
+    ref: ModelRef = ModelRef("")
+    request: Request = Request(payload=None)  # type: ignore[arg-type]
+    context: CallContext = NO_CONTEXT
+
+
+class Query(Operation):
+    """Read state: `name` is a key of the answering table in `server/admin.py`."""
+
+    name: str = ""
+    arguments: Mapping[str, Any] = {}
+
+
+class Command(Operation):
+    """Change state: `load`, `unload` and whatever else an administrator may do."""
+
+    name: str = ""
+    arguments: Mapping[str, Any] = {}
+
+
+class HttpAnswer(NamedTuple):
+    """One HTTP answer: status, headers as wire bytes (each line with CRLF), and body parts."""
+
+    status: int
+    headers: bytes
+    body: Sequence[Any]
+
+
+class Endpoint(NamedTuple):
+    """One route of a protocol.
+
+    `path` is a template such as `/v2/models/{model}/infer`; `decode(head, arguments, body)` turns a
+    request into an operation, `encode(operation, item)` turns a result or error into the answer.
+    """
+
+    method: str
+    path: str
+    summary: str
+    decode: Callable[[Head, Mapping[str, str], memoryview], Operation]
+    encode: Callable[[Any, Any], HttpAnswer]
+
+
+class HttpProtocol(Protocol):
+    """A dialect over HTTP: bytes to operations and back. No sockets, no engine."""
+
+    name: str
+
+    def endpoints(self) -> Sequence[Endpoint]: ...
+
+
+class VersionOnDisk(NamedTuple):
+    """A version that a source offers. `stamp` changes when its files do."""
+
+    ref: ModelRef
+    path: Path
+    stamp: str
+
+
+class Source(Protocol):
+    """Says which models and versions exist. Blocking, off the loop."""
+
+    def scan(self) -> Mapping[ModelRef, VersionOnDisk]:
+        """A complete listing or an error, never a partial one."""
+        ...
