@@ -112,9 +112,9 @@ class Runtime(Protocol):
 
 
 class Slot(NamedTuple):
-    """An instance that asks for work."""
+    """An instance that asks for work. A call of more than `max_size` is not for it; 0 takes any."""
 
-    max_rows: int
+    max_size: int = 0
 
 
 class Scheduler(Protocol):
@@ -148,17 +148,24 @@ class Scheduler(Protocol):
 class Instance(Protocol):
     """One slot that runs one batch at a time. All methods are called on the loop."""
 
-    def start(self, work: Work, done: Done) -> None:
-        """Starts a run; `done` is called on the loop, later or at once, exactly once."""
+    def start(self, work: Work, emit: Emit, done: Done) -> None:
+        """Starts a run; on the loop, `emit` gets stream items and then `done` the end, once."""
+        ...
+
+    def cancel(self, index: int) -> None:
+        """Asks call `index` of the present run to end early. Best effort; `done` still comes."""
         ...
 
     async def stop(self, grace_s: float) -> None: ...
 
 
 class Done(Protocol):
-    """Receives what a run gave: results, or the exception that failed the whole batch."""
+    """Receives what a run gave: results, or the exception that failed the whole batch.
 
-    def __call__(self, results: Results | Exception) -> None: ...
+    `cost_ns` is what the model itself took, without the way to the instance and back.
+    """
+
+    def __call__(self, results: Results | Exception, cost_ns: int) -> None: ...
 
 
 class Sink(Protocol):

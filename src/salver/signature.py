@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from salver.errors import InvalidInput, NotFound, TooLarge, did_you_mean
+from salver.errors import InvalidInput, NotFound, did_you_mean
 from salver.types import DType, Tensor, Tensors, len_of
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 
     def _rows(self, rows: int) -> int:
         if self.max_rows and rows > self.max_rows:
-            raise TooLarge(f"{rows} rows in one request; this model takes at most {self.max_rows}")
+            raise InvalidInput(f"{rows} rows in one request; this model takes at most {self.max_rows}")
         return rows
 
     def _check_names(self, tensors: Tensors) -> None:

@@ -300,12 +300,14 @@ NO_CONTEXT: Final = CallContext()
 class Call:
     """One request on its way through the engine; owned by whoever holds it last.
 
-    `rows` counts what it adds to a batch; times are monotonic nanoseconds; `tag` is the sink's.
+    `rows` counts what it adds to a batch and `size` what a run of it costs (rows, or elements where
+    shapes vary); calls of one `group` may share a batch, without one it runs alone. Times are
+    monotonic nanoseconds; `tag` is the sink's.
     """
 
     __slots__ = (
-        "attempt", "context", "deadline", "depth", "ended", "inputs", "lease", "method", "priority",
-        "queued", "request", "rows", "sink", "started", "tag",
+        "attempt", "context", "deadline", "depth", "ended", "group", "inputs", "lease", "method",
+        "outputs", "priority", "queued", "request", "rows", "sink", "size", "started", "tag",
     )  # fmt: skip
 
     def __init__(
@@ -322,10 +324,13 @@ class Call:
         self.attempt = 0
         self.depth = 0
         self.rows = 1
+        self.size = 1
+        self.group: Any = None
         self.ended = False
         self.tag: Any = None
         self.inputs: Tensors
         self.method: str
+        self.outputs: tuple[str, ...]
 
 
 class Batch(msgspec.Struct):
@@ -377,33 +382,35 @@ class Rows:
 class Response:
     """The answer to one call: rows `start` to `stop` of a batch, or all of its own outputs.
 
-    `stop` is -1 when the tensors belong to this call alone.
+    `stop` is -1 when the tensors belong to this call alone; `names` are the outputs it asked for.
     """
 
-    __slots__ = ("parameters", "ref", "rows", "start", "stop")
+    __slots__ = ("names", "parameters", "ref", "rows", "start", "stop")
 
     def __init__(
         self,
         rows: Rows,
         ref: ModelRef,
+        names: tuple[str, ...],
         start: int = 0,
         stop: int = -1,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
         self.rows = rows
         self.ref = ref
+        self.names = names
         self.start = start
         self.stop = stop
         self.parameters = parameters
 
     def tensors(self) -> Tensors:
         """This call's outputs; arrays are views on the batch's."""
-        whole = self.rows.tensors
+        return Tensors({name: self.tensor(name) for name in self.names})
+
+    def tensor(self, name: str) -> Tensor:
+        """This call's part of one output."""
+        tensor = self.rows.tensors[name]
         if self.stop < 0:
-            return whole
-        start, stop = self.start, self.stop
-        found = Tensors()
-        for name, tensor in whole.items():
-            part = tensor.array()[start:stop]
-            found[name] = Tensor(tensor.dtype, part.shape, part)
-        return found
+            return tensor
+        part = tensor.array()[self.start : self.stop]
+        return Tensor(tensor.dtype, part.shape, part)
