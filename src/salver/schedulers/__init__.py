@@ -1,0 +1,1 @@
+"""Turn queued calls into batches. Pure: no loop, no clock, no I/O."""
