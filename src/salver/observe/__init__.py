@@ -1,0 +1,1 @@
+"""Counters that cost nothing until they are read."""

@@ -1,0 +1,184 @@
+"""What happened to the calls of one version: counts, times, batches. Integers only, read by others.
+
+All cells lie in one flat sequence, so that processes can share them; nothing is computed until
+somebody asks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from salver.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    ModelFailed,
+    Overloaded,
+    SalverError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import MutableSequence, Sequence
+
+REASONS: Final = ("direct", "idle", "full", "delay", "preferred", "slo", "single", "retry")
+OUTCOMES: Final = ("rejected", "expired", "cancelled", "invalid", "failed", "other")
+MAX_EXACT_BATCH: Final = 128
+_LOWEST_BIT: Final = 13
+_STEPS: Final = 4
+_NUM_STEPS: Final = (36 - _LOWEST_BIT) * _STEPS
+
+_SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS = range(7)
+_OUTCOMES = 7
+_REASONS = _OUTCOMES + len(OUTCOMES)
+_BATCHES = _REASONS + len(REASONS)
+_BATCH_NS = _BATCHES + MAX_EXACT_BATCH + 1
+_DURATION = _BATCH_NS + MAX_EXACT_BATCH + 1
+_QUEUE = _DURATION + _NUM_STEPS
+_COMPUTE = _QUEUE + _NUM_STEPS
+NUM_CELLS: Final = _COMPUTE + _NUM_STEPS
+
+_REASON_CELL = {reason: _REASONS + index for index, reason in enumerate(REASONS)}
+
+
+def step_of(ns: int) -> int:
+    """Histogram step of a time: four per power of two, 8 µs to a minute."""
+    bits = ns.bit_length()
+    if bits <= _LOWEST_BIT:
+        return 0
+    step = ((bits - _LOWEST_BIT) << 2) | ((ns >> (bits - 3)) & 3)
+    return step if step < _NUM_STEPS else _NUM_STEPS - 1
+
+
+def step_end_ns(step: int) -> int:
+    """The time at which a histogram step ends."""
+    power, quarter = divmod(step, _STEPS)
+    if power == 0:
+        return 1 << _LOWEST_BIT
+    low = 1 << (power + _LOWEST_BIT - 1)
+    return low + (low >> 2) * (quarter + 1)
+
+
+def quantile_ns(steps: Sequence[int], quantile: float) -> int | None:
+    """The time that this share of the counted times stays under; None if none were counted."""
+    total = sum(steps)
+    if not total:
+        return None
+    wanted, seen = quantile * total, 0
+    for step, count in enumerate(steps):
+        seen += count
+        if count and seen >= wanted:
+            return step_end_ns(step)
+    return step_end_ns(len(steps) - 1)
+
+
+class Duration(NamedTuple):
+    times: int
+    ns: int
+
+
+
+
+class Histogram(NamedTuple):
+    steps: list[int]
+    total_ns: int
+
+
+class ModelStatistics:
+    """Counters of one version. Writing costs a few additions; reading sums them up."""
+
+    __slots__ = ("cells", "last_call_ms")
+
+    def __init__(self, cells: MutableSequence[int] | None = None) -> None:
+        self.cells = [0] * NUM_CELLS if cells is None else cells
+        self.last_call_ms = 0
+
+    def call(self, total_ns: int, queue_ns: int, error: SalverError | None) -> None:
+        """Counts a call that ended."""
+        cells = self.cells
+        if error is None:
+            cells[_SUCCESS] += 1
+            cells[_SUCCESS_NS] += total_ns
+        else:
+            cells[_OUTCOMES + _outcome(error)] += 1
+            cells[_FAIL_NS] += total_ns
+        cells[_QUEUE_NS] += queue_ns
+        cells[_DURATION + step_of(total_ns)] += 1
+        cells[_QUEUE + step_of(queue_ns)] += 1
+
+    def refused(self, error: SalverError) -> None:
+        """Counts a call that was not accepted."""
+        self.cells[_OUTCOMES + _outcome(error)] += 1
+
+    def batch(self, rows: int, reason: str, compute_ns: int) -> None:
+        """Counts a run of the model."""
+        cells = self.cells
+        size = min(rows, MAX_EXACT_BATCH)
+        cells[_RUNS] += 1
+        cells[_ROWS] += rows
+        cells[_COMPUTE_NS] += compute_ns
+        cells[_REASON_CELL[reason]] += 1
+        cells[_BATCHES + size] += 1
+        cells[_BATCH_NS + size] += compute_ns
+        cells[_COMPUTE + step_of(compute_ns)] += 1
+
+    @property
+    def success(self) -> Duration:
+        return Duration(self.cells[_SUCCESS], self.cells[_SUCCESS_NS])
+
+    @property
+    def failure(self) -> Duration:
+        return Duration(sum(self.outcomes().values()), self.cells[_FAIL_NS])
+
+    @property
+    def num_rows(self) -> int:
+        return self.cells[_ROWS]
+
+    @property
+    def num_runs(self) -> int:
+        return self.cells[_RUNS]
+
+    @property
+    def compute_ns(self) -> int:
+        return self.cells[_COMPUTE_NS]
+
+    @property
+    def queue_ns(self) -> int:
+        return self.cells[_QUEUE_NS]
+
+    def outcomes(self) -> dict[str, int]:
+        """Failed calls by kind."""
+        return {name: self.cells[_OUTCOMES + index] for index, name in enumerate(OUTCOMES)}
+
+    def reasons(self) -> dict[str, int]:
+        """Batches by why they were released."""
+        return {name: self.cells[cell] for name, cell in _REASON_CELL.items()}
+
+    def batches(self) -> dict[int, Duration]:
+        """Runs by number of rows; the last size stands for all that are larger."""
+        return {
+            size: Duration(count, self.cells[_BATCH_NS + size])
+            for size in range(MAX_EXACT_BATCH + 1)
+            if (count := self.cells[_BATCHES + size])
+        }
+
+    def durations(self) -> Histogram:
+        total = self.cells[_SUCCESS_NS] + self.cells[_FAIL_NS]
+        return Histogram(self._steps(_DURATION), total)
+
+    def queue_times(self) -> Histogram:
+        return Histogram(self._steps(_QUEUE), self.cells[_QUEUE_NS])
+
+    def compute_times(self) -> Histogram:
+        return Histogram(self._steps(_COMPUTE), self.cells[_COMPUTE_NS])
+
+    def _steps(self, start: int) -> list[int]:
+        return list(self.cells[start : start + _NUM_STEPS])
+
+
+def _outcome(error: SalverError) -> int:
+    for index, kind in enumerate(
+        (Overloaded, DeadlineExceeded, Cancelled, InvalidInput, ModelFailed)
+    ):
+        if isinstance(error, kind):
+            return index
+    return len(OUTCOMES) - 1
