@@ -1,0 +1,1 @@
+"""Tensors as JSON, binary and protobuf. Pure bytes; shared by protocols and client."""
