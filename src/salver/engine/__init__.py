@@ -1,0 +1,1 @@
+"""Names, generations, leases, targets and instances: what runs a call."""

@@ -1,0 +1,234 @@
+"""The engine: the one entry for calls and commands. Names, versions, leases, hot swap."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from salver.codecs.bind import bind
+from salver.engine.cost import LoopBudget
+from salver.engine.generation import Generation
+from salver.engine.loader import Loader
+from salver.errors import InvalidInput, LoadFailed, NotFound, SalverError, Unavailable, did_you_mean
+from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from salver.clock import Clock
+    from salver.config import ServerConfig
+    from salver.interfaces import Sink, VersionOnDisk
+
+log = logging.getLogger("salver.engine")
+MAX_DEPTH = 8
+
+
+class ServedModel:
+    """A name: its ready generations, and what became of the other versions."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.versions: dict[str, Generation] = {}
+        self.latest: Generation | None = None
+        self.labels: Mapping[str, str] = {}
+        self.states: dict[str, tuple[str, str]] = {}
+
+    def put(self, generation: Generation) -> Generation | None:
+        """Makes a generation visible; returns the one it takes the place of."""
+        version = generation.ref.version
+        old = self.versions.get(version)
+        self.versions[version] = generation
+        self.states[version] = ("READY", "")
+        self.labels = generation.config.version_labels
+        self._choose_latest()
+        return old
+
+    def take(self, version: str) -> Generation | None:
+        found = self.versions.pop(version, None)
+        self._choose_latest()
+        return found
+
+    def _choose_latest(self) -> None:
+        self.latest = max(
+            self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
+        )
+
+    def find(self, version: str) -> Generation:
+        """The generation for a version or label; the latest for an empty one.
+
+        Raises: NotFound, Unavailable.
+        """
+        found = self.versions.get(self.labels.get(version, version)) if version else self.latest
+        if found is not None:
+            return found
+        if version and version not in self.states:
+            raise NotFound(
+                f"{self.name!r} has no version {version!r}; "
+                f"served: {', '.join(sorted(self.versions, key=version_key)) or 'none'}"
+            )
+        state, reason = self.states.get(version) or next(
+            iter(self.states.values()), ("UNAVAILABLE", "")
+        )
+        raise Unavailable(
+            f"{ModelRef(self.name, version)} is not ready ({state.lower()})"
+            + (f": {reason}" if reason else "")
+        )
+
+
+def version_key(version: str) -> tuple[int, int, str]:
+    """Orders versions: numbers by value, after all other words."""
+    return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+class Engine:
+    """Owns every model. All methods are for the loop, unless they say otherwise."""
+
+    def __init__(self, config: ServerConfig, clock: Clock) -> None:
+        self.config = config
+        self.models: dict[str, ServedModel] = {}
+        self.is_draining = False
+        self.num_calls = 0
+        self._clock = clock
+        self._budget = LoopBudget()
+        self._loader = Loader(config, clock, self._budget, self)
+        self._generations = 0
+        self._changing: dict[str, asyncio.Lock] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def find(self, ref: ModelRef) -> Generation:
+        """The generation that a call to `ref` would use now.
+
+        Raises: NotFound naming what is served, Unavailable.
+        """
+        model = self.models.get(ref.name)
+        if model is None:
+            raise NotFound(
+                f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
+                f"Served: {', '.join(sorted(self.models)) or 'nothing yet'}"
+            )
+        if not ref.version and model.latest is not None:
+            return model.latest
+        return model.find(ref.version)
+
+    def submit(
+        self,
+        ref: ModelRef,
+        request: Request,
+        sink: Sink,
+        context: CallContext = NO_CONTEXT,
+        depth: int = 0,
+    ) -> Call:
+        """Accepts a call: on return its sink will get exactly one final.
+
+        Raises: SalverError if the call is not accepted; then the sink gets nothing.
+        """
+        if self.is_draining:
+            raise Unavailable("the server is shutting down; send the request elsewhere")
+        if depth > MAX_DEPTH:
+            raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
+        generation = self.find(ref)
+        plan = generation.plan(request.method)
+        payload = request.payload
+        inputs = payload if type(payload) is Tensors else bind(plan.method, payload)
+        now = self._clock()
+        call = Call(request, sink, context, generation, now)
+        call.rows = plan.method.check(inputs)
+        if request.outputs:
+            plan.method.check_outputs(request.outputs)
+            call.outputs = request.outputs
+        else:
+            call.outputs = plan.outputs
+        call.inputs = inputs
+        call.method = plan.name
+        call.depth = depth
+        plan.place(call)
+        generation.leases += 1
+        try:
+            generation.target.submit(call, now)
+        except SalverError as error:
+            generation.leases -= 1
+            generation.statistics.refused(error)
+            raise
+        return call
+
+    async def load(self, version: VersionOnDisk) -> Generation:
+        """Loads a version and makes it visible; a failure changes nothing but its state.
+
+        Raises: LoadFailed and its kinds.
+        """
+        ref = version.ref
+        async with self._changing.setdefault(ref.name, asyncio.Lock()):
+            model = self.models.setdefault(ref.name, ServedModel(ref.name))
+            if ref.version not in model.versions:
+                model.states[ref.version] = ("LOADING", "")
+            self._generations += 1
+            try:
+                generation = await self._loader.load(version, self._generations)
+            except SalverError as error:
+                if ref.version not in model.versions:
+                    model.states[ref.version] = ("UNAVAILABLE", error.message)
+                raise
+            except BaseException:
+                if ref.version not in model.versions:
+                    model.states[ref.version] = ("UNAVAILABLE", "loading was interrupted")
+                raise
+            old = model.put(generation)
+            if old is not None:
+                self._retire(old)
+            return generation
+
+    async def unload(self, ref: ModelRef) -> None:
+        """Takes versions out of service; those who use them may finish.
+
+        Raises: NotFound if the name is not served.
+        """
+        model = self.models.get(ref.name)
+        if model is None:
+            raise NotFound(f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}")
+        async with self._changing.setdefault(ref.name, asyncio.Lock()):
+            versions = [ref.version] if ref.version else list(model.versions)
+            for version in versions:
+                generation = model.take(version)
+                if generation is not None:
+                    model.states[version] = ("UNAVAILABLE", "unloaded")
+                    self._retire(generation)
+
+    def forget(self, name: str) -> None:
+        """Drops a name that has no versions left, so that it counts as unknown."""
+        model = self.models.get(name)
+        if model is not None and not model.versions:
+            del self.models[name]
+
+    def _retire(self, generation: Generation) -> None:
+        task = asyncio.ensure_future(generation.retire(self.config.drain_timeout_s))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def generations(self) -> Iterable[Generation]:
+        """Every ready generation, by name and version."""
+        for _, model in sorted(self.models.items()):
+            for version in sorted(model.versions, key=version_key):
+                yield model.versions[version]
+
+    @property
+    def is_ready(self) -> bool:
+        """Every version that is wanted is ready."""
+        return not self.is_draining and all(
+            state == "READY" or reason == "unloaded"
+            for model in self.models.values()
+            for state, reason in model.states.values()
+        )
+
+    async def stop(self, drain_s: float) -> None:
+        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all."""
+        self.is_draining = True
+        await asyncio.gather(
+            *(generation.retire(drain_s) for generation in self.generations()), *self._retiring
+        )
+        self._loader.close()
+
+
+def explain_load(error: Exception) -> LoadFailed:
+    """What a user is told about a load that failed for a reason that nobody foresaw."""
+    return LoadFailed(f"{type(error).__name__}: {error}")

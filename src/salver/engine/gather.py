@@ -1,0 +1,81 @@
+"""Gathers the inputs of a batch into one piece of work."""
+
+from __future__ import annotations
+
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from salver.errors import ModelFailed
+from salver.types import BYTES, Rows, Tensor, Work, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from salver.interfaces import Results
+    from salver.signature import Method, TensorSpec
+    from salver.types import Array, Call
+
+
+def gather(method: Method, calls: Sequence[Call]) -> Work:
+    """One work for all calls: rows concatenated, items listed, or a single call as it is.
+
+    Raises: InvalidInput for a value that does not fit its type.
+    """
+    first = calls[0]
+    inputs: dict[str, Any] = {}
+    for spec in method.inputs:
+        name = spec.name
+        if name not in first.inputs:
+            continue
+        if method.batching == "items":
+            inputs[name] = [call.inputs[name].array(name) for call in calls]
+        elif len(calls) == 1:
+            inputs[name] = first.inputs[name].array(name)
+        else:
+            inputs[name] = _concatenate(spec, [call.inputs[name] for call in calls])
+    return Work(
+        method=first.method,
+        inputs=inputs,
+        offsets=list(accumulate([call.rows for call in calls], initial=0)),
+        outputs=_outputs(calls),
+        parameters=[call.request.parameters for call in calls],
+        deadline=0 if any(not c.deadline for c in calls) else max(c.deadline for c in calls),
+        context=first.context,
+        depth=first.depth,
+    )
+
+
+def _outputs(calls: Sequence[Call]) -> tuple[str, ...]:
+    wanted = calls[0].outputs
+    if all(call.outputs == wanted for call in calls):
+        return wanted
+    return tuple(dict.fromkeys(chain.from_iterable(call.outputs for call in calls)))
+
+
+def _concatenate(spec: TensorSpec, tensors: list[Tensor]) -> Array:
+    """Numbers that came as lists become one array in one step, arrays are joined."""
+    if spec.dtype is not BYTES and all(type(tensor.data) is list for tensor in tensors):
+        flat: list[Any] = list(chain.from_iterable([tensor.data for tensor in tensors]))
+        rows = sum(tensor.shape[0] for tensor in tensors)
+        return numbers(spec.dtype, flat, spec.name).reshape(rows, *tensors[0].shape[1:])
+    return np.concatenate([tensor.array(spec.name) for tensor in tensors])
+
+
+def check_results(results: Results, work: Work, method: Method) -> None:
+    """Raises: ModelFailed when a model does not give what its signature says."""
+    if not hasattr(results, "tensors"):
+        if len(results) != work.num_calls:
+            raise ModelFailed(f"the model gave {len(results)} results for {work.num_calls} calls")
+        return
+    rows: Rows = results
+    for name in work.outputs:
+        tensor = rows.tensors.get(name)
+        if tensor is None:
+            raise ModelFailed(f"the model gave no output {name!r}")
+        if work.num_calls > 1 and (not tensor.shape or tensor.shape[0] != work.rows):
+            raise ModelFailed(
+                f"output {name!r} has shape {list(tensor.shape)} for a batch of {work.rows} rows: "
+                "this model cannot be batched; set batching.max_size to 1"
+            )

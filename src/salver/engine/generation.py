@@ -1,0 +1,105 @@
+"""A generation: one load of one version. It is the lease that calls hold while they use it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from salver.signature import ANY
+from salver.types import len_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from salver.config import ModelConfig
+    from salver.engine.target import BatchedTarget
+    from salver.observe.statistics import ModelStatistics
+    from salver.signature import Method, Signature
+    from salver.types import Call, ModelRef
+
+
+class Plan:
+    """What is decided once per method, so that it need not be decided per call."""
+
+    __slots__ = ("batches", "has_fixed_rows", "method", "name", "outputs")
+
+    def __init__(self, name: str, method: Method, batches: bool) -> None:
+        self.name = name
+        self.method = method
+        self.outputs = method.default_outputs()
+        self.batches = batches and method.batching != "single"
+        self.has_fixed_rows = method.batching == "rows" and all(
+            ANY not in spec.shape[1:] and not spec.optional for spec in method.inputs
+        )
+
+    def place(self, call: Call) -> None:
+        """Decides with which calls this one may share a run, and what it costs."""
+        if self.has_fixed_rows:
+            call.size = call.rows
+            if self.batches:
+                call.group = self.name
+            return
+        call.size = sum(len_of(tensor.shape) for tensor in call.inputs.values())
+        if self.batches:
+            call.group = (
+                self.name,
+                tuple((name, tensor.shape[1:]) for name, tensor in call.inputs.items())
+                if self.method.batching == "rows"
+                else tuple(call.inputs),
+            )
+
+
+class Generation:
+    """One load of one version, with everything that belongs to it."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        number: int,
+        *,
+        config: ModelConfig,
+        runtime: str,
+        signature: Signature,
+        target: BatchedTarget,
+        statistics: ModelStatistics,
+        batches: bool,
+        close: Callable[[], None],
+    ) -> None:
+        self.ref = ref
+        self.generation = number
+        self.config = config
+        self.runtime = runtime
+        self.signature = signature
+        self.target = target
+        self.statistics = statistics
+        self.leases = 0
+        self.plans = {
+            name: Plan(name, method, batches) for name, method in signature.methods.items()
+        }
+        self._close = close
+        self._unused: asyncio.Event | None = None
+
+    def plan(self, method: str) -> Plan:
+        """Raises: NotFound for a method that the model does not have."""
+        found = self.plans.get(method)
+        return found if found is not None else self.plans[self.signature.method(method)[0]]
+
+    def end(self) -> None:
+        self.leases -= 1
+        if self._unused is not None and not self.leases:
+            self._unused.set()
+
+    async def retire(self, drain_s: float, grace_s: float = 5.0) -> None:
+        """Waits for the calls that use it, at most `drain_s`; then ends the rest and unloads."""
+        if self.leases:
+            self._unused = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._unused.wait(), drain_s)
+            except TimeoutError:
+                pass
+        await self.target.stop(grace_s)
+        self._close()
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for pages and tables."""
+        return {"name": self.ref.name, "version": self.ref.version, "runtime": self.runtime}

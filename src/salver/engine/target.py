@@ -1,0 +1,300 @@
+"""The batched target: a scheduler in front of instances.
+
+A batch is formed only when an instance asks; a batch that fails is split until only the bad calls
+fail; every accepted call gets exactly one final answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from salver.clock import NS_PER_S
+from salver.engine.cost import CostModel
+from salver.engine.gather import check_results, gather
+from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed, SalverError, Unavailable
+from salver.interfaces import Slot
+from salver.types import Batch, Response, Rows, Tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from salver.clock import Clock
+    from salver.engine.cost import LoopBudget
+    from salver.engine.instances import InlineInstance
+    from salver.interfaces import Instance, Results, Scheduler
+    from salver.observe.statistics import ModelStatistics
+    from salver.signature import Signature
+    from salver.types import Call, ModelRef, Work
+
+log = logging.getLogger("salver.engine")
+_ANY = Slot(0)
+
+
+class Running:
+    """A batch in an instance."""
+
+    __slots__ = ("batch", "instance", "started", "work")
+
+    def __init__(self, batch: Batch, work: Work, instance: Instance, started: int) -> None:
+        self.batch = batch
+        self.work = work
+        self.instance = instance
+        self.started = started
+
+
+class BatchedTarget:
+    """Queues calls, feeds instances, splits failures. Lives on the loop."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        signature: Signature,
+        scheduler: Scheduler,
+        *,
+        inline: InlineInstance | None,
+        instances: Sequence[Instance],
+        statistics: ModelStatistics,
+        budget: LoopBudget,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._ref = ref
+        self._signature = signature
+        self._scheduler = scheduler
+        self._inline = inline
+        self._idle = list(instances)
+        self._instances = tuple(instances)
+        self._statistics = statistics
+        self._budget = budget
+        self._clock = clock
+        self._loop = loop
+        self._costs = {name: CostModel() for name in signature.methods}
+        self._running: set[Running] = set()
+        self._retries: list[list[Call]] = []
+        self._is_pump_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+        self._is_stopped = False
+
+    @property
+    def queue_depth(self) -> int:
+        return len(self._scheduler)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def learn(self, method: str, size: int, cost_ns: int) -> None:
+        """Tells what a run of that size cost, such as a warm-up."""
+        self._costs[method].learn(size, cost_ns)
+
+    def submit(self, call: Call, now: int) -> None:
+        """Accepts the call: from here on its sink gets exactly one final.
+
+        Raises: Overloaded, Unavailable; then the call was not accepted.
+        """
+        if self._is_stopped:
+            raise Unavailable(f"{self._ref} is being unloaded; try again")
+        self._scheduler.add(call, now)
+        self._schedule_pump()
+
+    def _schedule_pump(self) -> None:
+        if not self._is_pump_scheduled:
+            self._is_pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Gives every free instance what is ready. Runs at most once per turn of the loop."""
+        self._is_pump_scheduled = False
+        now = self._clock()
+        while self._retries and self._start_retry(now):
+            pass
+        while (chosen := self._next(now)) is not None:
+            self._start(*chosen, now)
+        self._arm(now)
+
+    def _next(self, now: int) -> tuple[Batch, Instance] | None:
+        if self._inline is not None and (size := self._inline_size(now)) is not None:
+            batch = self._scheduler.next(Slot(size), now)
+            if batch is not None:
+                return batch, self._inline
+        if self._idle:
+            batch = self._scheduler.next(_ANY, now)
+            if batch is not None:
+                return batch, self._idle.pop()
+        return None
+
+    def _inline_size(self, now: int) -> int | None:
+        """The largest size to run inline now; 0 for any, None for nothing at all."""
+        if not self._instances:
+            return 0
+        if not self._budget.allows(now):
+            return None
+        # The smallest over the methods is safe for whichever method stands first.
+        sizes = [cost.inline_size for cost in self._costs.values() if cost.inline_size is not None]
+        return (min(sizes) or None) if sizes else 1
+
+    def _start_retry(self, now: int) -> bool:
+        instance = self._idle.pop() if self._idle else self._inline
+        if instance is None:
+            return False
+        calls = [call for call in self._retries.pop(0) if not call.ended]
+        if calls:
+            self._start(Batch(calls, sum(c.rows for c in calls), "retry"), instance, now)
+        elif instance is not self._inline:
+            self._idle.append(instance)
+        return True
+
+    def _start(self, batch: Batch, instance: Instance, now: int) -> None:
+        for call in batch.calls:
+            call.started = now
+        method = self._signature.methods[batch.calls[0].method]
+        try:
+            work = gather(method, batch.calls)
+        except InvalidInput as error:
+            self._give_back(instance)
+            self._fail(batch.calls, error)
+            return
+        running = Running(batch, work, instance, now)
+        self._running.add(running)
+        instance.start(work, partial(self._emit, running), partial(self._done, running))
+
+    def _give_back(self, instance: Instance) -> None:
+        if instance is not self._inline:
+            self._idle.append(instance)
+
+    def _emit(self, running: Running, index: int, item: Tensors) -> None:
+        call = running.batch.calls[index]
+        if not call.ended:
+            call.sink.push(call, Response(Rows(item), self._ref, call.outputs), False)
+
+    def _done(self, running: Running, results: Results | Exception, cost: int) -> None:
+        self._running.discard(running)
+        now = self._clock()
+        batch, work = running.batch, running.work
+        if running.instance is self._inline:
+            self._budget.spend(cost, now)
+        self._give_back(running.instance)
+        if not isinstance(results, Exception):
+            try:
+                check_results(results, work, self._signature.methods[work.method])
+            except ModelFailed as error:
+                results = error
+        if isinstance(results, Exception):
+            self._fail(batch.calls, results)
+        else:
+            self._costs[work.method].learn(sum(call.size for call in batch.calls), cost)
+            self._statistics.batch(batch.rows, batch.reason, cost)
+            self._answer(batch.calls, work, results, now)
+        self._scheduler.finished(batch, cost, now)
+        if len(self._scheduler) or self._retries:
+            self._schedule_pump()
+
+    def _answer(self, calls: list[Call], work: Work, results: Any, now: int) -> None:
+        ref = self._ref
+        if isinstance(results, Rows):
+            offsets = work.offsets
+            if len(calls) == 1:
+                self._finish(calls[0], Response(results, ref, calls[0].outputs), now)
+                return
+            for index, call in enumerate(calls):
+                self._finish(
+                    call,
+                    Response(results, ref, call.outputs, offsets[index], offsets[index + 1]),
+                    now,
+                )
+            return
+        for call, result in zip(calls, results, strict=True):
+            item = (
+                result
+                if isinstance(result, SalverError)
+                else Response(Rows(result or Tensors()), ref, call.outputs)
+            )
+            self._finish(call, item, now)
+
+    def _fail(self, calls: list[Call], error: Exception) -> None:
+        """Splits a failed batch; a call that fails alone gets the error."""
+        if len(calls) > 1:
+            middle = len(calls) // 2
+            self._retries += [calls[:middle], calls[middle:]]
+            self._schedule_pump()
+            return
+        if not isinstance(error, SalverError):
+            log.error("%s failed", self._ref, exc_info=error)
+            error = ModelFailed(f"{self._ref} failed: {type(error).__name__}: {error}")
+        self._finish(calls[0], error, self._clock())
+
+    def _finish(self, call: Call, item: Response | SalverError, now: int) -> None:
+        if call.ended:
+            return
+        call.ended = True
+        self._statistics.call(
+            now - call.queued,
+            (call.started or now) - call.queued,
+            item if isinstance(item, SalverError) else None,
+        )
+        call.lease.end()
+        call.sink.push(call, item, True)
+
+    def cancel(self, call: Call, why: SalverError) -> None:
+        if call.ended:
+            return
+        if not self._scheduler.remove(call):
+            self._cancel_run(call)
+        self._finish(call, why, self._clock())
+
+    def _cancel_run(self, call: Call) -> None:
+        for running in self._running:
+            if call in running.batch.calls:
+                running.instance.cancel(running.batch.calls.index(call))
+                return
+
+    def _arm(self, now: int) -> None:
+        """One timer for everything that waits: queue timeouts, deadlines, batch delays."""
+        expired, again = self._scheduler.expire(now)
+        for call in expired:
+            self._finish(call, _too_late(call), now)
+        for running in tuple(self._running):
+            for call in running.batch.calls:
+                if not call.deadline or call.ended:
+                    continue
+                if call.deadline <= now:
+                    self.cancel(call, _too_late(call))
+                elif again is None or call.deadline < again:
+                    again = call.deadline
+        if again is None or (self._timer is not None and self._timer_at <= again):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = again
+        self._timer = self._loop.call_later(max(again - now, 0) / NS_PER_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._schedule_pump()
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends accepted calls that are left, then the instances. No call is lost silently."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        gone = Unavailable(f"{self._ref} was unloaded before this call ran; try again")
+        now = self._clock()
+        for calls in self._retries:
+            for call in calls:
+                self._finish(call, gone, now)
+        while (batch := self._scheduler.next(_ANY, 1 << 62)) is not None:
+            for call in batch.calls:
+                self._finish(call, gone, now)
+        for running in tuple(self._running):
+            for call in running.batch.calls:
+                self.cancel(call, gone)
+        await asyncio.gather(*(instance.stop(grace_s) for instance in self._instances))
+
+
+def _too_late(call: Call) -> DeadlineExceeded:
+    where = "while running" if call.started else "while waiting for an instance"
+    return DeadlineExceeded(f"the request's time was over {where}")
