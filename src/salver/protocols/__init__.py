@@ -1,0 +1,1 @@
+"""Wire bytes to operations and back. No sockets, no engine."""

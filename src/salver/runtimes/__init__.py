@@ -1,0 +1,1 @@
+"""One file per framework, which it imports only when used."""
