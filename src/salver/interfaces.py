@@ -312,7 +312,8 @@ class HttpProtocol(Protocol):
 class VersionOnDisk(NamedTuple):
     """A version that a source offers. `stamp` changes when its files do.
 
-    `problem` is why it cannot be loaded, such as a mistake in its `model.yaml`.
+    `problem` is why it cannot be loaded, such as a mistake in its `model.yaml`; `trusted` that
+    whoever started the server named this very code.
     """
 
     ref: ModelRef
@@ -320,6 +321,7 @@ class VersionOnDisk(NamedTuple):
     stamp: str
     config: ModelConfig
     problem: SalverError | None = None
+    trusted: bool = False
 
 
 class Source(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from salver.observe.metrics import Observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +64,7 @@ class Generation:
         statistics: ModelStatistics,
         batches: bool,
         close: Callable[[], None],
+        resident_bytes: int = 0,
     ) -> None:
         self.ref = ref
         self.generation = number
@@ -70,6 +73,7 @@ class Generation:
         self.signature = signature
         self.target = target
         self.statistics = statistics
+        self.resident_bytes = resident_bytes
         self.leases = 0
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
@@ -98,6 +102,13 @@ class Generation:
         await self.target.stop(grace_s)
         self._close()
 
-    def describe(self) -> dict[str, Any]:
-        """Plain facts for pages and tables."""
-        return {"name": self.ref.name, "version": self.ref.version, "runtime": self.runtime}
+    def observed(self) -> Observed:
+        """What the metrics need to know."""
+        return Observed(
+            self.ref.name,
+            self.ref.version,
+            self.statistics,
+            self.target.queue_depth,
+            self.target.num_instances,
+            self.resident_bytes,
+        )

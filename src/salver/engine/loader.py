@@ -109,7 +109,7 @@ class Loader:
             config=config,
             device=config.device or self._config.device,
             threads=thread_budget(config, os.cpu_count() or 1),
-            trusted=self._config.trust,
+            trusted=self._config.trust or version.trusted,
             caller=self._caller,
             warn=lambda message: log.warning("%s: %s", version.ref, message),
         )

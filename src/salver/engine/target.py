@@ -84,6 +84,15 @@ class BatchedTarget:
         return len(self._scheduler)
 
     @property
+    def num_instances(self) -> int:
+        return len(self._instances) + (self._inline is not None)
+
+    @property
+    def is_ready(self) -> bool:
+        """It takes calls."""
+        return not self._is_stopped
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
