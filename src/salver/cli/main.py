@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,8 +11,6 @@ from salver.errors import SalverError
 from salver.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 COMMANDS = {
     "serve": "salver.cli.serve:serve",
     "models": "salver.cli.remote:models",
@@ -40,12 +37,11 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().main(args, **extra)
+            return super().invoke(ctx)
         except SalverError as error:
-            click.echo(f"salver: {error.message}", err=True)
-            sys.exit(1)
+            raise click.ClickException(error.message) from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

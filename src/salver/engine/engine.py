@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from salver.codecs.bind import bind
+from salver.engine.caller import LoopCaller
 from salver.engine.cost import LoopBudget
 from salver.engine.loader import Loader
 from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
@@ -91,7 +92,7 @@ class Engine:
         self.num_calls = 0
         self._clock = clock
         self._budget = LoopBudget()
-        self._loader = Loader(config, clock, self._budget, self)
+        self._loader = Loader(config, clock, self._budget, LoopCaller(self))
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
         self._retiring: set[asyncio.Task[None]] = set()

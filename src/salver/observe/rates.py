@@ -58,7 +58,8 @@ class Rates:
 
     def total_per_s(self) -> float:
         """Requests per second over all models."""
-        return round(sum(self.of_model(name)["requests_per_s"] for name in self._samples), 1)
+        total: float = sum(self.of_model(name)["requests_per_s"] for name in self._samples)
+        return round(total, 1)
 
 
 def _ms(ns: int | None) -> float | None:

@@ -86,9 +86,8 @@ class Http1Connection(asyncio.BufferedProtocol):
                 if self._received == len(self._body):
                     self._finish_body()
             elif not self._is_discarding:
-                self._parse(
-                    self._rest + _STAGING[:nbytes] if self._rest else bytes(_STAGING[:nbytes])
-                )
+                data = bytes(_STAGING[:nbytes])
+                self._parse(self._rest + data if self._rest else data)
         except Exception:
             log.exception("a bug in a connection")
             self.transport.abort()
@@ -115,8 +114,6 @@ class Http1Connection(asyncio.BufferedProtocol):
                     return
                 break
             raw = data[position:end] if position or end < size else data
-            if raw[:3] == b"PRI" and position == 0 and self._upgrade(data):
-                return
             if len(raw) > self.app.config.limits.header_bytes:
                 self._refuse_head()
                 return
@@ -136,11 +133,6 @@ class Http1Connection(asyncio.BufferedProtocol):
         if len(self._rest) > _MAX_REST:
             # Pausing hides a client's departure, so it is the last resort of a flooded pipeline.
             self.transport.pause_reading()
-
-    def _upgrade(self, data: bytes) -> bool:
-        if not PREFACE.startswith(data[: len(PREFACE)]):
-            return False
-        return self.app.switch_to_http2(self, data)
 
     def _take(self, head: HttpHead, data: bytes, position: int) -> int:
         """Starts the request of `head`, or prepares for its body; returns where data goes on."""

@@ -138,7 +138,8 @@ class Server:
                 break
             await asyncio.sleep(0.02)
         if self.config.unix_socket:
-            Path(self.config.unix_socket).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.config.unix_socket)
 
 
 def serve(
