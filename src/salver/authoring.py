@@ -5,7 +5,7 @@
     class Iris:
         def __init__(self): ...
 
-        def predict(self, x: salver.Array["float32", "B", 4]) -> salver.Array["float32", "B", 3]: ...
+        def predict(self, x: salver.Array["float32", "B", 4]) -> salver.Array["int64", "B"]: ...
 
 The hints are the signature: "B" first means rows, `list[T]` means one item per call, anything else
 means one call at a time. `runtimes/python.py` reads and runs it.
@@ -53,7 +53,7 @@ ROWS: Final = "B"
 
 
 class ArrayHint(msgspec.Struct, frozen=True):
-    """What `Array[...]` stands for. `dims` has -1 for any length, also for the rows if `is_rows`."""
+    """What `Array[...]` stands for: `dims` has -1 for any length, also for rows."""
 
     dtype: DType
     dims: tuple[int, ...]
@@ -168,7 +168,8 @@ class Scope(NamedTuple):
     work: Work | None = None
 
 
-CURRENT: Final[ContextVar[Scope]] = ContextVar("salver_scope", default=Scope(None))
+NO_SCOPE: Final = Scope(None)
+CURRENT: Final[ContextVar[Scope]] = ContextVar("salver_scope", default=NO_SCOPE)
 
 
 class Context:

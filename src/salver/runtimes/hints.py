@@ -6,7 +6,7 @@ import importlib.util
 import io
 import types
 import typing
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -29,7 +29,7 @@ class HintError(Exception):
     """A hint that cannot be served; the message says why, and what to write."""
 
 
-class Converter:
+class Converter(ABC):
     """Carries values of one hint between the protocol's arrays and what the author's code sees."""
 
     dtype: DType = BYTES
@@ -75,12 +75,14 @@ class ArrayConverter(Converter):
     def _cast(self, value: Any, where: str) -> Array:
         """Casts within a kind, such as float64 to float32, but never drops a fraction."""
         wanted = self.dtype.numpy
-        if type(value) is np.ndarray and value.dtype == wanted and self.dtype is not BF16:
+        if type(value) is np.ndarray and value.dtype == wanted and self.dtype is not BYTES:
             return value
         try:
             array = np.asarray(value, wanted if self.dtype is BYTES else None)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelFailed(f"{where}: {_kind(value)} is no array: {error}") from None
+        if self.dtype is BYTES and not all(isinstance(x, str | bytes) for x in array.flat):
+            raise ModelFailed(f"{where}: every element must be {self.content} (str or bytes)")
         if self.dtype is BF16 and array.dtype.kind == "f":
             return bf16_bits(array)
         if not np.can_cast(array.dtype, wanted, "same_kind"):
