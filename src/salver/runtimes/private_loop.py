@@ -45,17 +45,21 @@ class PrivateLoop:
 class Run:
     """One run of a method, which any thread may cancel."""
 
-    __slots__ = ("_future", "_is_cancelled", "_private")
+    __slots__ = ("_is_cancelled", "_private", "_task")
 
     def __init__(self, private: PrivateLoop | None) -> None:
         self._private = private
-        self._future: Future[Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._is_cancelled = False
 
     def cancel(self) -> None:
         self._is_cancelled = True
-        if self._future is not None:
-            self._future.cancel()
+        if self._private is not None:
+            self._private.loop.call_soon_threadsafe(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     def check(self) -> None:
         """Raises: Cancelled once somebody has asked for it."""
@@ -63,18 +67,24 @@ class Run:
             raise Cancelled("the call was cancelled while it ran")
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Runs a coroutine on the private loop, in the context of this thread.
+        """Runs a coroutine on the private loop, in the context of this thread, to its very end.
 
         Raises: Cancelled, or what the coroutine raises.
         """
-        assert self._private is not None
-        self._future = asyncio.run_coroutine_threadsafe(coroutine, self._private.loop)
-        if self._is_cancelled:
-            self._future.cancel()
         try:
-            return self._future.result()
+            return self._submit(self._tracked(coroutine)).result()
         except CancelledError:
             raise Cancelled("the call was cancelled while it ran") from None
+
+    def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        assert self._private is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._private.loop)
+
+    async def _tracked(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        self._task = asyncio.current_task()
+        if self._is_cancelled:
+            self._cancel_task()
+        return await coroutine
 
     def each(self, items: Any) -> Generator[Any, None, None]:
         """Items of an iterator, or of an asynchronous one, which is closed with this generator."""
@@ -87,8 +97,7 @@ class Run:
                 yield item
         finally:
             # Not through `wait`: a cancelled run still has to clean up.
-            assert self._private is not None
-            asyncio.run_coroutine_threadsafe(_close(source), self._private.loop).result()
+            self._submit(_close(source)).result()
 
 
 async def _next(source: AsyncIterator[Any]) -> Any:

@@ -118,7 +118,8 @@ def _open(file: Path, module_name: str, name: str, spec: LoadSpec) -> PythonMode
             user = target(**arguments)
     methods = _served(user, file, spec.warn)
     labels = spec.config.labels or declaration.labels
-    if labels and not any([method.set_labels(labels) for method in methods.values()]):
+    fits = [method.set_labels(labels) for method in methods.values() if labels]
+    if labels and not any(fits):
         spec.warn(f"{file.name}: no output fits the {len(labels)} labels")
     return PythonModel(user, methods, _traits(spec.config, declaration), module_name, spec.caller)
 
@@ -136,12 +137,15 @@ class PythonModel:
     ) -> None:
         self.signature = Signature({name: method.method for name, method in methods.items()})
         self.traits = traits
-        self._user = user
         self._methods = methods
         self._module_name = module_name
         self._caller = caller
+        self._close = getattr(user, "close", None)
         is_async = any(method.is_async for method in methods.values())
-        self._private = PrivateLoop(module_name) if is_async else None
+        if is_async or inspect.iscoroutinefunction(self._close):
+            self._private: PrivateLoop | None = PrivateLoop(module_name)
+        else:
+            self._private = None
         self._runs: dict[int, Run] = {}
 
     def run(self, work: Work, emit: Emit) -> Results:
@@ -161,12 +165,11 @@ class PythonModel:
 
     def close(self) -> None:
         """Calls the author's own `close`, if there is one."""
-        close = getattr(self._user, "close", None)
         try:
-            if callable(close) and inspect.isawaitable(ended := close()):
+            if callable(self._close) and inspect.iscoroutine(ended := self._close()):
                 Run(self._private).wait(ended)
         except Exception:
-            log.exception("%s: close() failed", type(self._user).__name__)
+            log.exception("a model's own close() failed")
         if self._private is not None:
             self._private.close()
         sys.modules.pop(self._module_name, None)
