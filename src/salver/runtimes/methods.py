@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from salver.signature import Batching
     from salver.types import Work
 
-_STREAMS: Final = {
-    collections.abc.Iterator,
-    collections.abc.Iterable,
-    collections.abc.Generator,
+_ASYNC_STREAMS: Final = {
     collections.abc.AsyncIterator,
     collections.abc.AsyncIterable,
     collections.abc.AsyncGenerator,
+}
+_STREAMS: Final = _ASYNC_STREAMS | {
+    collections.abc.Iterator,
+    collections.abc.Iterable,
+    collections.abc.Generator,
 }
 
 
@@ -49,7 +51,10 @@ class ServedMethod:
         given = hints.get("return")
         if given in (None, type(None)):
             raise HintError(f"the return type has no hint; {REMEDY}")
-        streams = typing.get_origin(given) in _STREAMS
+        origin = typing.get_origin(given)
+        streams = origin in _STREAMS
+        self._gives_coroutine = inspect.iscoroutinefunction(function)
+        self.is_async = self._gives_coroutine or origin in _ASYNC_STREAMS
         if streams:
             given = typing.get_args(given)[0]
         batching = _batching(inputs, streams)
@@ -60,11 +65,9 @@ class ServedMethod:
         batching = self._rows_or(batching, streams)
         self._has_parts, outputs = _parts(given)
         self._outputs = {key: converter(hint) for key, hint in outputs.items()}
+        self._where = {key: f"{name}: output {key!r}" for key in outputs}
         if batching == "rows" and not all(c.is_rows for c in self._outputs.values()):
             raise HintError(f'every output needs "{ROWS}" first, as the inputs have it')
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
-            function
-        )
         self.method = Method(
             inputs=_specs(self._inputs, optional),
             outputs=_specs(self._outputs, ()),
@@ -97,13 +100,13 @@ class ServedMethod:
         for name, tensor in outputs.items():
             if tensor.shape[0] != work.rows:
                 raise ModelFailed(
-                    f"{self._where(name)}: expected {work.rows} rows, got {tensor.shape[0]}"
+                    f"{self._where[name]}: expected {work.rows} rows, got {tensor.shape[0]}"
                 )
         return Rows(outputs)
 
     def _call(self, inputs: dict[str, Any], run: Run) -> Any:
         given = self._function(**inputs)
-        return run.wait(given) if self.is_async else given
+        return run.wait(given) if self._gives_coroutine else given
 
     def _items(self, work: Work, run: Run) -> Results:
         inputs = {
@@ -128,8 +131,7 @@ class ServedMethod:
             return error
 
     def _stream(self, work: Work, emit: Emit, run: Run) -> Results:
-        given = self._function(**self._decode(work.inputs))
-        items = run.each(given)
+        items = run.each(self._call(self._decode(work.inputs), run))
         try:
             for item in items:
                 emit(0, self._encode(item, work.outputs))
@@ -144,7 +146,7 @@ class ServedMethod:
     def _encode(self, given: Any, names: tuple[str, ...]) -> Tensors:
         values = self._split(given) if self._has_parts else {next(iter(self._outputs)): given}
         return Tensors(
-            {name: self._outputs[name].encode(values[name], self._where(name)) for name in names}
+            {name: self._outputs[name].encode(values[name], self._where[name]) for name in names}
         )
 
     def _split(self, given: Any) -> dict[str, Any]:
@@ -162,9 +164,6 @@ class ServedMethod:
             f"{self.name}: expected the outputs {', '.join(names)}, got {_describe(given)}"
         )
 
-    def _where(self, output: str) -> str:
-        return f"{self.name}: output {output!r}"
-
     def set_labels(self, labels: tuple[str, ...]) -> bool:
         """Marks the outputs that class names belong to; False if there is none."""
         outputs = [_with_labels(spec, labels) for spec in self.method.outputs]
@@ -181,12 +180,17 @@ def _with_labels(spec: TensorSpec, labels: tuple[str, ...]) -> TensorSpec:
     return spec
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    plain = function if inspect.isroutine(function) else type(function).__call__
+def _hints(annotated: Any) -> dict[str, Any]:
+    """Hints as objects; they may be strings, whose mistakes show only now."""
+    is_plain = isinstance(annotated, type) or inspect.isroutine(annotated)
     try:
-        return typing.get_type_hints(plain, include_extras=True)
+        return typing.get_type_hints(
+            annotated if is_plain else type(annotated).__call__, include_extras=True
+        )
     except NameError as error:
         raise HintError(f"a type hint names {error.name!r}, which is not imported") from None
+    except (TypeError, AttributeError, SyntaxError) as error:
+        raise HintError(f"a type hint is wrong: {error}") from None
 
 
 def _parameters(
@@ -242,7 +246,7 @@ def _parts(hint: Any) -> tuple[bool, dict[str, Any]]:
     if isinstance(hint, type) and (
         dataclasses.is_dataclass(hint) or typing.is_typeddict(hint) or hasattr(hint, "_fields")
     ):
-        return True, typing.get_type_hints(hint, include_extras=True)
+        return True, _hints(hint)
     return False, {"output": hint}
 
 

@@ -40,7 +40,10 @@ _serial = itertools.count(1)
 
 
 class PythonRuntime:
-    """Loads a `.py` file, or a folder with `model.py`."""
+    """Loads a `.py` file, or a folder with `model.py`.
+
+    Files beside it can be imported while it loads; each load gets its own copy of them.
+    """
 
     name = "python"
 
