@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from salver.signature import ANY
-from salver.types import len_of
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,16 +18,17 @@ if TYPE_CHECKING:
 class Plan:
     """What is decided once per method, so that it need not be decided per call."""
 
-    __slots__ = ("batches", "has_fixed_rows", "method", "name", "outputs")
+    __slots__ = ("batches", "has_fixed_rows", "method", "name", "outputs", "outputs_with_roles")
 
     def __init__(self, name: str, method: Method, batches: bool) -> None:
         self.name = name
         self.method = method
         self.outputs = method.default_outputs()
-        self.batches = batches and method.batching != "single"
-        self.has_fixed_rows = method.batching == "rows" and all(
-            ANY not in spec.shape[1:] and not spec.optional for spec in method.inputs
+        self.outputs_with_roles = tuple(
+            spec.name for spec in method.outputs if spec.role or not spec.on_request
         )
+        self.batches = batches and method.batching != "single"
+        self.has_fixed_rows = method.has_fixed_rows
 
     def place(self, call: Call) -> None:
         """Decides with which calls this one may share a run, and what it costs."""
@@ -39,7 +37,7 @@ class Plan:
             if self.batches:
                 call.group = self.name
             return
-        call.size = sum(len_of(tensor.shape) for tensor in call.inputs.values())
+        call.size = self.method.size(call.inputs)
         if self.batches:
             call.group = (
                 self.name,
