@@ -198,7 +198,9 @@ def spec(name: str, dtype: DType, *shape: int, optional: bool = False) -> Tensor
         (2.0, spec("x", FP32, 1), FP32, [2.0]),
         ([1.0], spec("x", BF16, -1), BF16, [0x3F80]),
         ([1.5], spec("x", INT64, -1), FP64, [1.5]),
+        (2.0, spec("x", FP64, -1), FP64, [2.0]),
         (["a"], spec("x", BYTES, -1), BYTES, ["a"]),
+        (["a"], spec("x", BYTES), BYTES, "a"),
     ],
 )
 def test_what_a_handle_sent_is_fitted_to_the_method(

@@ -320,8 +320,8 @@ def fit(tensors: Tensors, method: Method) -> Tensors:
 
 def _fit(tensor: Tensor, spec: TensorSpec, name: str) -> Tensor:
     array = tensor.array(name)
-    if not array.shape and spec.shape == (1,):
-        array = array.reshape(1)
+    if array.size == 1 and len(array.shape) + len(spec.shape) == 1:
+        array = array.reshape((1,) * len(spec.shape))
     if spec.dtype is BF16 and tensor.dtype.is_float and tensor.dtype is not BF16:
         return Tensor(BF16, array.shape, bf16_bits(array))
     is_number = BYTES not in (tensor.dtype, spec.dtype)

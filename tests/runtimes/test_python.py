@@ -90,8 +90,8 @@ def run(model: PythonModel, inputs: dict[str, Any], *offsets: int, **more: Any) 
 
 
 def one(value: Any) -> np.ndarray:
-    out = np.empty(1, np.object_)
-    out[0] = value
+    out = np.empty((), np.object_)
+    out[()] = value
     return out
 
 
@@ -155,12 +155,12 @@ def test_items_come_as_a_list_and_fail_one_by_one(load: Loader) -> None:
     model = load(ITEMS)
     method = model.signature.methods["predict"]
     assert method.batching == "items"
-    assert (method.inputs[0].dtype, method.inputs[0].shape) == (BYTES, (1,))
+    assert (method.inputs[0].dtype, method.inputs[0].shape) == (BYTES, ())
     assert method.inputs[0].content == "text"
     texts = [one(b"one"), one("eleven"), one(b""), one(b"?")]
     first, second, third, fourth = run(model, {"texts": texts}, 0, 1, 2, 3, 4)
-    assert first["output"].array().tolist() == [3]
-    assert second["output"].array().tolist() == [6]
+    assert first["output"].array().tolist() == 3
+    assert second["output"].array().tolist() == 6
     assert isinstance(third, InvalidInput)
     assert isinstance(fourth, ModelFailed)
     assert "expected one INT64, got str" in fourth.message
@@ -169,7 +169,7 @@ def test_items_come_as_a_list_and_fail_one_by_one(load: Loader) -> None:
 def test_a_wrong_number_of_items_is_named(load: Loader) -> None:
     model = load("class A:\n def predict(self, x: list[int]) -> list[int]: return x[:1]")
     with pytest.raises(ModelFailed, match="expected a list of 2 items, got 1"):
-        run(model, {"x": [np.array([1]), np.array([2])]}, 0, 1, 2)
+        run(model, {"x": [np.array(1), np.array(2)]}, 0, 1, 2)
 
 
 def test_one_call_at_a_time_with_scalars_and_defaults(load: Loader) -> None:
@@ -182,10 +182,10 @@ def test_one_call_at_a_time_with_scalars_and_defaults(load: Loader) -> None:
     assert method.batching == "single"
     assert [s.optional for s in method.inputs] == [False, True, True]
     assert [s.dtype for s in method.inputs][:2] == [FP64, INT64]
-    (outputs,) = run(model, {"x": np.array([1.5])})
-    assert outputs["output"].array().tolist() == [15.0]
-    (outputs,) = run(model, {"x": np.array([1.5]), "by": np.array([2])})
-    assert outputs["output"].array().tolist() == [3.0]
+    (outputs,) = run(model, {"x": np.array(1.5)})
+    assert outputs["output"].array().tolist() == 15.0
+    (outputs,) = run(model, {"x": np.array(1.5), "by": np.array(2)})
+    assert outputs["output"].array().tolist() == 3.0
 
 
 def test_json_is_checked_and_arrays_in_it_become_lists(load: Loader) -> None:
@@ -198,7 +198,7 @@ def test_json_is_checked_and_arrays_in_it_become_lists(load: Loader) -> None:
     """)
     assert [s.content for s in model.signature.methods["predict"].inputs] == ["json", "json"]
     (outputs,) = run(model, {"p": one(b'{"x": 3}'), "more": one('{"y": null}')})
-    assert msgspec.json.decode(outputs["output"].array()[0]) == {"x": 3, "a": [0, 1], "y": None}
+    assert msgspec.json.decode(outputs["output"].array().item()) == {"x": 3, "a": [0, 1], "y": None}
     with pytest.raises(InvalidInput, match=r"input 'p': Expected `int`, got `str` - at `\$.x`"):
         run(model, {"p": one(b'{"x": "3"}')})
     with pytest.raises(InvalidInput, match="input 'p'"):
@@ -208,7 +208,7 @@ def test_json_is_checked_and_arrays_in_it_become_lists(load: Loader) -> None:
 def test_text_that_is_not_utf8_is_the_clients_error(load: Loader) -> None:
     model = load("def predict(x: str) -> bytes: return x.encode()")
     (outputs,) = run(model, {"x": one("hé")})
-    assert outputs["output"].array().tolist() == ["hé".encode()]
+    assert outputs["output"].array().tolist() == "hé".encode()
     with pytest.raises(InvalidInput, match="input 'x': not UTF-8 text"):
         run(model, {"x": one(b"\xff")})
 
@@ -222,7 +222,7 @@ def test_images_come_in_rgb_and_leave_as_png(load: Loader) -> None:
     file = io.BytesIO()
     Image.new("L", (3, 2), 7).save(file, "GIF")
     (outputs,) = run(model, {"photo": one(file.getvalue())})
-    assert Image.open(io.BytesIO(outputs["output_0"].array()[0])).format == "PNG"
+    assert Image.open(io.BytesIO(outputs["output_0"].array().item())).format == "PNG"
     assert outputs["output_1"].shape == (2, 3, 3)
     with pytest.raises(InvalidInput, match="input 'photo': not an image"):
         run(model, {"photo": one(b"GIF89a")})
@@ -240,8 +240,8 @@ def test_several_named_outputs(load: Loader, kind: str, given: str) -> None:
     model = load(f"{kind}\n label: int\n score: float\ndef predict(x: str) -> Out: return {given}")
     (outputs,) = run(model, {"x": one(b"")})
     assert {name: t.array().tolist() for name, t in outputs.items()} == {
-        "label": [1],
-        "score": [0.5],
+        "label": 1,
+        "score": 0.5,
     }
 
 
@@ -277,7 +277,7 @@ def test_generators_stream(load: Loader, method: str) -> None:
     got: list[Any] = []
     result = model.run(
         work(model, {"text": one(b"a b")}, method=method),
-        lambda index, item: got.append((index, item["output"].array()[0])),
+        lambda index, item: got.append((index, item["output"].array().item())),
     )
     assert got == [(0, "a"), (0, "b")]
     assert result == [None]
@@ -312,7 +312,7 @@ def test_a_waiting_coroutine_can_be_cancelled(load: Loader) -> None:
     """)
     (name,) = own_modules()
     module = sys.modules[name]
-    todo = work(model, {"x": np.array([5])})
+    todo = work(model, {"x": np.array(5)})
     failed: list[Exception] = []
 
     def serve() -> None:
@@ -338,8 +338,8 @@ def test_async_methods_take_items(load: Loader) -> None:
             async def add(self, x):
                 return x + 1
     """)
-    results = run(model, {"xs": [np.array([1]), np.array([2])]}, 0, 1, 2)
-    assert [r["output"].array().tolist() for r in results] == [[2], [3]]
+    results = run(model, {"xs": [np.array(1), np.array(2)]}, 0, 1, 2)
+    assert [r["output"].array().tolist() for r in results] == [2, 3]
 
 
 def test_methods_and_which_are_served(load: Loader) -> None:
@@ -367,9 +367,9 @@ def test_methods_and_which_are_served(load: Loader) -> None:
 
 def test_call_is_served_as_predict(load: Loader) -> None:
     model = load("class A:\n def __call__(self, x: int) -> int: return x + 1")
-    (outputs,) = run(model, {"x": np.array([1])})
+    (outputs,) = run(model, {"x": np.array(1)})
     assert model.signature.default == "predict"
-    assert outputs["output"].array().tolist() == [2]
+    assert outputs["output"].array().tolist() == 2
 
 
 def test_the_decorator_is_overruled_by_the_configuration(load: Loader) -> None:
@@ -391,8 +391,8 @@ def test_the_decorator_is_overruled_by_the_configuration(load: Loader) -> None:
     model = load(code, config=config, threads=3)
     assert model.signature.methods["predict"].outputs[0].labels == ("x", "y")
     assert not model.traits.idempotent
-    (outputs,) = run(model, {"x": np.array([0])}, method="told")
-    assert outputs["output"].array().tolist() == [b'["cpu",3,2.0]']
+    (outputs,) = run(model, {"x": np.array(0)}, method="told")
+    assert outputs["output"].array().item() == b'["cpu",3,2.0]'
 
 
 def test_python_is_not_run_again_unless_it_says_so(load: Loader) -> None:
@@ -427,25 +427,25 @@ def test_other_models_are_called_with_the_callers_deadline(load: Loader, is_asyn
             def __init__(self):
                 self.iris = salver.use("iris", version="2")
             {"async " if is_async else ""}def predict(self, x: int) -> int:
-                return self.iris.predict(np.array([x])) + salver.context().parameters["add"]
+                return self.iris.predict(np.array(x)) + salver.context().parameters["add"]
         """,
         caller=answers,
     )
     context = CallContext(deadline=5, priority=3, tenant="t")
     (outputs,) = run(
         model,
-        {"x": np.array([1])},
+        {"x": np.array(1)},
         deadline=9,
         context=context,
         depth=2,
         parameters=[{"add": 10}],
     )
-    assert outputs["output"].array().tolist() == [17]
+    assert outputs["output"].array().tolist() == 17
     ((ref, request, given, depth),) = answers.asked
     assert (str(ref), depth) == ("iris version 2", 3)
     assert (given.deadline, given.priority, given.tenant) == (9, 3, "t")
     assert isinstance(request.payload, Tensors)
-    assert request.payload[""].array().tolist() == [1]
+    assert request.payload[""].array().tolist() == 1
 
 
 def test_each_load_has_its_own_copy_of_the_files_beside_it(load: Loader) -> None:
@@ -459,7 +459,7 @@ def test_each_load_has_its_own_copy_of_the_files_beside_it(load: Loader) -> None
     (load.folder / "beside.py").write_text("VALUE = 22")
     second = load(code)
     results = [
-        run(model, {"x": np.array([0])})[0]["output"].array()[0] for model in (first, second)
+        run(model, {"x": np.array(0)})[0]["output"].array().item() for model in (first, second)
     ]
     assert results == [1, 22]
     assert "beside" not in sys.modules
@@ -590,13 +590,13 @@ def test_the_decorated_class_is_meant(load: Loader) -> None:
         class B:
             def predict(self, x: int) -> int: return 2
     """)
-    assert run(model, {"x": np.array([0])})[0]["output"].array().tolist() == [2]
+    assert run(model, {"x": np.array(0)})[0]["output"].array().tolist() == 2
 
 
 def test_the_configured_class_of_a_configured_module(load: Loader) -> None:
     (load.folder / "other.py").write_text(f"class B:\n {PREDICT[:-3]}return 3")
     model = load("", config={"class_name": "other:B"})
-    assert run(model, {"x": np.array([0])})[0]["output"].array().tolist() == [3]
+    assert run(model, {"x": np.array(0)})[0]["output"].array().tolist() == 3
 
 
 def test_literals_of_the_decorator_fill_the_configuration(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from salver.signature import Content
     from salver.types import Array, DType
 
-ONE: Final = (1,)
+SCALAR: Final = ()
 REMEDY: Final = f'write salver.Array["float32", "{ROWS}", 4] for an array'
 
 
@@ -33,7 +33,7 @@ class Converter(ABC):
     """Carries values of one hint between the protocol's arrays and what the author's code sees."""
 
     dtype: DType = BYTES
-    shape: tuple[int, ...] = ONE
+    shape: tuple[int, ...] = SCALAR
     content: Content = "tensor"
     is_rows: bool = False
 
@@ -91,7 +91,7 @@ class ArrayConverter(Converter):
 
 
 class ScalarConverter(Converter):
-    """int, float or bool, as a tensor of one element."""
+    """int, float or bool."""
 
     def __init__(self, kind: type) -> None:
         self.dtype = _SCALARS[kind]
@@ -101,9 +101,9 @@ class ScalarConverter(Converter):
 
     def encode(self, value: Any, where: str) -> Tensor:
         try:
-            array = np.asarray(value).reshape(ONE)
+            array = np.asarray(value).reshape(SCALAR)
             if np.can_cast(array.dtype, self.dtype.numpy, "same_kind"):
-                return Tensor(self.dtype, ONE, array.astype(self.dtype.numpy))
+                return Tensor(self.dtype, SCALAR, array.astype(self.dtype.numpy))
         except ValueError:
             pass
         raise ModelFailed(f"{where}: expected one {self.dtype.name}, got {_kind(value)}")
@@ -118,7 +118,7 @@ class TextConverter(Converter):
     def encode(self, value: Any, where: str) -> Tensor:
         if not isinstance(value, str):
             raise ModelFailed(f"{where}: expected str, got {_kind(value)}")
-        return Tensor(BYTES, ONE, [value])
+        return Tensor(BYTES, SCALAR, [value])
 
 
 class BytesConverter(Converter):
@@ -130,7 +130,7 @@ class BytesConverter(Converter):
     def encode(self, value: Any, where: str) -> Tensor:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise ModelFailed(f"{where}: expected bytes, got {_kind(value)}")
-        return Tensor(BYTES, ONE, [bytes(value)])
+        return Tensor(BYTES, SCALAR, [bytes(value)])
 
 
 class ImageConverter(Converter):
@@ -164,7 +164,7 @@ class ImageConverter(Converter):
             value = Image.fromarray(array)
         buffer = io.BytesIO()
         value.save(buffer, "PNG")
-        return Tensor(BYTES, ONE, [buffer.getvalue()])
+        return Tensor(BYTES, SCALAR, [buffer.getvalue()])
 
 
 class JsonConverter(Converter):
@@ -184,7 +184,7 @@ class JsonConverter(Converter):
 
     def encode(self, value: Any, where: str) -> Tensor:
         try:
-            return Tensor(BYTES, ONE, [self._encoder.encode(value)])
+            return Tensor(BYTES, SCALAR, [self._encoder.encode(value)])
         except (TypeError, ValueError) as error:
             raise ModelFailed(f"{where}: {_kind(value)} cannot be JSON: {error}") from None
 
