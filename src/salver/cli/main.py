@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from salver.errors import SalverError
 from salver.version import __version__
 
-if TYPE_CHECKING:
 COMMANDS = {
     "serve": "salver.cli.serve:serve",
     "models": "salver.cli.remote:models",
