@@ -25,7 +25,7 @@ def find_file(
     suffixes: Sequence[str],
     recognises: Callable[[Path], bool] = lambda file: True,
 ) -> Path | None:
-    """The model file that `path` is, or that the folder holds: `config.file`, or `model.*` first."""
+    """The model file `path` is, or that the folder holds: `config.file`, else `model.*` first."""
     if path.is_file():
         files = [path]
     elif config.file:

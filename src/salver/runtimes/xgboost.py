@@ -90,6 +90,7 @@ class XgboostModel:
         names = column_names(booster.feature_names or (), num_columns, config)
         inputs = (matrix_input(FP32, num_columns, names),)
         num_outputs = self._predict(np.zeros((1, num_columns), np.float32)).shape[1]
+        self._no_rows = np.empty((0, num_outputs), np.float32)
         num_classes = int(learner["learner_model_param"]["num_class"]) or 2
         multilabel = self._objective == "binary:logistic" and num_outputs > 1
         self._classifies = self._objective in _PROBABILISTIC and not multilabel
@@ -103,7 +104,7 @@ class XgboostModel:
         self.signature = Signature(methods)
 
     def run(self, work: Work, emit: Emit) -> Results:
-        values = self._predict(work.inputs["input"])
+        values = self._predict(work.inputs["input"]) if work.rows else self._no_rows
         if self._classifies:
             return Rows(classified(self._probabilities(values), FP32, work.outputs))
         if values.shape[1] == 1:
