@@ -1,4 +1,4 @@
-"""LightGBM models (.txt, .lgb), predicted through the C functions behind `Booster.predict`."""
+"""LightGBM models, predicted through the C functions behind `Booster.predict`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from salver.errors import LoadFailed, ModelFailed
 from salver.interfaces import Probe, Traits
-from salver.runtimes.tables import (
+from salver.runtimes.tabular import (
     both_classes,
     class_names,
     classified,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from salver.interfaces import Emit, LoadSpec, Results
     from salver.types import Array, Work
 
-_SUFFIXES: Final = (".txt", ".lgb")
+_SUFFIXES: Final = (".txt", ".lgb", ".bst", ".model")
 _FLOAT64: Final = 1
 _ROW_MAJOR: Final = 1
 _NORMAL: Final = 0

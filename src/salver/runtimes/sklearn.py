@@ -12,7 +12,7 @@ from salver.errors import InvalidInput, LoadFailed, MissingExtra, SalverError, T
 from salver.interfaces import Probe, Traits
 from salver.runtimes.sklearn_estimators import last, make_quick
 from salver.runtimes.sklearn_inputs import inputs_of
-from salver.runtimes.tables import (
+from salver.runtimes.tabular import (
     class_names,
     find_file,
     label_output,
@@ -190,7 +190,8 @@ class SklearnModel:
         function = getattr(self._estimator, name)
         array = self._try(name)
         if array is None:
-            spec = TensorSpec(name=name, dtype=FP64, shape=(ANY,))
+            shape = (ANY, ANY) if name == "transform" else (ANY,)
+            spec = TensorSpec(name=name, dtype=FP64, shape=shape)
         else:
             shape = (ANY, *array.shape[1:])
             spec = TensorSpec(name=name, dtype=dtype_of_array(array), shape=shape)

@@ -8,7 +8,7 @@ import numpy as np
 
 from salver.errors import LoadFailed
 from salver.runtimes.sklearn_estimators import entry, nested
-from salver.runtimes.tables import column_input, column_names, matrix_input, texts
+from salver.runtimes.tabular import column_input, column_names, matrix_input, texts
 from salver.signature import ANY, TensorSpec
 from salver.types import BYTES, FP64
 
@@ -69,7 +69,10 @@ def _is_vectorizer(estimator: Any) -> bool:
 
 
 def _values(estimator: Any, num_columns: int) -> list[Any]:
-    """For each column a value that the estimator knows: a string where it takes text."""
+    """For each column a value that the estimator knows: a string where it takes text.
+
+    It is the empty string where that is a value like others, and not a missing one.
+    """
     from sklearn.compose import ColumnTransformer
 
     first = entry(estimator)
@@ -84,7 +87,7 @@ def _values(estimator: Any, num_columns: int) -> list[Any]:
                     values[index] = value
         return values
     if _is_vectorizer(first):
-        return ["text"] * num_columns
+        return [""] * num_columns
     if hasattr(first, "categories_"):
         return [_representative(categories) for categories in first.categories_]
     statistics = getattr(first, "statistics_", None)
@@ -94,12 +97,11 @@ def _values(estimator: Any, num_columns: int) -> list[Any]:
 
 
 def _representative(known: Sequence[Any]) -> str | float:
-    """One of the known values, rather a string than a number."""
-    for value in known:
-        if isinstance(value, str):
-            return str(value)
-    value = known[0]
-    return float(value) if isinstance(value, (int, float, np.number)) else 1.0
+    """One of the known values, rather a string than a number; the least string of all."""
+    strings = [str(value) for value in known if isinstance(value, str)]
+    if strings:
+        return min(strings)
+    return float(known[0]) if isinstance(known[0], (int, float, np.number)) else 1.0
 
 
 def _used(transformer: Any) -> list[int]:
@@ -154,6 +156,8 @@ def _matrix(
 
 
 def _columns(values: Mapping[str, Any]) -> Inputs:
+    """A DataFrame. Empty text is missing, as for `pandas.read_csv`, unless the model knows it."""
+
     specs = tuple(
         column_input(name, is_text=isinstance(value, str), number=FP64)
         for name, value in values.items()
@@ -162,14 +166,15 @@ def _columns(values: Mapping[str, Any]) -> Inputs:
     def collect(inputs: Mapping[str, Array]) -> Any:
         import pandas
 
-        return pandas.DataFrame(
-            {
-                spec.name: texts(inputs[spec.name], spec.name)
-                if spec.dtype is BYTES
-                else inputs[spec.name]
-                for spec in specs
-            }
-        )
+        return pandas.DataFrame({spec.name: column(spec, inputs[spec.name]) for spec in specs})
+
+    def column(spec: TensorSpec, cells: Array) -> Any:
+        if spec.dtype is not BYTES:
+            return cells
+        words = texts(cells, spec.name)
+        if values[spec.name] == "":
+            return words
+        return [word or np.nan for word in words]
 
     example = {
         name: np.array([value], np.object_ if isinstance(value, str) else np.float64)

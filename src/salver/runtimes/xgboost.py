@@ -1,4 +1,4 @@
-"""XGBoost models (.json, .ubj), predicted through the C function behind `inplace_predict`."""
+"""XGBoost models, predicted through the C function behind `Booster.inplace_predict`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from salver.errors import LoadFailed, ModelFailed
 from salver.interfaces import Probe, Traits
-from salver.runtimes.tables import (
+from salver.runtimes.tabular import (
     both_classes,
     class_names,
     classified,
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from salver.interfaces import Emit, LoadSpec, Results
     from salver.types import Array, Work
 
-_SUFFIXES: Final = (".json", ".ubj")
-_JSON_HEAD: Final = re.compile(
-    rb'\s*\{\s*("version"\s*:\s*\[[\d,\s]*\]\s*,\s*)?"learner"\s*:\s*\{', re.ASCII
-)
-_UBJSON_HEAD: Final = re.compile(rb"\{L.{8}learner\{", re.DOTALL)
+_SUFFIXES: Final = (".json", ".ubj", ".bst", ".model")
+_JSON_HEAD: Final = rb'\s*\{\s*("version"\s*:\s*\[[\d,\s]*\]\s*,\s*)?"learner"\s*:\s*\{'
+_UBJSON_HEAD: Final = rb"\{L.{8}learner\{"
+_HEAD: Final = re.compile(rb"%b|%b" % (_JSON_HEAD, _UBJSON_HEAD), re.DOTALL)
 _PROBABILISTIC: Final = ("binary:logistic", "multi:softprob", "multi:softmax")
 
 
@@ -58,8 +57,9 @@ class XgboostRuntime:
             find_file(spec.path, spec.config, _SUFFIXES, _recognises), "XGBoost model"
         )
         xgboost = require("xgboost", "xgboost")
+        content = bytearray(file.read_bytes())  # XGBoost tells formats of files by suffix only
         try:
-            booster = xgboost.Booster({"nthread": spec.threads}, model_file=file)
+            booster = xgboost.Booster({"nthread": spec.threads}, model_file=content)
         except xgboost.core.XGBoostError:
             raise LoadFailed(
                 f"{file.name} is damaged, or of a newer XGBoost than {xgboost.__version__}"
@@ -71,8 +71,7 @@ class XgboostRuntime:
 
 def _recognises(file: Path) -> bool:
     with file.open("rb") as stream:
-        head = stream.read(256)
-    return bool((_JSON_HEAD if file.suffix.lower() == ".json" else _UBJSON_HEAD).match(head))
+        return _HEAD.match(stream.read(256)) is not None
 
 
 class XgboostModel:

@@ -152,7 +152,7 @@ def texts(values: Array, name: str) -> list[str]:
 
 
 def column_input(name: str, *, is_text: bool, number: DType) -> TensorSpec:
-    """One column of a table that mixes text and numbers."""
+    """One column of a table that mixes text and numbers, which may be missing (NaN)."""
     if is_text:
         return TensorSpec(name=name, dtype=BYTES, shape=(ANY,), content="text")
-    return TensorSpec(name=name, dtype=number, shape=(ANY,))
+    return TensorSpec(name=name, dtype=number, shape=(ANY,), columns=(name,))
