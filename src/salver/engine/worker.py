@@ -1,0 +1,333 @@
+"""The worker program: one model in a process of its own. It is executed afresh, never forked.
+
+The main thread runs the model, a second one reads what the server says meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import itertools
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from salver.engine.channel import Channel
+from salver.engine.frames import (
+    Answer,
+    Cancel,
+    Credit,
+    Done,
+    Failed,
+    Fault,
+    HomeCall,
+    Item,
+    Load,
+    Loaded,
+    Metrics,
+    MetricsQuery,
+    Payload,
+    Ping,
+    Pong,
+    Run,
+    Stop,
+    Warned,
+    array_of,
+    error_of,
+    fault_of,
+    tensors_of,
+)
+from salver.engine.instances import run
+from salver.errors import Cancelled, ModelFailed, SalverError, Unsupported
+from salver.interfaces import LoadSpec
+from salver.types import NO_CONTEXT, Rows, Tensors, Work
+
+if TYPE_CHECKING:
+    from salver.interfaces import Model, Results, Runtime
+    from salver.types import Array, CallContext, ModelRef, Request
+
+STREAM_WINDOW: Final = 16
+"""Stream items that may be on their way to a reader."""
+MAX_HOME_CALLS: Final = 64
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Turn:
+    """One run, as both threads see it."""
+
+    __slots__ = ("cancelled", "credit", "is_over", "number", "work")
+
+    def __init__(self, number: int, work: Work) -> None:
+        self.number = number
+        self.work = work
+        self.credit = STREAM_WINDOW
+        self.cancelled: set[int] = set()
+        self.is_over = False
+
+
+class Worker:
+    """Loads one model and runs it until told to stop."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._loads: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._turn: Turn | None = None
+        self._model: Model | None = None
+        self._stream_moved = threading.Condition()
+        self._home_ids = itertools.count()
+        self._home_calls: dict[int, queue.SimpleQueue[tuple[Answer, Array]]] = {}
+        self._home_slots = threading.BoundedSemaphore(MAX_HOME_CALLS)
+
+    def serve(self) -> None:
+        """Returns when the server said stop, or when the model could not be loaded."""
+        threading.Thread(target=self._read, name="channel", daemon=True).start()
+        order = self._loads.get()
+        if order is None or not self._load(order):
+            return
+        while self._run_next(order.ref):
+            pass
+        assert self._model is not None
+        self._model.close()
+
+    def _load(self, order: Load) -> bool:
+        try:
+            self._model = _runtime(order.runtime).load(
+                LoadSpec(
+                    path=order.path,
+                    ref=order.ref,
+                    config=order.config,
+                    device=order.device,
+                    threads=order.threads,
+                    trusted=order.trusted,
+                    caller=self._call_home,
+                    warn=lambda message: self._channel.send(Warned(message)),
+                )
+            )
+        except SalverError as error:
+            self._channel.send(Failed(fault_of(error)))
+            return False
+        except Exception as error:
+            traceback.print_exc()
+            self._channel.send(Failed(Fault("LoadFailed", f"{type(error).__name__}: {error}")))
+            return False
+        self._channel.send(Loaded(self._model.signature, self._model.traits))
+        return True
+
+    def _run_next(self, ref: ModelRef) -> bool:
+        turn = self._turns.get()
+        if turn is None:
+            return False
+        assert self._model is not None
+        results, cost_ns = run(self._model, turn.work, partial(self._emit, turn))
+        with self._stream_moved:
+            turn.is_over = True
+        self._turn = None
+        done, payload = _pack(turn.number, results, cost_ns, ref)
+        # The inputs end here, so that `done` takes the news that their slot is free.
+        del turn, results
+        try:
+            self._channel.send(done, payload)
+        except SalverError as error:
+            self._channel.send(Done(done.run, cost_ns, fault=fault_of(error)))
+        return True
+
+    def _emit(self, turn: Turn, index: int, item: Tensors) -> None:
+        with self._stream_moved:
+            while not (turn.credit or turn.is_over or index in turn.cancelled):
+                self._stream_moved.wait()
+            if index in turn.cancelled and turn.work.num_calls == 1:
+                raise Cancelled("nobody waits for this stream any more")
+            if turn.is_over or index in turn.cancelled:
+                return
+            turn.credit -= 1
+        payload = Payload()
+        self._channel.send(Item(turn.number, index, payload.tensors(item)), payload)
+
+    def _call_home(
+        self, ref: ModelRef, request: Request, context: CallContext = NO_CONTEXT, depth: int = 0
+    ) -> Tensors:
+        """The `Caller` of this process. What a run does for a call goes by that call's deadline."""
+        if type(request.payload) is not Tensors:
+            raise Unsupported("a model in a process can send only tensors to another model")
+        turn = self._turn
+        if turn is not None:
+            work = turn.work
+            depth = max(depth, work.depth + 1)
+            if context is NO_CONTEXT:
+                context = msgspec.structs.replace(work.context, deadline=work.deadline)
+        payload, home_id = Payload(), next(self._home_ids)
+        call = HomeCall(
+            home_id,
+            ref,
+            payload.tensors(request.payload),
+            request.method,
+            request.outputs,
+            dict(request.parameters),
+            request.id,
+            context,
+            depth,
+        )
+        with self._home_slots:
+            answered = self._home_calls[home_id] = queue.SimpleQueue()
+            self._channel.send(call, payload)
+            answer, received = answered.get()
+        if answer.fault is not None:
+            raise error_of(answer.fault)
+        return tensors_of(answer.tensors or {}, received)
+
+    def _read(self) -> None:
+        """Serves the socket; without its server a worker has nothing to live for."""
+        try:
+            while True:
+                self._handle(self._channel.receive())
+        except (EOFError, OSError):
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(os.EX_SOFTWARE)
+
+    def _handle(self, messages: list[Any]) -> None:
+        for frame, payload in messages:
+            match frame:
+                case Run():
+                    turn = Turn(frame.run, _work(frame, payload))
+                    self._turn = turn
+                    self._turns.put(turn)
+                case Credit():
+                    self._grant(frame)
+                case Cancel():
+                    self._cancel(frame)
+                case Answer():
+                    self._home_calls.pop(frame.id).put((frame, payload))
+                case Ping():
+                    self._channel.send(Pong())
+                case MetricsQuery():
+                    self._channel.send(Metrics(_metrics()))
+                case Load():
+                    self._loads.put(frame)
+                case Stop():
+                    self._loads.put(None)
+                    self._turns.put(None)
+
+    def _grant(self, frame: Credit) -> None:
+        turn = self._turn
+        if turn is not None and turn.number == frame.run:
+            with self._stream_moved:
+                turn.credit += frame.count
+                self._stream_moved.notify_all()
+
+    def _cancel(self, frame: Cancel) -> None:
+        turn = self._turn
+        if turn is None or turn.number != frame.run or self._model is None:
+            return
+        with self._stream_moved:
+            turn.cancelled.add(frame.index)
+            self._stream_moved.notify_all()
+        try:
+            self._model.cancel(turn.work, frame.index)
+        except Exception:
+            traceback.print_exc()
+
+
+def _runtime(name: str) -> Runtime:
+    """A runtime by its registered name, or by `module:attribute`."""
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        found: Runtime = getattr(importlib.import_module(module), attribute)()
+        return found
+    from salver.runtimes.table import runtimes
+
+    return runtimes.get(name)()
+
+
+def _work(frame: Run, payload: Array) -> Work:
+    inputs: dict[str, Any] = {}
+    for name, parts in frame.inputs.items():
+        arrays = [array_of(part, payload) for part in parts]
+        inputs[name] = arrays if frame.is_items else arrays[0]
+    return Work(
+        method=frame.method,
+        inputs=inputs,
+        offsets=frame.offsets,
+        outputs=frame.outputs,
+        parameters=frame.parameters,
+        deadline=frame.deadline,
+        context=frame.context,
+        depth=frame.depth,
+    )
+
+
+def _pack(
+    number: int, results: Results | Exception, cost_ns: int, ref: ModelRef
+) -> tuple[Done, Payload]:
+    """What the model gave as it travels; what cannot travel is the model's failure."""
+    done, payload = Done(number, cost_ns), Payload()
+    try:
+        if isinstance(results, Exception):
+            raise results
+        if isinstance(results, Rows):
+            done.rows = payload.tensors(results.tensors)
+        else:
+            done.items = [
+                fault_of(result)
+                if isinstance(result, SalverError)
+                else payload.tensors(result or Tensors())
+                for result in results
+            ]
+        return done, payload
+    except Exception as error:
+        failed = error
+        if not isinstance(error, SalverError):
+            traceback.print_exc()
+            failed = ModelFailed(f"{ref} failed: {type(error).__name__}: {error}")
+        # A traceback holds the frames, which hold the inputs and their slot.
+        error.__traceback__ = None
+        return Done(number, cost_ns, fault=fault_of(failed)), Payload()
+
+
+def _metrics() -> bytes:
+    """What user code counts with prometheus_client, if it uses it at all."""
+    if "prometheus_client" not in sys.modules:
+        return b""
+    import prometheus_client
+
+    return prometheus_client.generate_latest()
+
+
+def _die_with(parent: int) -> None:
+    """Asks the kernel to end this process with its parent, also if the parent just ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def main() -> None:
+    """`python -m salver.engine.worker PARENT SOCKET OUT IN`: a process id and descriptors."""
+    parent, socket_fd, out_fd, in_fd = map(int, sys.argv[1:])
+    _die_with(parent)
+    sock = socket.socket(fileno=socket_fd)
+    sock.set_inheritable(False)
+    channel = Channel(sock, out_fd, in_fd)
+    os.close(out_fd)
+    os.close(in_fd)
+    status = os.EX_OK
+    try:
+        Worker(channel).serve()
+    except BaseException:
+        traceback.print_exc()
+        status = os.EX_SOFTWARE
+    # Not by the interpreter's own end, which waits for whatever threads user code has left.
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
