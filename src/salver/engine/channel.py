@@ -23,7 +23,7 @@ from salver.errors import TooLarge
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from salver.engine.frames import AnyFrame
     from salver.types import Array, Buffer
@@ -77,7 +77,8 @@ class OutSlots:
         return slot
 
     def take_back(self, slots: int) -> None:
-        self._free += [slot for slot in range(NUM_SLOTS) if slots >> slot & 1]
+        if slots:
+            self._free.extend(slot for slot in range(NUM_SLOTS) if slots >> slot & 1)
 
 
 class InSlots:
@@ -107,7 +108,8 @@ class InSlots:
 
 
 class Channel:
-    """One end. `send` may be called from any thread, `receive` from one.
+    """One end. `send` may be called from any thread, `receive` from one. Channels to one peer
+    share their slots.
 
     On a blocking socket `send` returns when all is written. Otherwise what the socket does not take
     is kept in `backlog` for `flush`, and `on_backlog` is called.
@@ -116,13 +118,13 @@ class Channel:
     def __init__(
         self,
         sock: socket.socket,
-        out_fd: int,
-        in_fd: int,
+        out_slots: OutSlots,
+        in_slots: InSlots,
         on_backlog: Callable[[], None] = lambda: None,
     ) -> None:
         self._socket = sock
-        self._out = OutSlots(out_fd)
-        self._in = InSlots(in_fd)
+        self._out = out_slots
+        self._in = in_slots
         self._on_backlog = on_backlog
         self._lock = threading.Lock()
         self.backlog: list[memoryview] = []
@@ -141,18 +143,27 @@ class Channel:
             slot = self._out.write(payload) if payload is not None else -1
             head = _HEAD.pack(len(header), size, slot, self._in.give_back()) + header
             if payload is None or slot >= 0:
-                self._write([head])
+                self._write(head)
+            elif size < SLOT_THRESHOLD_BYTES:
+                self._write(b"".join([head, *_padded(payload)]))
             else:
-                self._write(_inline(head, payload))
+                self._write(head, *_padded(payload))
 
-    def _write(self, buffers: list[Buffer]) -> None:
-        if self.backlog:
-            self.backlog += map(memoryview, buffers)
-            return
-        self.backlog = [memoryview(buffer) for buffer in buffers]
-        self._flush()
-        if self.backlog:
-            self._on_backlog()
+    def _write(self, first: bytes, *others: Buffer) -> None:
+        if not self.backlog and not others:
+            try:
+                sent = self._socket.send(first)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(first):
+                return
+            first = first[sent:]
+        had_backlog = bool(self.backlog)
+        self.backlog += map(memoryview, (first, *others))
+        if not had_backlog:
+            self._flush()
+            if self.backlog:
+                self._on_backlog()
 
     def flush(self) -> None:
         """Writes what the socket takes of the backlog. Raises: OSError when the peer is gone."""
@@ -233,14 +244,14 @@ class Channel:
         self._socket.close()
 
 
-def _inline(head: bytes, payload: Payload) -> list[Buffer]:
-    """Head and payload as they take the socket: small ones as one buffer."""
-    buffers: list[Buffer] = [head]
+def _padded(payload: Payload) -> Iterator[Buffer]:
+    """The payload as it takes the socket, each tensor at its offset."""
     end = 0
     for offset, data in payload.buffers:
-        buffers += (bytes(offset - end), data)
+        if offset > end:
+            yield bytes(offset - end)
+        yield data
         end = offset + len(data)
-    return [b"".join(buffers)] if payload.size < SLOT_THRESHOLD_BYTES else buffers
 
 
 def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:

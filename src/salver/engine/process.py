@@ -203,7 +203,7 @@ class ProcessInstance:
     def cancel(self, index: int) -> None:
         if self._run is not None:
             self._run.paused.discard(index)
-            self._worker.send(Cancel(self._run.number, index))
+            self._worker.tell(Cancel(self._run.number, index))
 
     def pause(self, index: int) -> None:
         """Lets the model wait, after a few more items, until the reader of this call resumes."""
@@ -221,7 +221,7 @@ class ProcessInstance:
             return b""
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._metrics.append(answer)
-        self._worker.send(MetricsQuery())
+        self._worker.tell(MetricsQuery())
         return await answer
 
     async def stop(self, grace_s: float) -> None:
@@ -271,7 +271,7 @@ class ProcessInstance:
 
     def _give_credit(self, run: Ongoing) -> None:
         if run.taken >= CREDIT_STEP and not run.paused:
-            self._worker.send(Credit(run.number, run.taken))
+            self._worker.tell(Credit(run.number, run.taken))
             run.taken = 0
 
     def _on_done(self, frame: Done, payload: Array) -> None:
@@ -304,13 +304,13 @@ class ProcessInstance:
         try:
             outputs = await self._caller(frame.ref, request, frame.context, frame.depth)
             payload = Payload()
-            worker.send(Answer(frame.id, payload.tensors(outputs)), payload)
+            worker.tell(Answer(frame.id, payload.tensors(outputs)), payload)
         except SalverError as error:
-            worker.send(Answer(frame.id, fault=fault_of(error)))
+            worker.tell(Answer(frame.id, fault=fault_of(error)))
         except Exception:
             log.exception("%s could not call %s", self._spec.ref, frame.ref)
             fault = Fault("Internal", f"calling {frame.ref} failed; the server's log says why")
-            worker.send(Answer(frame.id, fault=fault))
+            worker.tell(Answer(frame.id, fault=fault))
 
     def _watch_again(self, now: int) -> None:
         """Looks after a run that lasts: each second, and when its time is over."""
@@ -337,7 +337,7 @@ class ProcessInstance:
             )
             self._worker.kill()
             return
-        self._worker.send(Ping())
+        self._worker.tell(Ping())
         self._watch_again(now)
 
     def _on_exit(self, how: str) -> None:

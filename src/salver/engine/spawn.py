@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
-from salver.engine.channel import Channel, create_arena
+from salver.engine.channel import Channel, InSlots, OutSlots, create_arena
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,18 +51,22 @@ class WorkerProcess:
         self._on_frame = on_frame
         self._on_exit = on_exit
         self.exited: asyncio.Future[None] = loop.create_future()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
+        self._socket, their_work = _pair()
+        self._control_socket, their_control = _pair()
         to_worker, from_worker = create_arena(), create_arena()
         self._output, their_output = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._output, False)
+        theirs = (their_work.fileno(), their_control.fileno(), from_worker, to_worker)
         try:
-            self._process = _execute(theirs.fileno(), from_worker, to_worker, their_output, threads)
-            self._channel = Channel(self._socket, to_worker, from_worker, self._on_backlog)
+            self._process = _execute(theirs, their_output, threads)
+            slots = OutSlots(to_worker), InSlots(from_worker)
         finally:
-            theirs.close()
+            their_work.close()
+            their_control.close()
             for fd in (to_worker, from_worker, their_output):
                 os.close(fd)
+        self._channel = self._open(self._socket, *slots)
+        self._control = self._open(self._control_socket, *slots)
         self._line = b""
         self._end = os.pidfd_open(self._process.pid)
         loop.add_reader(self._socket, self._on_readable)
@@ -74,14 +78,21 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, frame: AnyFrame, payload: Payload | None = None) -> None:
-        """Never waits. To a worker that is gone it does nothing: `on_exit` will tell.
+        """Sends what the model's thread takes in turn: work. Never waits.
 
-        Raises: TooLarge.
+        To a worker that is gone it does nothing: `on_exit` will tell. Raises: TooLarge.
         """
+        self._send(self._channel, frame, payload)
+
+    def tell(self, frame: AnyFrame, payload: Payload | None = None) -> None:
+        """As `send`, for what the worker hears while it runs the model."""
+        self._send(self._control, frame, payload)
+
+    def _send(self, channel: Channel, frame: AnyFrame, payload: Payload | None) -> None:
         if self.exited.done():
             return
         try:
-            self._channel.send(frame, payload)
+            channel.send(frame, payload)
         except OSError:
             self.kill()
 
@@ -94,16 +105,21 @@ class WorkerProcess:
         except ProcessLookupError:
             return
 
-    def _on_backlog(self) -> None:
-        self._loop.add_writer(self._socket, self._on_writable)
+    def _open(self, sock: socket.socket, out_slots: OutSlots, in_slots: InSlots) -> Channel:
+        def on_backlog() -> None:
+            self._loop.add_writer(sock, on_writable)
 
-    def _on_writable(self) -> None:
-        try:
-            self._channel.flush()
-        except OSError:
-            self.kill()
-        if not self._channel.backlog:
-            self._loop.remove_writer(self._socket)
+        def on_writable() -> None:
+            try:
+                channel.flush()
+            except OSError:
+                channel.backlog = []
+                self.kill()
+            if not channel.backlog:
+                self._loop.remove_writer(sock)
+
+        channel = Channel(sock, out_slots, in_slots, on_backlog)
+        return channel
 
     def _on_readable(self) -> bool:
         """Handles what one read gives; False when there is nothing more."""
@@ -155,20 +171,25 @@ class WorkerProcess:
         while self._on_output():
             pass
         self._print(self._line)
-        self._loop.remove_writer(self._socket)
-        for fd in (self._socket, self._output, self._end):
+        for sock in (self._socket, self._control_socket):
+            self._loop.remove_writer(sock)
+            self._loop.remove_reader(sock)
+        for fd in (self._output, self._end):
             self._loop.remove_reader(fd)
+            os.close(fd)
         self._channel.close()
-        os.close(self._output)
-        os.close(self._end)
+        self._control.close()
         self.exited.set_result(None)
         self._on_exit(_how(status))
 
 
-def _execute(
-    socket_fd: int, out_fd: int, in_fd: int, output_fd: int, threads: int
-) -> subprocess.Popen[bytes]:
-    descriptors = (socket_fd, out_fd, in_fd)
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def _execute(descriptors: tuple[int, ...], output_fd: int, threads: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # -P: a user's file must not stand in for a module of the same name.
         [sys.executable, "-P", "-u", "-m", "salver.engine.worker", str(os.getpid())]

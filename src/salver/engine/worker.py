@@ -1,6 +1,7 @@
 """The worker program: one model in a process of its own. It is executed afresh, never forked.
 
-The main thread runs the model, a second one reads what the server says meanwhile.
+The main thread takes work from one socket and runs it; a second thread hears on another what the
+server has to say meanwhile. So no piece of work has to be handed from thread to thread.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import socket
 import sys
 import threading
 import traceback
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from salver.engine.channel import Channel
+from salver.engine.channel import Channel, InSlots, OutSlots
 from salver.engine.frames import (
     Answer,
     Cancel,
@@ -38,7 +40,6 @@ from salver.engine.frames import (
     Ping,
     Pong,
     Run,
-    Stop,
     Warned,
     array_of,
     error_of,
@@ -51,6 +52,7 @@ from salver.interfaces import LoadSpec
 from salver.types import NO_CONTEXT, Rows, Tensors, Work
 
 if TYPE_CHECKING:
+    from salver.engine.channel import Message
     from salver.interfaces import Model, Results, Runtime
     from salver.types import Array, CallContext, ModelRef, Request
 
@@ -63,40 +65,63 @@ _PR_SET_PDEATHSIG: Final = 1
 class Turn:
     """One run, as both threads see it."""
 
-    __slots__ = ("cancelled", "credit", "is_over", "number", "work")
+    __slots__ = ("credit", "is_over", "number", "work")
 
     def __init__(self, number: int, work: Work) -> None:
         self.number = number
         self.work = work
         self.credit = STREAM_WINDOW
-        self.cancelled: set[int] = set()
         self.is_over = False
 
 
 class Worker:
     """Loads one model and runs it until told to stop."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, control: Channel) -> None:
         self._channel = channel
-        self._loads: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
-        self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._control = control
+        self._inbox: deque[Message] = deque()
         self._turn: Turn | None = None
         self._model: Model | None = None
+        self._cancelled: set[tuple[int, int]] = set()
         self._stream_moved = threading.Condition()
         self._home_ids = itertools.count()
         self._home_calls: dict[int, queue.SimpleQueue[tuple[Answer, Array]]] = {}
         self._home_slots = threading.BoundedSemaphore(MAX_HOME_CALLS)
 
     def serve(self) -> None:
-        """Returns when the server said stop, or when the model could not be loaded."""
-        threading.Thread(target=self._read, name="channel", daemon=True).start()
-        order = self._loads.get()
-        if order is None or not self._load(order):
-            return
-        while self._run_next(order.ref):
+        """Returns when the server said stop, or when the model could not be loaded.
+
+        Raises: EOFError when the server is gone.
+        """
+        threading.Thread(target=self._hear, name="control", daemon=True).start()
+        while self._serve_next():
             pass
-        assert self._model is not None
-        self._model.close()
+        if self._model is not None:
+            self._model.close()
+
+    def _serve_next(self) -> bool:
+        while not self._inbox:
+            self._inbox += self._channel.receive()
+        frame, payload = self._inbox.popleft()
+        if isinstance(frame, Load):
+            return self._load(frame)
+        if not isinstance(frame, Run) or self._model is None:
+            return False
+        turn = self._turn = Turn(frame.run, _work(frame, payload))
+        results, cost_ns = run(self._model, turn.work, partial(self._emit, turn))
+        self._turn = None
+        with self._stream_moved:
+            turn.is_over = True
+            self._cancelled.clear()
+        done, outputs = _pack(frame.run, results, cost_ns)
+        # The inputs end here, so that `done` takes the news that their slot is free.
+        del payload, turn, results
+        try:
+            self._channel.send(done, outputs)
+        except SalverError as error:
+            self._channel.send(Done(frame.run, cost_ns, fault=fault_of(error)))
+        return True
 
     def _load(self, order: Load) -> bool:
         try:
@@ -122,31 +147,14 @@ class Worker:
         self._channel.send(Loaded(self._model.signature, self._model.traits))
         return True
 
-    def _run_next(self, ref: ModelRef) -> bool:
-        turn = self._turns.get()
-        if turn is None:
-            return False
-        assert self._model is not None
-        results, cost_ns = run(self._model, turn.work, partial(self._emit, turn))
-        with self._stream_moved:
-            turn.is_over = True
-        self._turn = None
-        done, payload = _pack(turn.number, results, cost_ns, ref)
-        # The inputs end here, so that `done` takes the news that their slot is free.
-        del turn, results
-        try:
-            self._channel.send(done, payload)
-        except SalverError as error:
-            self._channel.send(Done(done.run, cost_ns, fault=fault_of(error)))
-        return True
-
     def _emit(self, turn: Turn, index: int, item: Tensors) -> None:
+        call = (turn.number, index)
         with self._stream_moved:
-            while not (turn.credit or turn.is_over or index in turn.cancelled):
+            while not (turn.credit or turn.is_over or call in self._cancelled):
                 self._stream_moved.wait()
-            if index in turn.cancelled and turn.work.num_calls == 1:
+            if call in self._cancelled and turn.work.num_calls == 1:
                 raise Cancelled("nobody waits for this stream any more")
-            if turn.is_over or index in turn.cancelled:
+            if turn.is_over or call in self._cancelled:
                 return
             turn.credit -= 1
         payload = Payload()
@@ -184,24 +192,20 @@ class Worker:
             raise error_of(answer.fault)
         return tensors_of(answer.tensors or {}, received)
 
-    def _read(self) -> None:
-        """Serves the socket; without its server a worker has nothing to live for."""
+    def _hear(self) -> None:
+        """Serves the control socket; without its server a worker has nothing to live for."""
         try:
             while True:
-                self._handle(self._channel.receive())
+                self._handle(self._control.receive())
         except (EOFError, OSError):
-            os._exit(0)
+            os._exit(os.EX_OK)
         except BaseException:
             traceback.print_exc()
             os._exit(os.EX_SOFTWARE)
 
-    def _handle(self, messages: list[Any]) -> None:
+    def _handle(self, messages: list[Message]) -> None:
         for frame, payload in messages:
             match frame:
-                case Run():
-                    turn = Turn(frame.run, _work(frame, payload))
-                    self._turn = turn
-                    self._turns.put(turn)
                 case Credit():
                     self._grant(frame)
                 case Cancel():
@@ -212,11 +216,6 @@ class Worker:
                     self._channel.send(Pong())
                 case MetricsQuery():
                     self._channel.send(Metrics(_metrics()))
-                case Load():
-                    self._loads.put(frame)
-                case Stop():
-                    self._loads.put(None)
-                    self._turns.put(None)
 
     def _grant(self, frame: Credit) -> None:
         turn = self._turn
@@ -226,14 +225,14 @@ class Worker:
                 self._stream_moved.notify_all()
 
     def _cancel(self, frame: Cancel) -> None:
-        turn = self._turn
-        if turn is None or turn.number != frame.run or self._model is None:
-            return
         with self._stream_moved:
-            turn.cancelled.add(frame.index)
+            self._cancelled.add((frame.run, frame.index))
             self._stream_moved.notify_all()
+        turn, model = self._turn, self._model
+        if turn is None or turn.number != frame.run or model is None:
+            return
         try:
-            self._model.cancel(turn.work, frame.index)
+            model.cancel(turn.work, frame.index)
         except Exception:
             traceback.print_exc()
 
@@ -266,9 +265,7 @@ def _work(frame: Run, payload: Array) -> Work:
     )
 
 
-def _pack(
-    number: int, results: Results | Exception, cost_ns: int, ref: ModelRef
-) -> tuple[Done, Payload]:
+def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done, Payload]:
     """What the model gave as it travels; what cannot travel is the model's failure."""
     done, payload = Done(number, cost_ns), Payload()
     try:
@@ -288,7 +285,7 @@ def _pack(
         failed = error
         if not isinstance(error, SalverError):
             traceback.print_exc()
-            failed = ModelFailed(f"{ref} failed: {type(error).__name__}: {error}")
+            failed = ModelFailed(f"the model failed: {type(error).__name__}: {error}")
         # A traceback holds the frames, which hold the inputs and their slot.
         error.__traceback__ = None
         return Done(number, cost_ns, fault=fault_of(failed)), Payload()
@@ -311,17 +308,21 @@ def _die_with(parent: int) -> None:
 
 
 def main() -> None:
-    """`python -m salver.engine.worker PARENT SOCKET OUT IN`: a process id and descriptors."""
-    parent, socket_fd, out_fd, in_fd = map(int, sys.argv[1:])
+    """`python -m salver.engine.worker PARENT WORK CONTROL OUT IN`: process id and descriptors."""
+    parent, work_fd, control_fd, out_fd, in_fd = map(int, sys.argv[1:])
     _die_with(parent)
-    sock = socket.socket(fileno=socket_fd)
-    sock.set_inheritable(False)
-    channel = Channel(sock, out_fd, in_fd)
+    out_slots, in_slots = OutSlots(out_fd), InSlots(in_fd)
     os.close(out_fd)
     os.close(in_fd)
+    channels = []
+    for fd in (work_fd, control_fd):
+        os.set_inheritable(fd, False)
+        channels.append(Channel(socket.socket(fileno=fd), out_slots, in_slots))
     status = os.EX_OK
     try:
-        Worker(channel).serve()
+        Worker(*channels).serve()
+    except (EOFError, BrokenPipeError):
+        status = os.EX_OK
     except BaseException:
         traceback.print_exc()
         status = os.EX_SOFTWARE
