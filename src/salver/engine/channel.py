@@ -202,8 +202,10 @@ class Channel:
             self._make_room(_HEAD.size)
             return None
         header_size, size, slot, given_back = _HEAD.unpack_from(self._buffer, self._start)
-        if header_size + size > MAX_FRAME_BYTES or not -1 <= slot < NUM_SLOTS:
-            raise BrokenFrame
+        if header_size + size > MAX_FRAME_BYTES:
+            raise BrokenFrame(f"{header_size + size} bytes")
+        if slot >= NUM_SLOTS or (slot >= 0 and size > SLOT_BYTES):
+            raise BrokenFrame(f"{size} bytes in slot {slot}")
         inline_size = size if slot < 0 else 0
         total = _HEAD.size + header_size + inline_size
         if have < total:
