@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from salver.engine import channel as channels
 from salver.engine.channel import (
     NUM_SLOTS,
@@ -223,6 +224,5 @@ def test_garbage_is_refused(data: bytes) -> None:
     here.sendall(data)
     here.close()
     with pytest.raises((BrokenFrame, EOFError)):
-        while True:
-            receiver.receive()
+        list(iter(receiver.receive, None))
     receiver.close()

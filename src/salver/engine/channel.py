@@ -39,6 +39,7 @@ _ARENA_BYTES: Final = NUM_SLOTS * SLOT_BYTES
 _HEAD: Final = struct.Struct("<IQbB")  # header bytes, payload bytes, slot (-1: none), given back
 _STAGING_BYTES: Final = 128 << 10
 _NOTHING: Final[Array] = np.empty(0, np.uint8)
+_NOTHING.flags.writeable = False
 
 
 class BrokenFrame(Exception):
