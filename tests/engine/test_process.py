@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -129,15 +130,6 @@ def single(method: str, n: int = 0) -> Work:
 
 def numbers(items: list[Tensors]) -> list[int]:
     return [int(item["n"].array()[0]) for item in items]
-
-
-def is_alive(pid: int) -> bool:
-    """A process that runs; what nobody has reaped yet is not alive."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 class Watch:
@@ -312,7 +304,7 @@ async def test_a_load_that_fails_says_why_and_leaves_no_process(tmp_path: Path) 
             async with launched(tmp_path, options=options):
                 pass
     with pytest.raises(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
 
 
 @on_loop
@@ -361,18 +353,58 @@ async def test_metrics_of_user_code_can_be_read(tmp_path: Path) -> None:
         assert b"things_total 1.0" in await instance.metrics()
 
 
+async def ended(process: int) -> None:
+    """Waits for the end of a process that is not our child, by its descriptor; closes it."""
+    gone = asyncio.Event()
+    asyncio.get_running_loop().add_reader(process, gone.set)
+    await gone.wait()
+    asyncio.get_running_loop().remove_reader(process)
+    os.close(process)
+
+
 @on_loop
 async def test_stop_leaves_no_process(tmp_path: Path) -> None:
     async with launched(tmp_path) as instance:
-        child = numbers(await Outcome(instance, single("child")).end)[0]
-        worker = instance.pid
+        child = os.pidfd_open(numbers(await Outcome(instance, single("child")).end)[0])
         hung = Outcome(instance, single("wait"))
         await hung.reach(1)
         await instance.stop(0.01)
         assert isinstance(await hung.end, WorkerDied)
-        assert not is_alive(worker)
-        # Its child has no parent that reaps it here, but it was killed before the worker was.
-        assert not is_alive(child)
+        with pytest.raises(ProcessLookupError):
+            os.kill(instance.pid, 0)
+        await ended(child)
+
+
+SERVER = """
+import asyncio, sys, time
+from pathlib import Path
+from test_process import no_other_model, Outcome, ProcessInstance, RUNTIME, REF, LoadSpec, single
+from salver.config import ModelConfig
+
+async def main():
+    spec = LoadSpec(path=Path(sys.argv[1]), ref=REF, config=ModelConfig())
+    loop = asyncio.get_running_loop()
+    instance = await ProcessInstance.launch(
+        RUNTIME, spec, loop=loop, clock=time.monotonic_ns, caller=no_other_model
+    )
+    await Outcome(instance, single("wait")).reach(1)
+    print(instance.pid, flush=True)
+    await loop.create_future()
+
+asyncio.run(main())
+"""
+
+
+@on_loop
+async def test_a_worker_dies_with_its_server(tmp_path: Path) -> None:
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    worker = os.pidfd_open(int(await server.stdout.readline()))
+    server.kill()
+    await server.wait()
+    await ended(worker)
 
 
 @on_loop

@@ -25,18 +25,17 @@ from salver.engine.frames import (
     Payload,
     Ping,
     Pong,
-    Run,
     Stop,
     Warned,
-    array_of,
     error_of,
     fault_of,
     tensors_of,
 )
+from salver.engine.packing import pack_work, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
 from salver.errors import LoadFailed, SalverError, TooLarge
-from salver.types import Request, Rows, Tensor, Tensors, dtype_of
+from salver.types import Request, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,7 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.engine")
 HEARTBEAT_S: Final = 1.0
-MISSED_HEARTBEATS: Final = 3
+SILENT_S: Final = 3.0
+"""A worker that has not answered for so long holds the GIL or does not run at all."""
 CREDIT_STEP: Final = 8
 """Stream items after which the worker hears that they were taken; half of its window."""
 CRASH_WINDOW_NS: Final = 60 * NS_PER_S
@@ -118,7 +118,7 @@ class ProcessInstance:
         self._run: Ongoing | None = None
         self._num_runs = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._last_heard = 0
+        self._asked = 0
         self._hung = ""
         self._crashes: deque[int] = deque()
         self._revival: asyncio.Task[None] | None = None
@@ -193,7 +193,7 @@ class ProcessInstance:
         self._num_runs += 1
         self._run = Ongoing(self._num_runs, work, emit, done, self._clock())
         try:
-            self._worker.send(*_pack(self._num_runs, work))
+            self._worker.send(*pack_work(self._num_runs, work))
         except TooLarge as error:
             self._finish(error, 0)
             return
@@ -236,7 +236,7 @@ class ProcessInstance:
         await self._worker.exited
 
     def _on_frame(self, frame: AnyFrame, payload: Array) -> None:
-        self._last_heard = self._clock()
+        self._asked = 0
         handler = self._handlers.get(type(frame))
         if handler is None:
             raise BrokenFrame(f"{type(frame).__name__} is for workers")
@@ -276,7 +276,7 @@ class ProcessInstance:
 
     def _on_done(self, frame: Done, payload: Array) -> None:
         if self._run is not None and self._run.number == frame.run:
-            self._finish(_results(frame, payload), frame.cost_ns)
+            self._finish(unpack_results(frame, payload), frame.cost_ns)
 
     def _finish(self, results: Results | Exception, cost_ns: int) -> None:
         run, self._run = self._run, None
@@ -313,7 +313,10 @@ class ProcessInstance:
             worker.tell(Answer(frame.id, fault=fault))
 
     def _watch_again(self, now: int) -> None:
-        """Looks after a run that lasts: each second, and when its time is over."""
+        """Looks after a run that lasts: each second, and when its time is over.
+
+        Silence alone proves nothing, for a model may rightly hold the GIL for long.
+        """
         assert self._run is not None
         delay_s = HEARTBEAT_S
         if limit := self._spec.config.instances.run_timeout_ms * NS_PER_MS:
@@ -329,20 +332,21 @@ class ProcessInstance:
         now = self._clock()
         limit_ms = self._spec.config.instances.run_timeout_ms
         if limit_ms and now - run.started >= limit_ms * NS_PER_MS:
-            silent_s = (now - max(run.started, self._last_heard)) / NS_PER_S
+            silent_s = (now - self._asked) / NS_PER_S if self._asked else 0
             self._hung = f"was ended after running longer than run_timeout_ms={limit_ms:g}" + (
-                f" and not answering for {silent_s:.0f} s"
-                if silent_s > MISSED_HEARTBEATS * HEARTBEAT_S
-                else ""
+                f" and not answering for {silent_s:.0f} s" if silent_s > SILENT_S else ""
             )
             self._worker.kill()
             return
-        self._worker.tell(Ping())
+        if not self._asked:
+            self._asked = now
+            self._worker.tell(Ping())
         self._watch_again(now)
 
     def _on_exit(self, how: str) -> None:
         was_up, self._is_up = self._is_up, False
         hung, self._hung = self._hung, ""
+        self._asked = 0
         for task in self._home_calls:
             task.cancel()
         while self._metrics:
@@ -380,45 +384,3 @@ class ProcessInstance:
         while self._crashes[0] < now - CRASH_WINDOW_NS:
             self._crashes.popleft()
         return len(self._crashes) < self._spec.config.instances.crash_limit
-
-
-def _pack(number: int, work: Work) -> tuple[Run, Payload]:
-    payload = Payload()
-    is_items = any(type(value) is list for value in work.inputs.values())
-    inputs = {
-        name: [payload.array(array) for array in (value if is_items else (value,))]
-        for name, value in work.inputs.items()
-    }
-    run = Run(
-        number,
-        work.method,
-        inputs,
-        is_items,
-        work.offsets,
-        work.outputs,
-        [dict(parameters) for parameters in work.parameters],
-        work.deadline,
-        work.context,
-        work.depth,
-    )
-    return run, payload
-
-
-def _results(frame: Done, payload: Array) -> Results | Exception:
-    if frame.fault is not None:
-        return error_of(frame.fault)
-    if frame.rows is not None:
-        # BYTES are unpacked here, once for all calls that share the rows.
-        arrays = {name: (part, array_of(part, payload)) for name, part in frame.rows.items()}
-        return Rows(
-            Tensors(
-                {
-                    name: Tensor(dtype_of(part.dtype), part.shape, array)
-                    for name, (part, array) in arrays.items()
-                }
-            )
-        )
-    return [
-        error_of(item) if isinstance(item, Fault) else tensors_of(item, payload)
-        for item in frame.items or ()
-    ]

@@ -98,7 +98,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Ends the worker and whatever processes it has started, at once."""
-        if self.exited.done():
+        if self._process.returncode is not None:
             return
         try:
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -41,20 +41,20 @@ from salver.engine.frames import (
     Pong,
     Run,
     Warned,
-    array_of,
     error_of,
     fault_of,
     tensors_of,
 )
 from salver.engine.instances import run
+from salver.engine.packing import pack_results, unpack_work
 from salver.errors import Cancelled, ModelFailed, SalverError, Unsupported
 from salver.interfaces import LoadSpec
-from salver.types import NO_CONTEXT, Rows, Tensors, Work
+from salver.types import NO_CONTEXT, Tensors
 
 if TYPE_CHECKING:
     from salver.engine.channel import Message
     from salver.interfaces import Model, Results, Runtime
-    from salver.types import Array, CallContext, ModelRef, Request
+    from salver.types import Array, CallContext, ModelRef, Request, Work
 
 STREAM_WINDOW: Final = 16
 """Stream items that may be on their way to a reader."""
@@ -108,7 +108,7 @@ class Worker:
             return self._load(frame)
         if not isinstance(frame, Run) or self._model is None:
             return False
-        turn = self._turn = Turn(frame.run, _work(frame, payload))
+        turn = self._turn = Turn(frame.run, unpack_work(frame, payload))
         results, cost_ns = run(self._model, turn.work, partial(self._emit, turn))
         self._turn = None
         with self._stream_moved:
@@ -248,39 +248,12 @@ def _runtime(name: str) -> Runtime:
     return runtimes.get(name)()
 
 
-def _work(frame: Run, payload: Array) -> Work:
-    inputs: dict[str, Any] = {}
-    for name, parts in frame.inputs.items():
-        arrays = [array_of(part, payload) for part in parts]
-        inputs[name] = arrays if frame.is_items else arrays[0]
-    return Work(
-        method=frame.method,
-        inputs=inputs,
-        offsets=frame.offsets,
-        outputs=frame.outputs,
-        parameters=frame.parameters,
-        deadline=frame.deadline,
-        context=frame.context,
-        depth=frame.depth,
-    )
-
-
 def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done, Payload]:
-    """What the model gave as it travels; what cannot travel is the model's failure."""
-    done, payload = Done(number, cost_ns), Payload()
+    """What the model gave; what cannot travel is the model's failure."""
     try:
         if isinstance(results, Exception):
             raise results
-        if isinstance(results, Rows):
-            done.rows = payload.tensors(results.tensors)
-        else:
-            done.items = [
-                fault_of(result)
-                if isinstance(result, SalverError)
-                else payload.tensors(result or Tensors())
-                for result in results
-            ]
-        return done, payload
+        return pack_results(number, results, cost_ns)
     except Exception as error:
         failed = error
         if not isinstance(error, SalverError):
