@@ -75,6 +75,8 @@ class OutSlots:
         for offset, data in payload.buffers:
             place = self._memory[start + offset : start + offset + len(data)]
             place[:] = np.frombuffer(data, np.uint8) if len(data) else _NOTHING
+        # What was copied may itself lie in a slot of the peer, which is free from here on.
+        payload.buffers.clear()
         return slot
 
     def take_back(self, slots: int) -> None:
