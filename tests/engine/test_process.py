@@ -35,7 +35,18 @@ from salver.errors import (
 from salver.interfaces import LoadSpec
 from salver.observe.statistics import ModelStatistics
 from salver.schedulers.dynamic import DynamicScheduler
-from salver.types import Call, CallContext, ModelRef, Request, Response, Rows, Tensor, Tensors, Work
+from salver.types import (
+    Call,
+    CallContext,
+    Loose,
+    ModelRef,
+    Request,
+    Response,
+    Rows,
+    Tensor,
+    Tensors,
+    Work,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -313,7 +324,7 @@ async def test_home_calls_inherit_deadline_and_depth(tmp_path: Path) -> None:
 
     async def caller(ref: ModelRef, request: Request, context: CallContext, depth: int) -> Tensors:
         calls.append((ref, request, context, depth))
-        assert type(request.payload) is Tensors
+        assert type(request.payload) is Loose
         return Tensors(n=Tensor.of(request.payload["n"].array() + 1))
 
     async with launched(tmp_path, caller=caller) as instance:
@@ -322,7 +333,7 @@ async def test_home_calls_inherit_deadline_and_depth(tmp_path: Path) -> None:
         asked.deadline, asked.depth = 10, 2
         assert numbers(await Outcome(instance, asked).end) == [5]
     ((ref, request, context, depth),) = calls
-    assert (ref.name, request.method, depth) == ("other", "m", 3)
+    assert (ref.name, request.method, request.with_roles, depth) == ("other", "m", True, 3)
     assert context == CallContext(deadline=10, priority=3, tenant="t")
 
 
@@ -462,7 +473,7 @@ async def served(
         target = BatchedTarget(
             REF,
             instance.signature,
-            DynamicScheduler(ModelConfig()),
+            DynamicScheduler(ModelConfig(), 0),
             inline=None,
             instances=[instance],
             statistics=ModelStatistics(),

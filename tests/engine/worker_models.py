@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from salver.errors import InvalidInput, LoadFailed
 from salver.interfaces import Traits
 from salver.signature import Method, Signature, TensorSpec
-from salver.types import BYTES, FP32, INT64, ModelRef, Request, Rows, Tensor, Tensors
+from salver.types import BYTES, FP32, INT64, Loose, ModelRef, Request, Rows, Tensor, Tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +120,7 @@ class SampleModel:
 
     def call(self, work: Work, emit: Emit) -> Results:
         assert self._spec.caller is not None
-        request = Request(Tensors(n=Tensor.of(work.inputs["n"])), method="m")
+        request = Request(Loose(n=Tensor.of(work.inputs["n"])), method="m", with_roles=True)
         return [self._spec.caller(ModelRef("other"), request)]
 
     def print(self, work: Work, emit: Emit) -> Results:

@@ -136,13 +136,15 @@ class Credit(Frame, tag=9):
 
 
 class HomeCall(Frame, tag=10):
-    """The model calls another one."""
+    """The model calls another one. `is_loose` says which kind of tensors it sends."""
 
     id: int
     ref: ModelRef
     tensors: Parts
+    is_loose: bool
     method: str
     outputs: tuple[str, ...]
+    with_roles: bool
     parameters: dict[str, Parameter]
     request_id: str
     context: CallContext

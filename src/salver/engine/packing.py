@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from salver.engine.frames import (
     Done,
     Fault,
+    HomeCall,
     Payload,
     Run,
     array_of,
@@ -14,12 +15,12 @@ from salver.engine.frames import (
     fault_of,
     tensors_of,
 )
-from salver.errors import SalverError
-from salver.types import Rows, Tensor, Tensors, Work, dtype_of
+from salver.errors import SalverError, Unsupported
+from salver.types import Loose, Request, Rows, Tensor, Tensors, Work, dtype_of
 
 if TYPE_CHECKING:
     from salver.interfaces import Results
-    from salver.types import Array
+    from salver.types import Array, CallContext, ModelRef
 
 
 def pack_work(number: int, work: Work) -> tuple[Run, Payload]:
@@ -91,4 +92,39 @@ def unpack_results(frame: Done, payload: Array) -> Results | Exception:
                 for name, part in frame.rows.items()
             }
         )
+    )
+
+
+def pack_request(
+    number: int, ref: ModelRef, request: Request, context: CallContext, depth: int
+) -> tuple[HomeCall, Payload]:
+    """Raises: Unsupported for what is not tensors."""
+    if not isinstance(request.payload, Tensors):
+        raise Unsupported("a model in a process can send only tensors to another model")
+    payload = Payload()
+    call = HomeCall(
+        id=number,
+        ref=ref,
+        tensors=payload.tensors(request.payload),
+        is_loose=isinstance(request.payload, Loose),
+        method=request.method,
+        outputs=request.outputs,
+        with_roles=request.with_roles,
+        parameters=dict(request.parameters),
+        request_id=request.id,
+        context=context,
+        depth=depth,
+    )
+    return call, payload
+
+
+def unpack_request(frame: HomeCall, payload: Array) -> Request:
+    tensors = tensors_of(frame.tensors, payload)
+    return Request(
+        payload=Loose(tensors) if frame.is_loose else tensors,
+        method=frame.method,
+        outputs=frame.outputs,
+        with_roles=frame.with_roles,
+        parameters=frame.parameters,
+        id=frame.request_id,
     )

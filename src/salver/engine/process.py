@@ -31,11 +31,10 @@ from salver.engine.frames import (
     fault_of,
     tensors_of,
 )
-from salver.engine.packing import pack_work, unpack_results
+from salver.engine.packing import pack_work, unpack_request, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
 from salver.errors import LoadFailed, SalverError, TooLarge
-from salver.types import Request, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from salver.engine.frames import AnyFrame
     from salver.interfaces import Emit, LoadSpec, Results, Traits
     from salver.signature import Signature
-    from salver.types import Array, CallContext, ModelRef, Work
+    from salver.types import Array, CallContext, ModelRef, Request, Tensors, Work
 
     HomeCaller = Callable[[ModelRef, Request, CallContext, int], Awaitable[Tensors]]
 
@@ -289,13 +288,7 @@ class ProcessInstance:
             answer.set_result(frame.text)
 
     def _on_home_call(self, frame: HomeCall, payload: Array) -> None:
-        request = Request(
-            tensors_of(frame.tensors, payload),
-            frame.method,
-            frame.outputs,
-            frame.parameters,
-            frame.request_id,
-        )
+        request = unpack_request(frame, payload)
         task = self._loop.create_task(self._call(self._worker, frame, request))
         self._home_calls.add(task)
         task.add_done_callback(self._home_calls.discard)

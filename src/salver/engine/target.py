@@ -96,7 +96,7 @@ class BatchedTarget:
     @property
     def is_ready(self) -> bool:
         """It takes calls."""
-        return not self._is_stopped
+        return not (self._is_stopped or self._is_given_up)
 
     @property
     def num_running(self) -> int:
@@ -113,7 +113,7 @@ class BatchedTarget:
         """
         if self._is_stopped:
             raise Unavailable(f"{self._ref} is being unloaded; try again")
-        if self._failed and len(self._failed) == len(self._instances):
+        if self._is_given_up:
             raise self._crashed()
         self._scheduler.add(call, now)
         self._schedule_pump()
@@ -196,8 +196,12 @@ class BatchedTarget:
     def instance_failed(self, instance: Instance) -> None:
         """A worker died too often. Without any that is left, nothing that waits can be run."""
         self._failed.add(instance)
-        if len(self._failed) == len(self._instances):
+        if self._is_given_up:
             self._end_waiting(self._crashed())
+
+    @property
+    def _is_given_up(self) -> bool:
+        return bool(self._failed) and len(self._failed) == len(self._instances)
 
     def _crashed(self) -> Unavailable:
         return Unavailable(f"{self._ref} crashed too often and was given up; load it again")

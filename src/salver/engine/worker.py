@@ -30,7 +30,6 @@ from salver.engine.frames import (
     Done,
     Failed,
     Fault,
-    HomeCall,
     Item,
     Load,
     Loaded,
@@ -46,8 +45,8 @@ from salver.engine.frames import (
     tensors_of,
 )
 from salver.engine.instances import run
-from salver.engine.packing import pack_results, unpack_work
-from salver.errors import Cancelled, ModelFailed, SalverError, Unsupported
+from salver.engine.packing import pack_request, pack_results, unpack_work
+from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.types import NO_CONTEXT, Tensors
 
@@ -164,28 +163,16 @@ class Worker:
         self, ref: ModelRef, request: Request, context: CallContext = NO_CONTEXT, depth: int = 0
     ) -> Tensors:
         """The `Caller` of this process. What a run does for a call goes by that call's deadline."""
-        if type(request.payload) is not Tensors:
-            raise Unsupported("a model in a process can send only tensors to another model")
         turn = self._turn
         if turn is not None:
             work = turn.work
             depth = max(depth, work.depth + 1)
             if context is NO_CONTEXT:
                 context = msgspec.structs.replace(work.context, deadline=work.deadline)
-        payload, home_id = Payload(), next(self._home_ids)
-        call = HomeCall(
-            home_id,
-            ref,
-            payload.tensors(request.payload),
-            request.method,
-            request.outputs,
-            dict(request.parameters),
-            request.id,
-            context,
-            depth,
-        )
+        number = next(self._home_ids)
+        call, payload = pack_request(number, ref, request, context, depth)
         with self._home_slots:
-            answered = self._home_calls[home_id] = queue.SimpleQueue()
+            answered = self._home_calls[number] = queue.SimpleQueue()
             self._channel.send(call, payload)
             answer, received = answered.get()
         if answer.fault is not None:
