@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     ExtraTreesRegressor,
     HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
     VotingClassifier,
@@ -24,8 +25,9 @@ from sklearn.ensemble import (
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -65,7 +67,7 @@ def serve(tmp_path, load):
         HistGradientBoostingClassifier(max_iter=3),
         KNeighborsClassifier(4, n_jobs=2),
         LogisticRegression(max_iter=500),
-        MLPClassifier((4,), max_iter=2000),
+        MLPClassifier((4,), solver="lbfgs", max_iter=500, random_state=0),
         RandomForestClassifier(9, n_jobs=2),
         VotingClassifier([("a", RandomForestClassifier(3)), ("b", GaussianNB())], voting="soft"),
         make_pipeline(StandardScaler(), RandomForestClassifier(5)),
@@ -124,13 +126,21 @@ def test_without_probabilities(serve, run):
 
 @pytest.mark.parametrize(
     "estimator",
-    [LinearRegression(), RandomForestRegressor(7), ExtraTreesRegressor(7, n_jobs=2)],
+    [
+        ExtraTreesRegressor(7, n_jobs=2),
+        HistGradientBoostingRegressor(max_iter=3),
+        LinearRegression(),
+        RandomForestRegressor(7),
+        Ridge(),
+    ],
     ids=lambda estimator: type(estimator).__name__,
 )
 @pytest.mark.parametrize("num_targets", [1, 2])
 def test_regressors(serve, run, estimator, num_targets):
     target = DIABETES.target
     if num_targets == 2:
+        if isinstance(estimator, HistGradientBoostingRegressor):
+            estimator = MultiOutputRegressor(estimator)
         target = np.stack((target, -target), axis=1)
     estimator.fit(DIABETES.data, target)
     model = serve(estimator)
@@ -165,9 +175,15 @@ def test_sparse_transforms_become_dense(serve, run):
 def test_missing_values_are_refused_by_models_that_do_not_take_them(serve, run):
     rows = IRIS.data.copy()
     rows[0, 1] = np.nan
-    model = serve(make_pipeline(StandardScaler(), SVC()).fit(IRIS.data, IRIS.target))
-    with pytest.raises(InvalidInput, match=r"^Input X contains NaN\.$"):
-        run(model, {"input": rows})
+    for estimator in (
+        LogisticRegression(max_iter=500),
+        LinearRegression(),
+        MLPClassifier((4,), solver="lbfgs", max_iter=500, random_state=0),
+        make_pipeline(StandardScaler(), SVC()),
+    ):
+        model = serve(estimator.fit(IRIS.data, IRIS.target))
+        with pytest.raises(InvalidInput, match=r"^Input X contains NaN\.$"):
+            run(model, {"input": rows})
     for estimator in (
         HistGradientBoostingClassifier(max_iter=3),
         RandomForestClassifier(5),
@@ -249,7 +265,7 @@ def test_text_and_numbers_come_as_columns(serve, run):
     np.testing.assert_array_equal(found["probabilities"], estimator.predict_proba(frame))
     one = {name: values[:1] for name, values in columns.items()}
     assert run(model, one)["predict"].tolist() == ["no"]
-    with pytest.raises(InvalidInput, match="^Found unknown categories .*9"):
+    with pytest.raises(InvalidInput, match=r"^Found unknown categories .*9"):
         run(model, one | {"class": [9.0]})
 
 

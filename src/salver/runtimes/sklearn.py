@@ -147,11 +147,7 @@ def _missing(file: Path, module: str) -> LoadFailed:
 
 
 class SklearnModel:
-    """Serves the methods that the estimator has; the first is the default.
-
-    scikit-learn's own checks of values stay on: without them (`assume_finite`) a row is 10 %
-    cheaper, and NaN inside a pipeline becomes a wrong answer instead of an error.
-    """
+    """Serves the methods that the estimator has; the first is the default."""
 
     traits = Traits(thread_safe=True)
 
