@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 
@@ -328,6 +329,18 @@ def test_a_pipeline_of_unknown_width(serve, run):
     np.testing.assert_array_equal(found, estimator.transform(IRIS.data))
 
 
+def test_configured_columns_make_frames_for_user_code(run):
+    estimator = make_pipeline(FunctionTransformer(lambda frame: frame[["b"]]), GaussianNB())
+    rows = IRIS.data[:, :2]
+    estimator.fit(pandas.DataFrame(rows, columns=["a", "b"]), SPECIES)
+    expected = estimator.predict(pandas.DataFrame(rows, columns=["a", "b"]))
+    for name in ("n_features_in_", "feature_names_in_"):
+        vars(estimator.steps[0][1]).pop(name, None)
+    model = SklearnModel(estimator, "m.joblib", ModelConfig(columns=("a", "b")))
+    assert model.signature.methods["predict"].inputs[0].columns == ("a", "b")
+    np.testing.assert_array_equal(run(model, {"input": rows})["predict"], expected)
+
+
 def test_pickles_need_trust(tmp_path, load):
     joblib.dump(GaussianNB().fit(IRIS.data, IRIS.target), tmp_path / "clf.joblib")
     probe = RUNTIME.probe(tmp_path / "clf.joblib", ModelConfig())
@@ -358,15 +371,14 @@ def test_skops_needs_no_trust(tmp_path, load, run):
 
 
 def test_skops_lists_the_types_to_trust(tmp_path, load, run):
-    estimator = make_pipeline(FunctionTransformer(joblib.hash), GaussianNB())
+    estimator = GaussianNB().fit(IRIS.data, SPECIES)
+    estimator.note = argparse.Namespace(author="somebody")
     skops.io.dump(estimator, tmp_path / "m.skops")
-    with pytest.raises(
-        TrustRequired, match=r"options: \{trusted_types: \[joblib\.hashing\.hash\]\}"
-    ):
+    with pytest.raises(TrustRequired, match=r"options: \{trusted_types: \[argparse\.Namespace\]\}"):
         load(RUNTIME, tmp_path / "m.skops")
-    options = {"trusted_types": ["joblib.hashing.hash"]}
-    with pytest.raises(LoadFailed, match="before it was fitted"):
-        load(RUNTIME, tmp_path / "m.skops", options=options)
+    model = load(RUNTIME, tmp_path / "m.skops", options={"trusted_types": ["argparse.Namespace"]})
+    found = run(model, {"input": IRIS.data})["predict"]
+    np.testing.assert_array_equal(found, estimator.predict(IRIS.data))
 
 
 def test_another_version_is_a_warning(tmp_path, load):
@@ -394,8 +406,22 @@ def test_a_damaged_file_and_a_missing_module(tmp_path, load):
     with pytest.raises(LoadFailed, match=r"^m\.pkl could not be opened"):
         load(RUNTIME, tmp_path / "m.pkl", trusted=True)
     (tmp_path / "m.pkl").write_bytes(b"cnowhere_at_all\nThing\n.")
-    with pytest.raises(LoadFailed, match="needs the Python package 'nowhere_at_all'"):
+    with pytest.raises(LoadFailed, match="needs the Python module 'nowhere_at_all'"):
         load(RUNTIME, tmp_path / "m.pkl", trusted=True)
+
+
+def test_a_pickle_from_a_script_that_is_not_here(tmp_path, load):
+    (tmp_path / "m.pkl").write_bytes(b"cargparse\nTransformer\n.")
+    with pytest.raises(LoadFailed, match="from the script that saved it"):
+        load(RUNTIME, tmp_path / "m.pkl", trusted=True)
+
+
+def test_frames_need_pandas(monkeypatch):
+    scaled = ColumnTransformer([("scale", StandardScaler(), list(FRAME.columns))])
+    estimator = make_pipeline(scaled, GaussianNB()).fit(FRAME, SPECIES)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match="needs `pip install pandas`"):
+        SklearnModel(estimator, "m.joblib", ModelConfig())
 
 
 def test_a_missing_framework(tmp_path, load, monkeypatch):

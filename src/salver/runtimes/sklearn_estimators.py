@@ -61,6 +61,16 @@ def last(estimator: Any) -> Any:
             return estimator
 
 
+def forget_names(estimator: Any) -> None:
+    """Takes away the names of the columns.
+
+    An estimator that was fitted with names warns on every call that comes without them. The engine
+    has checked the columns by then, and a DataFrame per call costs more than many models.
+    """
+    for item in nested(estimator):
+        vars(item).pop("feature_names_in_", None)
+
+
 def make_quick(estimator: Any) -> None:
     """Takes away what costs one row more than the model itself; the results stay the same bits.
 
@@ -74,7 +84,8 @@ def make_quick(estimator: Any) -> None:
         if "n_jobs" in vars(item):
             item.n_jobs = 1
         for base, name, method in quick:
-            if getattr(type(item), name, None) is vars(base)[name]:
+            original = vars(base).get(name)
+            if original is not None and getattr(type(item), name, None) is original:
                 setattr(item, name, partial(method, item))
 
 
