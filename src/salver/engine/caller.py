@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from salver.errors import Cancelled, Internal, SalverError
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Response, Tensors
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from salver.interfaces import Sink
 
 
