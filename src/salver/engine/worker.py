@@ -24,6 +24,7 @@ import msgspec
 
 from salver.engine.channel import Channel, InSlots, OutSlots
 from salver.engine.frames import (
+    STREAM_WINDOW,
     Answer,
     Cancel,
     Credit,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from salver.interfaces import Model, Results, Runtime
     from salver.types import Array, CallContext, ModelRef, Request, Work
 
-STREAM_WINDOW: Final = 16
-"""Stream items that may be on their way to a reader."""
 MAX_HOME_CALLS: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -257,7 +256,11 @@ def _metrics() -> bytes:
         return b""
     import prometheus_client
 
-    return prometheus_client.generate_latest()
+    try:
+        return prometheus_client.generate_latest()
+    except Exception:
+        traceback.print_exc()
+        return b""
 
 
 def _die_with(parent: int) -> None:
