@@ -143,6 +143,14 @@ def numbers(items: list[Tensors]) -> list[int]:
     return [int(item["n"].array()[0]) for item in items]
 
 
+def has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 class Watch:
     """Records what an instance tells its watcher."""
 
@@ -326,8 +334,23 @@ async def test_a_load_that_fails_says_why_and_leaves_no_process(tmp_path: Path) 
         with pytest.raises(LoadFailed, match=words):
             async with launched(tmp_path, options=options):
                 pass
-    with pytest.raises(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
+    assert not has_children()
+
+
+@on_loop
+async def test_a_cancelled_load_leaves_no_process(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    spec = LoadSpec(path=tmp_path, ref=REF, config=ModelConfig(options={"hangs_at_load": True}))
+    loading = loop.create_task(
+        ProcessInstance.launch(
+            RUNTIME, spec, loop=loop, clock=time.monotonic_ns, caller=no_other_model
+        )
+    )
+    await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert not has_children()
 
 
 @on_loop
