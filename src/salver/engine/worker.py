@@ -49,6 +49,7 @@ from salver.engine.instances import run
 from salver.engine.packing import pack_request, pack_results, unpack_work
 from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
 
 if TYPE_CHECKING:
@@ -172,8 +173,11 @@ class Worker:
         call, payload = pack_request(number, ref, request, context, depth)
         with self._home_slots:
             answered = self._home_calls[number] = queue.SimpleQueue()
-            self._channel.send(call, payload)
-            answer, received = answered.get()
+            try:
+                self._channel.send(call, payload)
+                answer, received = answered.get()
+            finally:
+                del self._home_calls[number]
         if answer.fault is not None:
             raise error_of(answer.fault)
         return tensors_of(answer.tensors or {}, received)
@@ -197,7 +201,7 @@ class Worker:
                 case Cancel():
                     self._cancel(frame)
                 case Answer():
-                    self._home_calls.pop(frame.id).put((frame, payload))
+                    self._home_calls[frame.id].put((frame, payload))
                 case Ping():
                     self._channel.send(Pong())
                 case MetricsQuery():
@@ -229,8 +233,6 @@ def _runtime(name: str) -> Runtime:
         module, _, attribute = name.partition(":")
         found: Runtime = getattr(importlib.import_module(module), attribute)()
         return found
-    from salver.runtimes.table import runtimes
-
     return runtimes.get(name)()
 
 
