@@ -185,7 +185,8 @@ class BatchedTarget:
 
     def instance_up(self, instance: Instance) -> None:
         """A worker was started again and takes work."""
-        self._idle.append(instance)
+        if instance not in self._idle:
+            self._idle.append(instance)
         self._schedule_pump()
 
     def instance_down(self, instance: Instance) -> None:
