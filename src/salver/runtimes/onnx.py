@@ -266,6 +266,9 @@ def _shorten(error: Exception) -> str:
     """One line of what ONNX Runtime says, without its prefix, C++ signatures and source paths."""
     text = str(error).partition("[ONNXRuntimeError] : ")[2] or str(error)
     text = re.sub(r"^\d+ : \w+ : ", "", text)
+    text = re.sub(
+        r"Non-zero status .* running (\w+) node\. Name:'.*?' Status Message:", r"\1:", text
+    )
     text = re.sub(r"\S*/\S+:\d+ .*?\)(?: const)?(?: \[with .*?\])? ", "", text)
     text = re.sub(r"(?:/[^\s/]+)+/", "", text)
     text = text.replace("Please fix either the inputs/outputs or the model.", "")
