@@ -349,6 +349,10 @@ def test_types_that_no_client_can_send_are_refused(tmp_path: Path) -> None:
             {"session": {"config_entries": {"session.intra_op.allow_spining": "1"}}},
             r"Did you mean 'session\.intra_op\.allow_spinning'",
         ),
+        (
+            {"session": {"config_entries": {"session.set_denormal_as_zero": None}}},
+            "must be text or a number, not None",
+        ),
         ({"providers": "CPUExecutionProvider"}, "must be a list of names"),
         ({"providers": []}, "must be a list of names"),
         ({"providers": ["CPUExecutionProvidr"]}, "Did you mean 'CPUExecutionProvider'"),

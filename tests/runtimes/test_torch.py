@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,10 +191,15 @@ def test_a_class_takes_arguments(tmp_path: Path) -> None:
         ({"options": {"argument": {}}}, r"unknown option 'argument'\. Did you mean 'arguments'"),
         ({"options": {"arguments": {"classes": 3}}}, "size mismatch for head"),
         ({"options": {"arguments": {"colour": 3}}}, "unexpected keyword argument 'colour'"),
-        ({"class_name": "layers:Head", "options": {"arguments": {"in_features": 1,
-         "out_features": 1}}}, "2 missing keys, first: weight; 4 unexpected keys, first: conv.weight"),
+        (
+            {
+                "class_name": "layers:Head",
+                "options": {"arguments": {"in_features": 1, "out_features": 1}},
+            },
+            "2 missing keys, first: weight; 4 unexpected keys, first: conv.weight",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_the_weights_is_refused(
     tmp_path: Path, net: Net, change: Any, message: str
 ) -> None:
@@ -218,7 +224,7 @@ def test_unknown_inputs_are_asked_for_with_a_snippet(tmp_path: Path, net: Net) -
     script(net, tmp_path)
     with pytest.raises(LoadFailed, match=r"inputs:\n  - \{name: image, dtype: FP32, shape:"):
         load(tmp_path)
-    with pytest.raises(LoadFailed, match=r"unknown input 'imag'\. Did you mean 'a'|PyTorch has no"):
+    with pytest.raises(LoadFailed, match="'image': PyTorch has no tensors of BYTES"):
         load(tmp_path, inputs=(TensorOptions(name="image", dtype="BYTES", shape=(-1,)),))
 
 
@@ -414,9 +420,15 @@ def test_files_of_others_are_not_ours(tmp_path: Path, net: Net) -> None:
     assert RUNTIME.probe(tmp_path, ModelConfig()) is None
 
 
-def test_a_program_compiled_for_one_machine_is_refused(tmp_path: Path) -> None:
-    import zipfile
+def test_a_broken_archive_is_not_ours(tmp_path: Path, net: Net) -> None:
+    file = script(net, tmp_path) / "model.pt"
+    file.write_bytes(file.read_bytes()[4000:])
+    assert RUNTIME.probe(tmp_path, ModelConfig()) is None
+    with pytest.raises(LoadFailed, match="no PyTorch model here"):
+        load(tmp_path)
 
+
+def test_a_program_compiled_for_one_machine_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("model/data/aotinductor/model/x.so", b"")
     with pytest.raises(LoadFailed, match=r"torch\.export\.save"):

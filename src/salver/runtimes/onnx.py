@@ -202,14 +202,17 @@ def _decoded(array: Array, name: str) -> Array:
     """BYTES as the str objects that ONNX Runtime reads safely; it misreads fixed-width ones."""
     texts = np.empty(array.size, np.object_)
     try:
-        texts[:] = [
-            str(item, "utf-8") if isinstance(item, bytes | bytearray | memoryview) else str(item)
-            for item in array.ravel().tolist()
-        ]
-        "".join(texts.tolist()).encode()
+        texts[:] = [_text(item) for item in array.ravel().tolist()]
     except UnicodeError:
         raise InvalidInput(f"input {name!r}: the model takes text, and this is not UTF-8") from None
     return texts.reshape(array.shape)
+
+
+def _text(item: str | bytes) -> str:
+    if isinstance(item, str):
+        item.encode()  # JSON can carry lone surrogates, which have no UTF-8
+        return item
+    return str(item, "utf-8")
 
 
 def _encoded(array: Any) -> Array:

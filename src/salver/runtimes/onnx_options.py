@@ -46,7 +46,11 @@ def session_options(spec: LoadSpec) -> Any:
     session.add_session_config_entry("session.intra_op.allow_spinning", "0")
     _check_entries(entries)
     for key, value in entries.items():
-        session.add_session_config_entry(key, str(int(value) if value in (True, False) else value))
+        if not isinstance(value, str | int | float):
+            raise LoadFailed(
+                f"session config entry {key!r} must be text or a number, not {value!r}"
+            )
+        session.add_session_config_entry(key, str(+value if isinstance(value, bool) else value))
     return session
 
 

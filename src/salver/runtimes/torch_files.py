@@ -16,7 +16,7 @@ Kind = Literal["script", "exported", "compiled", "module", "weights", "safetenso
 
 _WEIGHT_MODULES: Final = {"collections", "torch", "torch._utils", "torch._tensor", "torch.storage"}
 _LEGACY: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_PICKLE_BYTES: Final = 64 << 20
+_MAX_PICKLE_BYTES: Final = 16 << 20
 _MAX_HEADER_BYTES: Final = 100 << 20
 
 
@@ -30,23 +30,29 @@ def kind_of(file: Path) -> Kind | None:
     if not zipfile.is_zipfile(file):
         with file.open("rb") as opened:
             return "weights" if opened.read(len(_LEGACY)) == _LEGACY else None
-    with zipfile.ZipFile(file) as archive:
-        # Everything lies in one folder, except in exported programs of older versions.
-        names = {name.partition("/")[2]: name for name in archive.namelist()}
-        if any(name.startswith("data/aotinductor/") for name in names):
-            return "compiled"
-        if any(name.startswith("models/") for name in names):
-            return "exported"
-        if "serialized_exported_program.json" in archive.namelist():
-            return "exported"
-        if "constants.pkl" in names:
-            return "script"
-        if "data.pkl" not in names:
-            return None
-        entry = archive.getinfo(names["data.pkl"])
-        if entry.file_size > _MAX_PICKLE_BYTES:
-            return "module"
-        return "weights" if _has_weights_only(archive.read(entry)) else "module"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _kind_of_archive(archive)
+    except zipfile.BadZipFile:
+        return None
+
+
+def _kind_of_archive(archive: zipfile.ZipFile) -> Kind | None:
+    # Everything lies in one folder, except in exported programs of older versions.
+    names = {name.partition("/")[2]: name for name in archive.namelist()}
+    if any(name.startswith("data/aotinductor/") for name in names):
+        return "compiled"
+    if "serialized_exported_program.json" in archive.namelist():
+        return "exported"
+    if any(name.startswith("models/") for name in names):
+        return "exported"
+    if "constants.pkl" in names:
+        return "script"
+    if "data.pkl" not in names:
+        return None
+    entry = archive.getinfo(names["data.pkl"])
+    is_small = entry.file_size <= _MAX_PICKLE_BYTES
+    return "weights" if is_small and _has_weights_only(archive.read(entry)) else "module"
 
 
 def _has_weights_only(pickled: bytes) -> bool:
