@@ -420,9 +420,13 @@ def test_files_of_others_are_not_ours(tmp_path: Path, net: Net) -> None:
     assert RUNTIME.probe(tmp_path, ModelConfig()) is None
 
 
-def test_a_broken_archive_is_not_ours(tmp_path: Path, net: Net) -> None:
+def test_broken_archives_are_refused(tmp_path: Path, net: Net) -> None:
     file = script(net, tmp_path) / "model.pt"
-    file.write_bytes(file.read_bytes()[4000:])
+    whole = file.read_bytes()
+    file.write_bytes(whole[4000:])
+    with pytest.raises(LoadFailed, match=r"model\.pt: "):
+        load(tmp_path, inputs=(IMAGE,))
+    file.write_bytes(whole.replace(b"PK\1\2", b"PK\0\0"))
     assert RUNTIME.probe(tmp_path, ModelConfig()) is None
     with pytest.raises(LoadFailed, match="no PyTorch model here"):
         load(tmp_path)

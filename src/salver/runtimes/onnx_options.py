@@ -37,20 +37,16 @@ def session_options(spec: LoadSpec) -> Any:
     session.inter_op_num_threads = 1
     # Errors come as exceptions; a log line for each would let a client fill the disk.
     session.log_severity_level = _FATAL
-    known = [key for key in dir(session) if not key.startswith("_")]
-    known = [key for key in known if not callable(getattr(session, key))]
-    refuse_unknown(wanted, [*known, "config_entries"], "session option")
+    public = [key for key in dir(session) if not key.startswith("_")]
+    settable = [key for key in public if not callable(getattr(session, key))]
+    refuse_unknown(wanted, [*settable, "config_entries"], "session option")
     for key, value in wanted.items():
         setattr(session, key, _typed(key, value, getattr(session, key)))
     # Instances share the cores: a pool that spins after a run takes them from the others.
     session.add_session_config_entry("session.intra_op.allow_spinning", "0")
     _check_entries(entries)
     for key, value in entries.items():
-        if not isinstance(value, str | int | float):
-            raise LoadFailed(
-                f"session config entry {key!r} must be text or a number, not {value!r}"
-            )
-        session.add_session_config_entry(key, str(+value if isinstance(value, bool) else value))
+        session.add_session_config_entry(key, _entry(value))
     return session
 
 
@@ -71,6 +67,11 @@ def _check_entries(entries: Mapping[str, Any]) -> None:
 
     Keys that begin with `ep.` belong to providers in other libraries.
     """
+    for key, value in entries.items():
+        if not isinstance(value, str | int | float):
+            raise LoadFailed(
+                f"session config entry {key!r} must be text or a number, not {value!r}"
+            )
     keys = [key for key in entries if not key.startswith("ep.")]
     if not keys:
         return
@@ -82,6 +83,10 @@ def _check_entries(entries: Mapping[str, Any]) -> None:
     ):
         known = {key.decode() for key in _ENTRY.findall(mapped)}
     refuse_unknown(keys, known, "session config entry")
+
+
+def _entry(value: str | float) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

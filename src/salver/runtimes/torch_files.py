@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickletools
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Final, Literal
 
 from salver.errors import LoadFailed
@@ -33,7 +34,7 @@ def kind_of(file: Path) -> Kind | None:
     try:
         with zipfile.ZipFile(file) as archive:
             return _kind_of_archive(archive)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError):
         return None
 
 
