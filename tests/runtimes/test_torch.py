@@ -299,6 +299,28 @@ def test_a_dictionary_gives_its_keys(tmp_path: Path) -> None:
     assert got["sign"].tolist() == [[True, False]]
 
 
+def test_inputs_of_a_program_can_be_renamed(tmp_path: Path) -> None:
+    export(Pair(), tmp_path, (torch.zeros(3), torch.zeros(3)))
+    names = ["INPUT__0", "INPUT__1"]
+    inputs = [TensorOptions(name=name, dtype="FP32", shape=(3,)) for name in (*names, "aa", "b")]
+    model = load(tmp_path, trusted=True, inputs=tuple(inputs[:2]))
+    assert [spec.name for spec in model.signature.methods["predict"].inputs] == names
+    feed = {name: np.full(3, n + 2, np.float32) for n, name in enumerate(names)}
+    assert run(model, feed, "output_1")["output_1"].tolist() == 18
+    with pytest.raises(LoadFailed, match=r"unknown input 'aa'\. Did you mean 'a'"):
+        load(tmp_path, trusted=True, inputs=tuple(inputs[2:]))
+
+
+def test_values_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
+    class Complex(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.complex(x, x)
+
+    export(Complex(), tmp_path, (torch.zeros(3),))
+    with pytest.raises(LoadFailed, match=r"output 'output' is torch\.complex64"):
+        load(tmp_path, trusted=True)
+
+
 def test_a_program_with_fixed_shapes_is_not_batched(tmp_path: Path) -> None:
     model = load(export(Pair(), tmp_path, (torch.zeros(3), torch.zeros(3))), trusted=True)
     method = model.signature.methods["predict"]

@@ -270,8 +270,8 @@ def _by_trial(
 class TorchModel:
     """One module on one device. A run cannot be ended early.
 
-    Operators release the GIL, in eager modules as well: a 1 ms ticker beside a running CNN is late
-    by 0.2 ms (p99) and beside 200 tiny additions by 2 ms.
+    Operators release the GIL, also those of eager modules: beside a running CNN or 200 tiny
+    additions a 1 ms ticker in another thread is hardly later than beside a sleeping one.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ def kind_of(file: Path) -> Kind | None:
 
     A pickle counts as a module if it names anything that tensors do not need.
     """
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         return "safetensors"
     if not zipfile.is_zipfile(file):
         with file.open("rb") as opened:

@@ -8,6 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from salver.errors import LoadFailed, SalverError
+from salver.runtimes.files import refuse_unknown
 from salver.signature import ANY, Method, TensorSpec
 from salver.types import (
     BF16,
@@ -218,7 +219,8 @@ def exported_method(program: Any, config: ModelConfig) -> Method:
     found = [values.get(str(name)) for name in wanted.user_outputs]
     outputs = _pytree.tree_unflatten(found, program.call_spec.out_spec)
     outputs = named(outputs, [option.name for option in config.outputs])
-    inputs = named(inputs)
+    _check_types(inputs, "input")
+    inputs = _renamed(inputs, [option.name for option in config.inputs])
     firsts = [
         value.shape[0] if value.ndim else 0 for value in (*inputs.values(), *outputs.values())
     ]
@@ -232,6 +234,14 @@ def exported_method(program: Any, config: ModelConfig) -> Method:
         batching="rows" if is_rows else "single",
         max_rows=int(limits.upper) if limits is not None and limits.upper.is_Integer else 0,
     )
+
+
+def _renamed(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Names from the configuration, by their order, where they are all new and as many."""
+    if len(names) == len(values) and not any(name in values for name in names):
+        return dict(zip(names, values.values(), strict=True))
+    refuse_unknown(names, values, "input")
+    return values
 
 
 def _exported(name: str, value: Any) -> TensorSpec:
