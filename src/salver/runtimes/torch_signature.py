@@ -78,13 +78,15 @@ def named(outputs: Any, names: Sequence[str] = ()) -> dict[str, Any]:
         if len(names) != len(found):
             raise LoadFailed(f"the model gives {len(found)} outputs, `outputs:` names {len(names)}")
         found = dict(zip(names, found.values(), strict=True))
-    for name, value in found.items():
-        if str(getattr(value, "dtype", "")) not in DTYPES:
-            what = getattr(value, "dtype", type(value).__name__)
-            raise LoadFailed(
-                f"output {name!r} is {what}: only tensors of plain types can be served"
-            )
+    _check_types(found, "output")
     return found
+
+
+def _check_types(values: Mapping[str, Any], what: str) -> None:
+    for name, value in values.items():
+        found = getattr(value, "dtype", type(value).__name__)
+        if str(found) not in DTYPES:
+            raise LoadFailed(f"{what} {name!r} is {found}: only tensors of plain types are served")
 
 
 def configured_inputs(arguments: Sequence[Argument], config: ModelConfig) -> tuple[TensorSpec, ...]:
