@@ -68,7 +68,7 @@ def test_the_outside_of_a_graph_is_read(tmp_path: Path) -> None:
     assert graph.last == ("ZipMap", ("c",), {"classlabels_int64s": (-1, 300)})
 
 
-@pytest.mark.parametrize("element", [n for n in TensorProto.DataType.values() if 0 < n < 24])
+@pytest.mark.parametrize("element", [*range(1, 14), *range(16, 21)])
 def test_types_are_named_as_onnx_runtime_names_them(tmp_path: Path, element: int) -> None:
     value = helper.make_tensor_value_info("x", element, ["n"])
     shape = helper.make_tensor_value_info("s", TensorProto.INT64, [1])
@@ -77,13 +77,7 @@ def test_types_are_named_as_onnx_runtime_names_them(tmp_path: Path, element: int
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     file = tmp_path / "model.onnx"
     onnx.save(model, file)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(file, options)
-    except Exception as error:
-        assert type(error).__name__ in ("NotImplemented", "InvalidGraph", "Fail")  # noqa: PT017
-        pytest.skip("ONNX Runtime has no kernel for it")
+    session = onnxruntime.InferenceSession(file)
     assert read_graph(file).inputs[0].type == session.get_inputs()[0].type
 
 

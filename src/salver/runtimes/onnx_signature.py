@@ -126,7 +126,7 @@ def _overridden(
 
 def _batching(values: Sequence[Value]) -> Batching:
     firsts = [value.shape[0] if value.shape else 0 for value in values]
-    symbols = {dim for dim in firsts if dim is not None}
+    symbols = {dim for dim in firsts if dim not in (None, ANY)}
     named = all(isinstance(dim, str) for dim in symbols)
     return "rows" if values and named and len(symbols) <= 1 else "single"
 
