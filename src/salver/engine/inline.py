@@ -12,7 +12,7 @@ _WINDOW_NS: Final = 100 * NS_PER_MS
 
 
 class InlineCosts:
-    """One method's costs, and the largest size that is certainly short: `size`, None if unknown."""
+    """One method's costs, and the largest size that is taken for short: `size`, None if unknown."""
 
     __slots__ = ("_costs", "_was_short", "size")
 
@@ -28,7 +28,7 @@ class InlineCosts:
         is_short = self._costs.predict(size) <= INLINE_BUDGET_NS
         if self._was_short.get(bucket) is not is_short:
             self._was_short[bucket] = is_short
-            self.size = self._costs.largest_within(INLINE_BUDGET_NS)
+            self.size = self._costs.largest_tried_within(INLINE_BUDGET_NS)
 
 
 class LoopBudget:

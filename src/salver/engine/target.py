@@ -134,10 +134,12 @@ class BatchedTarget:
         self._arm(now)
 
     def _next(self, now: int) -> tuple[Batch, Instance] | None:
-        if self._inline is not None and (size := self._inline_size(now)) is not None:
+        size = self._inline_size(now) if self._inline is not None else None
+        # Cutting what waits into pieces that are short enough would cost more than one large run.
+        if size is not None and (not self._idle or not size or len(self._scheduler) <= size):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
-                return batch, self._inline
+                return batch, self._inline  # type: ignore[return-value]
         if self._idle:
             batch = self._scheduler.next(_ANY, now)
             if batch is not None:
