@@ -2,72 +2,57 @@
 
 import { el, number, percent, svg } from "./dom.js";
 
-const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
-
-// The label of an answer, whether the server or the model's own code named it.
-export function labelOf({ label, prediction }) {
-  return label ?? (isObject(prediction) ? prediction.label : undefined);
-}
-
-export function textOf({ prediction }) {
-  return isObject(prediction) && typeof prediction.text === "string" ? prediction.text : "";
-}
-
-export function probabilitiesOf({ probabilities, prediction }) {
-  const found = probabilities ?? (isObject(prediction) ? prediction.probabilities : null);
-  return isObject(found) ? found : null;
+// An answer's label, probabilities and text, whether the server or the model's own code named them.
+export function partsOf({ prediction, ...answer }) {
+  const { label, probabilities, text } = { ...Object(prediction), ...answer };
+  return { label, probabilities, text: typeof prediction === "string" ? prediction : text };
 }
 
 function bars(probabilities) {
-  const sorted = Object.entries(probabilities).sort((a, b) => b[1] - a[1]).slice(0, 10);
-  const rows = sorted.map(([label, share]) => {
-    const bar = el("progress", { max: 1, value: share, "aria-label": label });
-    return el("li", {}, el("span", {}, label), bar, el("span", { class: "num" }, percent(share)));
+  const best = Object.entries(probabilities).sort((a, b) => b[1] - a[1]).slice(0, 10);
+  const rows = best.map(([label, value]) => {
+    const bar = el("progress", { value, "aria-label": label });
+    return el("li", {}, el("span", {}, label), bar, el("span", { class: "num" }, percent(value)));
   });
   return el("ol", { class: "bars" }, ...rows);
 }
 
 export function showAnswer(answer) {
-  const { prediction } = answer;
   const nodes = [];
-  const label = labelOf(answer);
-  const probabilities = probabilitiesOf(answer);
-  if (label != null) nodes.push(el("p", { class: "big" }, String(label)));
-  else if (typeof prediction === "number") nodes.push(el("p", { class: "big" }, number(prediction)));
-  else if (typeof prediction === "string") nodes.push(el("p", { class: "said" }, prediction));
-  if (textOf(answer)) nodes.push(el("p", { class: "said" }, textOf(answer)));
+  const { label, probabilities, text } = partsOf(answer);
+  const headline = label ?? (typeof answer.prediction === "number" && number(answer.prediction));
+  if (headline !== false) nodes.push(el("p", { class: "big" }, String(headline)));
+  if (text && text !== label) nodes.push(el("p", { class: "said" }, String(text)));
   if (probabilities) nodes.push(bars(probabilities));
   const raw = el("pre", { tabindex: 0 }, JSON.stringify(answer, null, 1));
-  if (!nodes.length) return [raw];
-  return [...nodes, el("details", {}, el("summary", {}, "JSON"), raw)];
+  return nodes.length ? [...nodes, el("details", {}, el("summary", {}, "JSON"), raw)] : [raw];
 }
 
 // A column for each class, in fixed order, so that it stays calm while answers change.
 export function histogram(labels, probabilities) {
-  const width = 100 / labels.length;
-  const best = labels.reduce((a, b) => ((probabilities[b] ?? 0) > (probabilities[a] ?? 0) ? b : a));
+  const share = (label) => probabilities[label] ?? 0;
+  const best = labels.reduce((a, b) => (share(b) > share(a) ? b : a));
+  const step = 100 / labels.length;
   const columns = labels.flatMap((label, index) => {
-    const height = 40 * Math.max(0, Math.min(1, probabilities[label] ?? 0));
-    const x = index * width;
-    const middle = x + width / 2;
+    const place = { x: index * step + 1, width: step - 2, rx: 1 };
+    const height = 40 * share(label);
     return [
-      svg("rect", { class: "track", x: x + 1, y: 0, width: width - 2, height: 40, rx: 1 }),
-      svg("rect", { class: "fill", x: x + 1, y: 40 - height, width: width - 2, height, rx: 1 }),
-      svg("text", { x: middle, y: 50, class: label === best ? "best" : "" }, label),
+      svg("rect", { ...place, class: "track", height: 40 }),
+      svg("rect", { ...place, class: "fill", y: 40 - height, height }),
+      svg("text", { x: (index + 0.5) * step, y: 50, class: label === best && "best" }, label),
     ];
   });
-  const name = `${best}: ${percent(probabilities[best] ?? 0)}`;
-  return svg("svg", { viewBox: "0 0 100 52", class: "histogram", role: "img", "aria-label": name },
-    ...columns);
+  const name = `${best}: ${percent(share(best))}`;
+  const view = { viewBox: "0 0 100 52", class: "histogram", role: "img", "aria-label": name };
+  return svg("svg", view, ...columns);
 }
 
-export function sparkline(values, length = 60) {
+export function sparkline(values, length) {
   const top = Math.max(...values, 1e-9);
   const start = length - values.length;
-  const at = (value, index) => `${start + index},${(28 - 26 * (value / top)).toFixed(1)}`;
-  const line = values.map(at).join(" ");
-  const area = `${start},30 ${line} ${length - 1},30`;
+  const line = values.map((value, i) => `${start + i},${28 - (26 * value) / top}`).join(" ");
   const view = { viewBox: `0 0 ${length - 1} 30`, preserveAspectRatio: "none", class: "spark" };
   return svg("svg", { ...view, "aria-hidden": "true" },
-    svg("polygon", { points: area }), svg("polyline", { points: line }));
+    svg("polygon", { points: `${start},30 ${line} ${length - 1},30` }),
+    svg("polyline", { points: line }));
 }

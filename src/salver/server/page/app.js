@@ -1,6 +1,6 @@
 // The page: polls the server's state once a second and lets one try every model.
 
-import { copyable, el, fact, find, nextId, number, setText } from "./dom.js";
+import { copyable, el, find, nextId, number, onFilter, onKey, setText } from "./dom.js";
 import { getJson, predict, predictPath, useKey } from "./api.js";
 import { buildForm, curlCommands } from "./form.js";
 import { showAnswer, sparkline } from "./answer.js";
@@ -8,51 +8,42 @@ import { updateReaders } from "./draw.js";
 
 const POLL_MS = 1000;
 const HISTORY = 60;
-const rows = new Map();
-const history = { rate: [], p50: [] };
+const STATISTICS = {
+  "req/s": "requests_per_s",
+  "p50 ms": "p50_ms",
+  "p99 ms": "p99_ms",
+  queue: "queue_depth",
+  batch: "avg_batch",
+  requests: "requests_total",
+  errors: "errors_total",
+};
+const rates = [];
+const latencies = [];
+let rows = new Map();
 let keyed = false;
 
-function duration(seconds) {
-  const [days, hours, minutes] = [seconds / 86400, (seconds / 3600) % 24, (seconds / 60) % 60];
-  if (days >= 1) return `${Math.floor(days)} d ${Math.floor(hours)} h`;
-  if (seconds >= 3600) return `${Math.floor(hours)} h ${Math.floor(minutes)} min`;
-  return seconds >= 60 ? `${Math.floor(minutes)} min` : `${Math.floor(seconds)} s`;
-}
-
-// Opened models: a form, the answer, and the same request as commands.
+// An opened model: a form, its answer, and the same request as commands.
 class Panel {
   constructor(model) {
-    this.id = nextId();
-    this.node = el("div", { class: "panel", id: this.id });
-    this.update(model);
-    const { methods } = model;
-    this.form = el("form", { class: "try", onsubmit: (event) => this.run(event) });
-    this.result = el("div", { class: "result", "aria-live": "polite" });
+    this.model = model;
+    this.form = el("form", { class: "try" });
+    this.result = el("div", { "aria-live": "polite" });
     this.doors = el("div", { class: "doors" });
-    if (model.description) this.node.append(el("p", {}, model.description));
-    const labels = (model.labels ?? []).slice(0, 20).join(", ");
-    const facts = el("dl", { class: "facts" });
-    if (model.versions?.length > 1) facts.append(fact("versions", model.versions.join(", ")));
-    if (labels) facts.append(fact("labels", labels));
-    if (facts.childElementCount) this.node.append(facts);
-    if (methods.length > 1) this.node.append(this.chooser(methods));
+    this.node = el("div", { class: "panel", id: nextId() }, el("p", {}, model.description));
+    if (model.methods.length > 1) this.node.append(this.chooser(model.methods));
     this.node.append(el("div", { class: "two" }, this.form, this.result), this.doors);
     this.form.addEventListener("input", () => this.refresh());
+    this.form.addEventListener("submit", (event) => this.run(event));
     this.form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
-    this.choose(methods[0]);
-  }
-
-  update(model) {
-    this.model = model;
+    this.choose(model.methods[0]);
   }
 
   chooser(methods) {
-    const options = methods.map((method) => el("option", {}, method.name));
-    const select = el("select", { id: nextId() }, ...options);
+    const select = el("select", {}, ...methods.map(({ name }) => el("option", {}, name)));
     select.addEventListener("change", () => this.choose(methods[select.selectedIndex]));
-    return el("div", { class: "field" }, el("label", { for: select.id }, "method"), select);
+    return el("label", { class: "field" }, "method", select);
   }
 
   choose(method) {
@@ -61,190 +52,161 @@ class Panel {
     this.button = el("button", { class: "primary" }, "Run");
     const keys = el("span", { class: "hint" }, "Ctrl + Enter");
     this.form.replaceChildren(this.inputs.node, el("div", { class: "bar" }, this.button, keys));
-    this.result.replaceChildren();
-    const commands = curlCommands(this.model, method, method.inputs.map(() => null), keyed);
-    this.figures = commands.map(([title]) => copyable(title));
+    this.figures = this.commands().map(([title]) => copyable(title));
     this.doors.replaceChildren(...this.figures.map((figure) => figure.node));
+    this.result.replaceChildren();
     this.refresh();
   }
 
+  commands() {
+    return curlCommands(this.model, this.method, this.inputs.values(), keyed);
+  }
+
   refresh() {
-    let values;
-    try {
-      values = this.inputs.values();
-    } catch {
-      if (!this.method.inputs.some((spec) => spec.content === "image" || spec.content === "bytes"))
-        return; // what is typed is not valid yet
-      values = this.method.inputs.map(() => null);
-    }
-    curlCommands(this.model, this.method, values, keyed).forEach(([, command], index) =>
-      setText(this.figures[index].code, command),
-    );
+    const commands = this.commands();
+    if (this.form.querySelector("textarea:invalid")) return;
+    commands.forEach(([, command], i) => setText(this.figures[i].code, command));
   }
 
   async run(event) {
     event.preventDefault();
     this.button.disabled = true;
+    const show = (...nodes) => this.result.replaceChildren(...nodes);
     try {
-      const request = await this.inputs.request();
-      const stream = el("pre", { class: "said" });
-      const onText = (text) => {
-        setText(stream, text);
-        if (!stream.isConnected) this.result.replaceChildren(stream);
-      };
       const path = predictPath(this.model, this.method);
-      const { answer, ms } = await predict(path, request, onText);
-      const version = answer.model_version ? ` · version ${answer.model_version}` : "";
-      const time = el("p", { class: "hint num" }, `${number(ms)} ms as this browser sees it${version}`);
-      this.result.replaceChildren(...showAnswer(answer), time);
+      const onText = (text) => show(el("p", { class: "said" }, text));
+      const { answer, ms } = await predict(path, await this.inputs.request(), onText);
+      const version = answer.model_version ? `, version ${answer.model_version}` : "";
+      const note = `${number(ms)} ms as this browser sees it${version}`;
+      show(...showAnswer(answer), el("p", { class: "hint num" }, note));
     } catch (error) {
-      this.result.replaceChildren(el("p", { class: "alert" }, error.message));
+      show(el("p", { class: "alert" }, error.message));
     }
     this.button.disabled = false;
   }
 }
 
-const STATISTICS = [
-  ["req/s", (model) => number(model.requests_per_s)],
-  ["p50 ms", (model) => number(model.p50_ms)],
-  ["p99 ms", (model) => number(model.p99_ms)],
-  ["queue", (model) => number(model.queue_depth)],
-  ["batch", (model) => number(model.avg_batch)],
-  ["requests", (model) => number(model.requests_total)],
-  ["errors", (model) => number(model.errors_total)],
-];
+const signature = ({ version, methods, example }) => JSON.stringify([version, methods, example]);
 
 class Row {
   constructor(model) {
-    this.signature = Row.signature(model);
+    this.signature = signature(model);
     this.state = el("span", { class: "state" });
-    this.meta = el("span", { class: "hint" });
-    this.values = STATISTICS.map(() => el("dd", { class: "num" }, "–"));
-    const toggle = { type: "button", "aria-expanded": "false", onclick: () => this.toggle() };
-    this.button = el("button", { class: "name", ...toggle }, model.name);
-    const statistics = STATISTICS.map(([name], i) => el("div", {}, el("dt", {}, name), this.values[i]));
-    this.reason = el("p", { class: "alert", hidden: true });
-    const title = el("div", { class: "title" }, el("h3", {}, this.button), this.state, this.meta);
-    const head = el("div", { class: "head" }, title, el("dl", { class: "stats" }, ...statistics));
-    this.node = el("li", { class: "card" }, head, this.reason);
-    this.update(model);
-  }
-
-  static signature({ version, methods, example, labels }) {
-    return JSON.stringify([version, methods, example, labels]);
+    this.about = el("span", { class: "hint" });
+    this.reason = el("p", { class: "alert" });
+    this.values = Object.keys(STATISTICS).map(() => el("dd", { class: "num" }));
+    this.button = el("button", { class: "name", "aria-expanded": "false" }, model.name);
+    this.button.addEventListener("click", () => this.toggle());
+    const statistics = Object.keys(STATISTICS).map((name, i) =>
+      el("div", {}, el("dt", {}, name), this.values[i]));
+    this.node = el("li", { class: "card" },
+      el("div", { class: "head" },
+        el("div", { class: "title" }, el("h3", {}, this.button), this.state, this.about),
+        el("dl", { class: "stats" }, ...statistics)),
+      this.reason);
   }
 
   update(model) {
     this.model = model;
-    this.node.dataset.state = model.state;
-    setText(this.state, model.state.toLowerCase());
-    setText(this.meta, [model.version && `version ${model.version}`, model.runtime]
-      .filter(Boolean).join(" · "));
-    STATISTICS.forEach(([, read], i) => setText(this.values[i], read(model)));
+    const { name, runtime, version, versions, tags, state, reason } = model;
+    const which = versions.length > 1 ? `${version} of ${versions.join(", ")}` : version;
+    this.words = [name, runtime, state, ...tags].join(" ");
+    this.node.dataset.state = state;
+    setText(this.state, state.toLowerCase());
+    setText(this.about, `version ${which} · ${runtime}`);
+    setText(this.reason, reason);
+    this.reason.hidden = !reason;
+    this.button.disabled = !model.methods.length;
+    Object.values(STATISTICS).forEach((key, i) => setText(this.values[i], number(model[key])));
     this.values.at(-1).classList.toggle("bad", model.errors_total > 0);
-    setText(this.reason, model.reason ?? "");
-    this.reason.hidden = !model.reason;
-    this.button.disabled = !model.methods?.length;
-    this.panel?.update(model);
   }
 
   toggle() {
-    const open = this.button.getAttribute("aria-expanded") !== "true";
-    this.button.setAttribute("aria-expanded", String(open));
-    if (open && !this.panel) {
-      this.panel = new Panel(this.model);
+    if (!this.panel) {
+      this.panel = new Panel(this.model).node;
+      this.panel.hidden = true;
+      this.node.append(this.panel);
       this.button.setAttribute("aria-controls", this.panel.id);
-      this.node.append(this.panel.node);
     }
-    this.panel.node.hidden = !open;
+    this.panel.hidden = !this.panel.hidden;
+    this.button.setAttribute("aria-expanded", String(!this.panel.hidden));
   }
 }
 
-// Rows keep their place and their nodes, so that what one types survives the next poll.
+// Rows keep their nodes, so that what one types survives the next poll.
 function updateRows(models) {
-  const list = find("list");
-  for (const [name, row] of rows) {
-    const model = models.find((other) => other.name === name);
-    if (model && Row.signature(model) === row.signature) continue;
-    row.node.remove();
-    rows.delete(name);
-  }
-  models.forEach((model, index) => {
-    const row = rows.get(model.name) ?? new Row(model);
-    rows.set(model.name, row);
+  const known = rows;
+  rows = new Map();
+  for (const model of models) {
+    const old = known.get(model.name);
+    const row = old?.signature === signature(model) ? old : new Row(model);
     row.update(model);
-    if (list.children[index] !== row.node) list.insertBefore(row.node, list.children[index] ?? null);
-  });
-  find("empty").hidden = models.length > 0;
-  find("filter").hidden = models.length < 8;
-  applyFilter();
-}
-
-function applyFilter() {
-  const words = find("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const { model, node } of rows.values()) {
-    const text = [model.name, model.runtime, ...(model.tags ?? [])].join(" ").toLowerCase();
-    node.hidden = !words.every((word) => text.includes(word));
+    rows.set(model.name, row);
   }
+  const nodes = [...rows.values()].map((row) => row.node);
+  const list = find("list");
+  for (const node of [...list.children]) if (!nodes.includes(node)) node.remove();
+  nodes.forEach((node, i) => {
+    if (list.children[i] !== node) list.insertBefore(node, list.children[i]);
+  });
+  find("empty").hidden = nodes.length > 0;
+  find("filter").hidden = nodes.length < 8;
+  filter();
 }
 
-function updateFacts(server) {
+const filter = onFilter((matches) => {
+  for (const { words, node } of rows.values()) node.hidden = !matches(words);
+});
+
+function duration(seconds) {
+  const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+  const [unit, size] = units.find((pair) => seconds >= pair[1]) ?? units[3];
+  return `${Math.floor(seconds / size)} ${unit}`;
+}
+
+function updateServer({ server, models }) {
   const facts = { version: server.version, up: duration(server.uptime_s), device: server.device };
-  const entries = Object.entries(facts);
-  const shown = find("facts");
-  if (!shown.childElementCount) shown.append(...entries.map(([name]) => fact(name, "")));
-  entries.forEach(([, value], i) => setText(shown.children[i].lastChild, String(value)));
-}
-
-function updatePulse({ server, models }) {
-  const total = models.reduce((sum, model) => sum + model.requests_per_s, 0);
-  const weighted = models.reduce((sum, m) => sum + m.requests_per_s * (m.p50_ms ?? 0), 0);
-  const now = { rate: server.requests_per_s, p50: total ? weighted / total : 0 };
-  const titles = { rate: "requests/s", p50: "median latency, ms" };
-  const cards = Object.keys(titles).map((key) => {
-    history[key] = [...history[key], now[key]].slice(-HISTORY);
-    const value = key === "p50" && !total ? "–" : number(now[key]);
-    const text = el("p", {}, el("strong", { class: "num" }, value), ` ${titles[key]}`);
-    return el("div", { class: "card" }, text, sparkline(history[key], HISTORY));
-  });
-  find("pulse").replaceChildren(...cards);
-}
-
-function alertUser(text) {
-  setText(find("alert"), text);
-  find("alert").hidden = !text;
-}
-
-async function poll() {
-  try {
-    const state = await getJson("/page/state");
-    keyed = state.server.api_key_required;
-    updateFacts(state.server);
-    updatePulse(state);
-    updateReaders(state.models);
-    updateRows(state.models);
-    alertUser("");
-  } catch (error) {
-    keyed ||= error.status === 401;
-    alertUser(error.status === 401 ? "This server asks for an API key." : error.message);
-  }
-  find("key").hidden = !keyed;
+  find("facts").replaceChildren(...Object.entries(facts).map(([name, value]) =>
+    el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  const sum = (of) => models.reduce((total, model) => total + of(model), 0);
+  const total = sum((model) => model.requests_per_s);
+  const median = total ? sum((model) => model.requests_per_s * model.p50_ms) / total : 0;
+  const chart = (values, value, title) => {
+    values.push(value);
+    values.splice(0, values.length - HISTORY);
+    const text = el("p", {}, el("strong", { class: "num" }, number(value)), ` ${title}`);
+    return el("div", { class: "card" }, text, sparkline(values, HISTORY));
+  };
+  find("pulse").replaceChildren(chart(rates, server.requests_per_s, "requests/s"),
+    chart(latencies, median, "ms median latency"));
 }
 
 let timer = 0;
-async function follow() {
+
+async function poll() {
   clearTimeout(timer);
   if (document.hidden) return;
-  await poll();
+  let problem = "";
+  try {
+    const state = await getJson("/page/state");
+    keyed = state.server.api_key_required;
+    updateServer(state);
+    updateReaders(state.models);
+    updateRows(state.models);
+  } catch (error) {
+    keyed ||= error.status === 401;
+    problem = error.message;
+  }
+  setText(find("alert"), problem);
+  find("alert").hidden = !problem;
+  find("key").hidden = !keyed;
   clearTimeout(timer);
-  timer = setTimeout(follow, POLL_MS);
+  timer = setTimeout(poll, POLL_MS);
 }
 
-find("key").addEventListener("submit", (event) => {
-  event.preventDefault();
-  useKey(find("secret").value);
-  follow();
+onKey((key) => {
+  useKey(key);
+  poll();
 });
-find("filter").addEventListener("input", applyFilter);
-document.addEventListener("visibilitychange", follow);
-follow();
+document.addEventListener("visibilitychange", poll);
+poll();

@@ -1,24 +1,21 @@
-// Building blocks of both pages. Everything shown passes through text nodes and attributes.
+// Building blocks of both pages. What is shown passes through text nodes and attributes only.
 
 export const find = (id) => document.getElementById(id);
 
-export function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
+function build(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value === true) node.setAttribute(key, "");
-    else if (value !== false && value != null) node.setAttribute(key, value);
+    if (value === true) node.setAttribute(key, "");
+    else if (value !== false) node.setAttribute(key, value);
   }
   node.append(...children);
   return node;
 }
 
-export function svg(tag, attributes = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
+export const el = (tag, attributes = {}, ...children) =>
+  build(document.createElement(tag), attributes, children);
+
+export const svg = (tag, attributes = {}, ...children) =>
+  build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 // Touches the document only if the text differs, so that a selection survives polling.
 export function setText(node, text) {
@@ -26,36 +23,47 @@ export function setText(node, text) {
 }
 
 export function number(value) {
-  if (value == null || !isFinite(value)) return "–";
-  if (value >= 999500) return `${(value / 1e6).toFixed(1)} M`;
-  if (value >= 9995) return `${(value / 1e3).toFixed(1)} k`;
-  return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : `${+value.toFixed(2)}`;
+  if (!Number.isFinite(value)) return "–";
+  if (value >= 1e5) return `${(value / 1e3).toFixed(0)} k`;
+  return value >= 100 ? value.toFixed(0) : String(+value.toPrecision(3));
 }
 
-export const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.1 ? 1 : 0)} %`;
+export const percent = (share) => `${+(100 * share).toFixed(1)} %`;
 
-export function fact(name, value) {
-  return el("div", {}, el("dt", {}, name), el("dd", {}, value));
-}
+// A word for the shell.
+export const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-let fields = 0;
-export const nextId = () => `field-${++fields}`;
+let count = 0;
+export const nextId = () => `field-${++count}`;
 
+// Code with a button that copies it: the figure's `node`, and where the `code` goes.
 export function copyable(title) {
   const code = el("code");
-  const button = el("button", { type: "button", class: "copy", onclick: copy }, "Copy");
-  button.setAttribute("aria-label", `Copy ${title}`);
-  async function copy() {
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-    } catch {
-      // Browsers keep the clipboard for secure origins; the old way works on plain HTTP.
-      getSelection().selectAllChildren(code);
-      document.execCommand("copy");
-    }
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  }
+  const button = el("button", { class: "copy", "aria-label": `Copy ${title}` }, "Copy");
+  button.addEventListener("click", () => {
+    // Selecting works on plain HTTP as well, where browsers withhold the clipboard.
+    getSelection().selectAllChildren(code);
+    setText(button, document.execCommand("copy") ? "Copied" : "Selected");
+    setTimeout(() => setText(button, "Copy"), 1500);
+  });
   const head = el("figcaption", {}, el("span", {}, title), button);
   return { node: el("figure", { class: "code" }, head, el("pre", { tabindex: 0 }, code)), code };
+}
+
+// Asks for the API key where the server wants one.
+export function onKey(use) {
+  find("key").addEventListener("submit", (event) => {
+    event.preventDefault();
+    use(find("secret").value);
+  });
+}
+
+// Calls `show` with a test whether a text has all the words of the filter; gives what repeats it.
+export function onFilter(show) {
+  const apply = () => {
+    const words = find("filter").value.toLowerCase().split(/\s+/);
+    show((text) => words.every((word) => text.toLowerCase().includes(word)));
+  };
+  find("filter").addEventListener("input", apply);
+  return apply;
 }

@@ -2,7 +2,7 @@
 
 import { el, find, number, setText } from "./dom.js";
 import { predict, predictPath } from "./api.js";
-import { histogram, labelOf, probabilitiesOf, textOf } from "./answer.js";
+import { histogram, partsOf } from "./answer.js";
 
 const SIZE = 280;
 const PEN = 24;
@@ -12,218 +12,164 @@ const canvas = find("canvas");
 const ink = canvas.getContext("2d", { willReadFrequently: true });
 const cells = find("cells").getContext("2d");
 const readers = new Map();
-let stroke = 0;
-let pen = null;
-let frame = 0;
-let sending = false;
+let drawn = 0; // counts changes, so that a late answer is known to be late
+let values = null;
+let timer = 0;
 
 // The drawing cut out, centred and averaged to 8x8, as the models were trained: 0 paper, 16 ink.
-export function reduce({ data, width, height }) {
-  let [left, top, right, bottom] = [width, height, -1, -1];
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      if (!data[4 * (y * width + x) + 3]) continue;
-      left = Math.min(left, x);
-      right = Math.max(right, x);
-      top = Math.min(top, y);
-      bottom = y;
-    }
+function reduce({ data }) {
+  const inked = [];
+  for (let at = 0; at < SIZE * SIZE; at++) {
+    if (data[4 * at + 3]) inked.push([at % SIZE, Math.floor(at / SIZE), data[4 * at + 3] / 255]);
   }
-  if (right < 0) return null;
-  const side = Math.max(right - left, bottom - top) + 1;
-  const x0 = (side - (right - left + 1)) / 2 - left;
-  const y0 = (side - (bottom - top + 1)) / 2 - top;
-  const values = new Array(64).fill(0);
-  for (let y = top; y <= bottom; y++) {
-    const row = 8 * Math.floor(((y + y0 + 0.5) * 8) / side);
-    for (let x = left; x <= right; x++) {
-      const column = Math.floor(((x + x0 + 0.5) * 8) / side);
-      values[row + column] += data[4 * (y * width + x) + 3] / 255;
-    }
-  }
-  const area = (side / 8) ** 2;
-  return values.map((value) => Math.min(16, Math.round((160 * value) / area) / 10));
+  if (!inked.length) return null;
+  const ends = (axis) => inked.reduce(
+    ([low, high], point) => [Math.min(low, point[axis]), Math.max(high, point[axis] + 1)], [SIZE, 0]);
+  const [[left, right], [top, bottom]] = [ends(0), ends(1)];
+  const side = Math.max(right - left, bottom - top);
+  const cell = (at, low, high) => Math.floor((8 * (at + 0.5 + (side - low - high) / 2)) / side);
+  const sums = new Array(64).fill(0);
+  for (const [x, y, share] of inked) sums[8 * cell(y, top, bottom) + cell(x, left, right)] += share;
+  return sums.map((sum) => Math.min(16, Math.round(160 * sum / (side / 8) ** 2) / 10));
 }
 
-function preview(values) {
+function look() {
+  timer = 0;
+  values = reduce(ink.getImageData(0, 0, SIZE, SIZE));
   const image = cells.createImageData(8, 8);
-  values?.forEach((value, index) => (image.data[4 * index + 3] = (255 * value) / 16));
+  values?.forEach((value, i) => (image.data[4 * i + 3] = (255 * value) / 16));
   cells.putImageData(image, 0, 0);
+  for (const reader of readers.values()) reader.ask();
+}
+
+function changed() {
+  drawn++;
+  timer ||= setTimeout(look, PAUSE_MS);
 }
 
 function picture() {
-  const flat = el("canvas", { width: SIZE, height: SIZE });
-  const paper = flat.getContext("2d");
-  paper.fillStyle = "#fff";
-  paper.fillRect(0, 0, SIZE, SIZE);
-  paper.drawImage(canvas, 0, 0);
-  return new Promise((done) => flat.toBlob(done, "image/png"));
+  const paper = el("canvas", { width: SIZE, height: SIZE });
+  const context = paper.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, SIZE, SIZE);
+  context.drawImage(canvas, 0, 0);
+  return new Promise((done) => paper.toBlob(done));
 }
 
 class Reader {
   constructor(model) {
+    this.model = model;
     this.label = el("p", { class: "big" });
     this.time = el("span", { class: "num hint" });
-    this.chart = el("div", { class: "chart" });
-    this.said = el("p", { class: "hint said" });
-    const head = el("div", { class: "bar" }, el("h3", {}, model.name), this.time);
-    const body = el("div", { class: "reading" }, this.label, this.chart);
-    this.node = el("li", { class: "card" }, head, body, this.said);
-    this.seen = 0;
-    this.busy = false;
-    this.update(model);
-  }
-
-  update(model) {
-    this.model = model;
-    this.node.classList.toggle("off", model.state !== "READY");
-    if (!this.seen) setText(this.said, model.description ?? "");
+    this.chart = el("div");
+    this.said = el("p", { class: "hint" });
+    this.node = el("li", { class: "card" },
+      el("div", { class: "bar" }, el("h3", {}, model.name), this.time),
+      el("div", { class: "reading" }, this.label, this.chart), this.said);
+    this.show({});
   }
 
   // Keeps one request on its way; what is drawn meanwhile is sent when its answer is there.
-  async ask(values) {
-    if (this.busy || this.model.state !== "READY") return;
+  async ask() {
+    if (this.busy) return;
+    if (!values) return this.show({});
     this.busy = true;
-    const asked = stroke;
+    const asked = drawn;
     try {
       const [method] = this.model.methods;
-      const asPicture = method.inputs[0]?.content === "image";
-      const request = asPicture
+      const request = method.inputs[0].content === "image"
         ? { body: await picture(), type: "image/png" }
         : { body: JSON.stringify({ input: values }), type: "application/json" };
       const { answer, ms } = await predict(predictPath(this.model, method), request);
-      this.show(answer, ms);
+      const { label = JSON.stringify(answer.prediction), ...parts } = partsOf(answer);
+      this.show({ label: String(label), ...parts, ms });
     } catch (error) {
-      this.clear(error.message);
+      this.show({ text: error.message });
     }
-    this.seen = asked;
     this.busy = false;
-    if (asked !== stroke) schedule();
+    if (asked !== drawn && !timer) this.ask();
   }
 
-  show(answer, ms) {
-    if (isBlank) return;
-    this.read = labelOf(answer) ?? JSON.stringify(answer.prediction);
-    setText(this.label, String(this.read).slice(0, 12));
-    setText(this.time, `${number(ms)} ms`);
-    setText(this.said, textOf(answer));
-    const shares = probabilitiesOf(answer);
-    const labels = this.model.labels?.length ? this.model.labels : Object.keys(shares ?? {});
-    this.chart.replaceChildren(...(shares && labels.length ? [histogram(labels, shares)] : []));
-    agree();
-  }
-
-  clear(why = "") {
-    this.read = undefined;
-    setText(this.label, "");
-    setText(this.time, "");
-    setText(this.said, why || (this.model.description ?? ""));
-    this.chart.replaceChildren();
+  show({ label = "", probabilities = {}, text = this.model.description, ms }) {
+    setText(this.label, label.slice(0, 12));
+    setText(this.time, ms ? `${number(ms)} ms` : "");
+    setText(this.said, label && text === this.model.description ? "" : text);
+    const labels = Object.keys(probabilities);
+    this.chart.replaceChildren(...(labels.length ? [histogram(labels, probabilities)] : []));
+    compare();
   }
 }
 
-let isBlank = true;
-
-function agree() {
-  const said = [...readers.values()].map((r) => r.read).filter((label) => label !== undefined);
-  const counts = Map.groupBy ? Map.groupBy(said, (label) => String(label)) : new Map();
-  const [best] = [...counts].sort((a, b) => b[1].length - a[1].length);
-  if (!best) return;
-  const [label, votes] = best;
-  const all = votes.length === said.length && said.length > 1;
-  const who = all ? `All ${said.length} models` : `${votes.length} of ${said.length} models`;
-  setText(find("verdict"), `${who} read ${label}.`);
-}
-
-function schedule() {
-  if (sending) return;
-  sending = true;
-  setTimeout(() => {
-    sending = false;
-    const values = reduce(ink.getImageData(0, 0, SIZE, SIZE));
-    preview(values);
-    if (values) for (const reader of readers.values()) reader.ask(values);
-  }, PAUSE_MS);
+function compare() {
+  const said = [...readers.values()].map((reader) => reader.label.textContent).filter(Boolean);
+  const votes = (label) => said.filter((other) => other === label).length;
+  const best = said.reduce((a, b) => (votes(b) > votes(a) ? b : a), "");
+  const who = votes(best) === said.length ? "All" : `${votes(best)} of`;
+  setText(find("verdict"), best ? `${who} ${said.length} models read ${best}.`
+    : "Every model answers as you draw.");
 }
 
 function line(from, to) {
   ink.lineWidth = PEN;
-  ink.lineCap = ink.lineJoin = "round";
+  ink.lineCap = "round";
   ink.beginPath();
   ink.moveTo(from.x, from.y);
   ink.lineTo(to.x, to.y);
   ink.stroke();
-  isBlank = false;
-  stroke++;
-  schedule();
+  changed();
 }
 
 function clear() {
   ink.clearRect(0, 0, SIZE, SIZE);
-  isBlank = true;
-  stroke++;
-  preview(null);
-  for (const reader of readers.values()) reader.clear();
-  setText(find("verdict"), "");
+  changed();
 }
 
-function place(event) {
-  const box = canvas.getBoundingClientRect();
-  const scale = SIZE / box.width;
-  return { x: (event.clientX - box.left) * scale, y: (event.clientY - box.top) * scale };
+const pen = { x: SIZE / 2, y: SIZE / 4, down: false };
+
+function movePen({ clientX, clientY }, draws) {
+  const { left, top, width } = canvas.getBoundingClientRect();
+  const to = { x: ((clientX - left) * SIZE) / width, y: ((clientY - top) * SIZE) / width };
+  if (draws) line(pen, to);
+  Object.assign(pen, to);
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (event.button) return;
   canvas.setPointerCapture(event.pointerId);
-  pen = place(event);
+  movePen(event, false);
   line(pen, pen);
 });
 canvas.addEventListener("pointermove", (event) => {
   if (!canvas.hasPointerCapture(event.pointerId)) return;
-  for (const step of event.getCoalescedEvents?.() ?? [event]) {
-    const to = place(step);
-    line(pen, to);
-    pen = to;
-  }
+  for (const step of event.getCoalescedEvents()) movePen(step, true);
 });
 
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const cursor = { x: SIZE / 2, y: SIZE / 4, down: false };
+const ARROWS = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
 canvas.addEventListener("keydown", (event) => {
-  const arrow = ARROWS[event.key];
-  if (arrow) {
-    const from = { ...cursor };
-    cursor.x = Math.max(0, Math.min(SIZE, cursor.x + 10 * arrow[0]));
-    cursor.y = Math.max(0, Math.min(SIZE, cursor.y + 10 * arrow[1]));
-    if (cursor.down) line(from, cursor);
-  } else if (event.key === " ") {
-    cursor.down = !cursor.down;
-    if (cursor.down) line(cursor, cursor);
-  } else if (event.key === "Delete" || event.key === "Backspace") {
-    cursor.down = false;
-    clear();
-  } else return;
+  const from = { ...pen };
+  const [right, down] = ARROWS[event.key] ?? [0, 0];
+  pen.x = Math.max(0, Math.min(SIZE, pen.x + right));
+  pen.y = Math.max(0, Math.min(SIZE, pen.y + down));
+  if (event.key === " ") pen.down = !pen.down;
+  else if (event.key === "Delete") clear();
+  else if (!right && !down) return;
+  if (pen.down && event.key !== "Delete") line(from, pen);
   event.preventDefault();
 });
 find("clear").addEventListener("click", clear);
 
-// Called with every poll: shows the area if a model carries the tag.
+// Called with every poll: the area is there while a ready model carries the tag.
 export function updateReaders(models) {
-  const tagged = models.filter((model) => model.tags?.includes("digits") && model.methods?.length);
+  const tagged = models.filter((m) => m.tags.includes("digits") && m.state === "READY");
   find("draw").hidden = !tagged.length;
-  for (const [name, reader] of readers) {
-    if (tagged.some((model) => model.name === name)) continue;
-    reader.node.remove();
-    readers.delete(name);
-  }
+  const known = new Map(readers);
+  readers.clear();
   for (const model of tagged) {
-    const known = readers.get(model.name);
-    if (known) known.update(model);
-    else {
-      const reader = new Reader(model);
-      readers.set(model.name, reader);
-      find("readers").append(reader.node);
-    }
+    const reader = known.get(model.name) ?? new Reader(model);
+    readers.set(model.name, Object.assign(reader, { model }));
+  }
+  const list = find("readers");
+  const nodes = [...readers.values()].map((reader) => reader.node);
+  if (nodes.length !== list.children.length || nodes.some((node, i) => node !== list.children[i])) {
+    list.replaceChildren(...nodes);
   }
 }
