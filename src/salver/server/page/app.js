@@ -1,6 +1,6 @@
 // The page: polls the server's state once a second and lets one try every model.
 
-import { copyable, el, find, nextId, number, onFilter, onKey, setText } from "./dom.js";
+import { arrange, copyable, el, find, nextId, number, onFilter, onKey, setText } from "./dom.js";
 import { getJson, predict, predictPath, useKey } from "./api.js";
 import { buildForm, curlCommands } from "./form.js";
 import { showAnswer, sparkline } from "./answer.js";
@@ -144,11 +144,7 @@ function updateRows(models) {
     rows.set(model.name, row);
   }
   const nodes = [...rows.values()].map((row) => row.node);
-  const list = find("list");
-  for (const node of [...list.children]) if (!nodes.includes(node)) node.remove();
-  nodes.forEach((node, i) => {
-    if (list.children[i] !== node) list.insertBefore(node, list.children[i]);
-  });
+  arrange(find("list"), nodes);
   find("empty").hidden = nodes.length > 0;
   find("filter").hidden = nodes.length < 8;
   filter();

@@ -22,10 +22,18 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// Makes `nodes` the children of `list` and leaves alone what is in its place, with its focus.
+export function arrange(list, nodes) {
+  for (const old of [...list.children]) if (!nodes.includes(old)) old.remove();
+  nodes.forEach((node, i) => {
+    if (list.children[i] !== node) list.insertBefore(node, list.children[i]);
+  });
+}
+
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
   if (value >= 1e5) return `${(value / 1e3).toFixed(0)} k`;
-  return value >= 100 ? value.toFixed(0) : String(+value.toPrecision(3));
+  return String(+value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0));
 }
 
 export const percent = (share) => `${+(100 * share).toFixed(1)} %`;

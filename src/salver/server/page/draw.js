@@ -1,6 +1,6 @@
 // The drawing area: every model tagged "digits" answers while one draws.
 
-import { el, find, number, setText } from "./dom.js";
+import { arrange, el, find, number, setText } from "./dom.js";
 import { predict, predictPath } from "./api.js";
 import { histogram, partsOf } from "./answer.js";
 
@@ -167,9 +167,5 @@ export function updateReaders(models) {
     const reader = known.get(model.name) ?? new Reader(model);
     readers.set(model.name, Object.assign(reader, { model }));
   }
-  const list = find("readers");
-  const nodes = [...readers.values()].map((reader) => reader.node);
-  if (nodes.length !== list.children.length || nodes.some((node, i) => node !== list.children[i])) {
-    list.replaceChildren(...nodes);
-  }
+  arrange(find("readers"), [...readers.values()].map((reader) => reader.node));
 }
