@@ -140,7 +140,7 @@ export function curlCommands(model, method, values, keyed) {
   const json = "-H 'Content-Type: application/json'";
   const bodies = file
     ? [
-        [`-X POST -T ${file}`],
+        [`-T ${file}`],
         [json, `-d '{"instances": [{"b64": "'$(base64 < ${file} | tr -d '\\n')'"}]}'`],
         ["-H 'Inference-Header-Content-Length: 0'", `--data-binary @${file}`],
       ]
