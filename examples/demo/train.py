@@ -200,7 +200,7 @@ STEPS: dict[str, tuple[str, Callable[[Path], Callable[[Array], Array]]]] = {
 
 def main(folder: Path) -> None:
     console = Console()
-    shutil.copytree(HERE / "models", folder, dirs_exist_ok=True)
+    shutil.copytree(HERE / "templates", folder, dirs_exist_ok=True)
     table = Table("model", "scanned digits", "drawn digits")
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
