@@ -127,7 +127,8 @@ function v2Tensor(spec, method, value) {
   if (isObject(data)) data = spec.columns?.map((column) => value[column]);
   const shape = [...(method.batching === "rows" ? [1] : []), ...shapeOf(data)];
   while (shape.length < spec.shape.length) shape.push(1);
-  return { name: spec.name, datatype: spec.datatype, shape, data: [data].flat(Infinity) };
+  const flat = [data].flat(Infinity).map((item) => item ?? "NaN");
+  return { name: spec.name, datatype: spec.datatype, shape, data: flat };
 }
 
 // The request on each door as [title, command]. Methods other than the first have no v2 form.

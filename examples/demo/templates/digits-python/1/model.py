@@ -20,7 +20,7 @@ class DigitReader:
         values = prepare(image)
         if not values.any():
             return {"label": "", "text": "There is nothing on this picture."}
-        answer = self.digits.predict(values[None])
+        answer = self.digits.predict(input=values[None])
         shares = np.asarray(answer["probabilities"])[0]
         best, second = np.argsort(shares)[:-3:-1]
         text = f"This is a {best}, {shares[best]:.0%} sure."
