@@ -108,12 +108,12 @@ class Row {
 
   update(model) {
     this.model = model;
-    const { name, runtime, version, versions, tags, state, reason } = model;
+    const { name, runtime = "", version, versions, tags, state, reason = "" } = model;
     const which = versions.length > 1 ? `${version} of ${versions.join(", ")}` : version;
     this.words = [name, runtime, state, ...tags].join(" ");
     this.node.dataset.state = state;
     setText(this.state, state.toLowerCase());
-    setText(this.about, `version ${which} · ${runtime}`);
+    setText(this.about, [`version ${which}`, runtime].filter(Boolean).join(" · "));
     setText(this.reason, reason);
     this.reason.hidden = !reason;
     this.button.disabled = !model.methods.length;
@@ -164,7 +164,7 @@ function updateServer({ server, models }) {
   const facts = { version: server.version, up: duration(server.uptime_s), device: server.device };
   find("facts").replaceChildren(...Object.entries(facts).map(([name, value]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-  const sum = (of) => models.reduce((total, model) => total + of(model), 0);
+  const sum = (of) => models.reduce((total, model) => total + (of(model) || 0), 0);
   const total = sum((model) => model.requests_per_s);
   const median = total ? sum((model) => model.requests_per_s * model.p50_ms) / total : 0;
   const chart = (values, value, title) => {

@@ -131,6 +131,18 @@ function v2Tensor(spec, method, value) {
   return { name: spec.name, datatype: spec.datatype, shape, data: flat };
 }
 
+// The binary form of the protocol: JSON, then the file behind its length in four bytes.
+function binaryRequest(spec, file) {
+  if (!file) return ["# choose a file first"];
+  const shape = spec.shape.map(() => 1);
+  const parameters = { binary_data_size: file.size + 4 };
+  const head = JSON.stringify({ inputs: [{ name: spec.name, datatype: "BYTES", shape, parameters }] });
+  const length = [0, 8, 16, 24].map((bits) => `\\0${((file.size >>> bits) & 255).toString(8)}`);
+  const parts = `printf %s ${quote(head)}; printf %b '${length.join("")}'; cat ${quote(file.name)}`;
+  const size = new TextEncoder().encode(head).length;
+  return [`-H 'Inference-Header-Content-Length: ${size}'`, `--data-binary @- < <(${parts})`];
+}
+
 // The request on each door as [title, command]. Methods other than the first have no v2 form.
 export function curlCommands(model, method, values, keyed) {
   const { inputs } = method;
@@ -143,7 +155,7 @@ export function curlCommands(model, method, values, keyed) {
     ? [
         [`-T ${file}`],
         [json, `-d '{"instances": [{"b64": "'$(base64 < ${file} | tr -d '\\n')'"}]}'`],
-        ["-H 'Inference-Header-Content-Length: 0'", `--data-binary @${file}`],
+        binaryRequest(inputs[0], values[0]),
       ]
     : [{ input }, { instances: [input] }, { inputs: tensors }]
         .map((body) => [json, `-d ${quote(JSON.stringify(body))}`]);
