@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import salver
-from salver.authoring import CURRENT, ArrayHint, Declaration, Handle, Scope, fit
+from salver.authoring import CURRENT, ArrayHint, Declaration, Handle, Scope
+from salver.codecs.bind import bind
 from salver.errors import InvalidInput, Unavailable
 from salver.signature import Method, TensorSpec
 from salver.types import (
@@ -21,6 +22,7 @@ from salver.types import (
     UINT8,
     CallContext,
     DType,
+    Loose,
     ModelRef,
     Request,
     Tensor,
@@ -207,7 +209,7 @@ def test_what_a_handle_sent_is_fitted_to_the_method(
     value: Any, wanted: TensorSpec, dtype: DType, array: list[Any]
 ) -> None:
     method = a_method(wanted, spec("more", FP32, 1, optional=True))
-    fitted = fit(Tensors({"": Tensor.of(value)}), method)
+    fitted = bind(method, Loose({"": Tensor.of(value)}))
     assert list(fitted) == ["x"]
     assert fitted["x"].dtype is dtype
     assert fitted["x"].array().tolist() == array
@@ -216,11 +218,11 @@ def test_what_a_handle_sent_is_fitted_to_the_method(
 def test_an_unnamed_input_among_several_is_refused() -> None:
     method = a_method(spec("a", FP32, 1), spec("b", FP32, 1))
     with pytest.raises(InvalidInput, match="name the inputs; there are: a, b"):
-        fit(Tensors({"": Tensor.of(1.0)}), method)
+        bind(method, Loose({"": Tensor.of(1.0)}))
 
 
 def test_unknown_inputs_are_left_for_the_check_of_the_signature() -> None:
-    fitted = fit(Tensors({"z": Tensor.of(1.0)}), a_method(spec("a", FP32, 1)))
+    fitted = bind(a_method(spec("a", FP32, 1)), Loose({"z": Tensor.of(1.0)}))
     assert list(fitted) == ["z"]
 
 

@@ -30,11 +30,10 @@ from salver.types import (
     NO_CONTEXT,
     CallContext,
     DType,
+    Loose,
     ModelRef,
     Request,
     Tensor,
-    Tensors,
-    bf16_bits,
     bf16_floats,
     dtype_of_array,
 )
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from salver.interfaces import Caller
-    from salver.signature import Content, Method, TensorSpec
+    from salver.signature import Content
     from salver.types import Parameter, Work
 
 T = TypeVar("T")
@@ -251,7 +250,7 @@ class Handle:
                 raise InvalidInput(f"{self!r}: several inputs must be given by name")
             named[""] = value[0]
         request = Request(
-            payload=Tensors({name: _tensor(item) for name, item in named.items()}),
+            payload=Loose({name: _tensor(item) for name, item in named.items()}),
             method=method,
             outputs=tuple(outputs),
             parameters=parameters or {},
@@ -296,35 +295,3 @@ def use(name: str, version: str = "") -> Handle:
             "while it is loaded or runs"
         )
     return Handle(ModelRef(name, version), caller)
-
-
-def fit(tensors: Tensors, method: Method) -> Tensors:
-    """What a handle sent, as `method` takes it: its only input named, numbers of the right type.
-
-    For whoever implements `Caller`, who knows the signature.
-    Raises: InvalidInput if the input must be named.
-    """
-    specs = {spec.name: spec for spec in method.inputs}
-    if "" in tensors:
-        required = [spec.name for spec in method.inputs if not spec.optional] or list(specs)
-        if len(required) != 1:
-            raise InvalidInput(f"name the inputs; there are: {', '.join(specs)}")
-        tensors = Tensors({required[0]: tensors[""]})
-    return Tensors(
-        {
-            name: _fit(tensor, specs[name], name) if name in specs else tensor
-            for name, tensor in tensors.items()
-        }
-    )
-
-
-def _fit(tensor: Tensor, spec: TensorSpec, name: str) -> Tensor:
-    array = tensor.array(name)
-    if array.size == 1 and len(array.shape) + len(spec.shape) == 1:
-        array = array.reshape((1,) * len(spec.shape))
-    if spec.dtype is BF16 and tensor.dtype.is_float and tensor.dtype is not BF16:
-        return Tensor(BF16, array.shape, bf16_bits(array))
-    is_number = BYTES not in (tensor.dtype, spec.dtype)
-    if is_number and np.can_cast(tensor.dtype.numpy, spec.dtype.numpy, "same_kind"):
-        return Tensor(spec.dtype, array.shape, array.astype(spec.dtype.numpy, copy=False))
-    return Tensor(tensor.dtype, array.shape, array)

@@ -255,6 +255,14 @@ class Tensors(dict[str, Tensor]):
     __slots__ = ()
 
 
+class Loose(Tensors):
+    """Tensors as another model's code sends them: an only input may have no name (`""`), and
+    numbers may be of another width than the method's.
+    """
+
+    __slots__ = ()
+
+
 class Raw(msgspec.Struct, frozen=True):
     """A body as it came: an image, audio, text."""
 

@@ -14,7 +14,19 @@ import numpy as np
 from salver.codecs.json_numbers import NON_FINITE, dumps
 from salver.codecs.json_tensors import narrowed
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
-from salver.types import BOOL, BYTES, INT64, UINT64, Object, Raw, Tensor, Tensors
+from salver.types import (
+    BF16,
+    BOOL,
+    BYTES,
+    INT64,
+    UINT64,
+    Loose,
+    Object,
+    Raw,
+    Tensor,
+    Tensors,
+    bf16_bits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,14 +37,18 @@ if TYPE_CHECKING:
 _CONTENT_OF_MEDIA = {"image": "image", "text": "text", "application": "bytes", "audio": "bytes"}
 
 
-def bind(method: Method, payload: Object | Raw) -> Tensors:
+def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
     """The inputs of `method` that `payload` stands for.
 
     Raises: InvalidInput with field, expected and got; UnsupportedMedia for a file that the method
     does not take.
     """
+    if isinstance(payload, Loose):
+        return _bind_loose(method, payload)
     if isinstance(payload, Raw):
         return _bind_file(method, payload)
+    if isinstance(payload, Tensors):
+        return payload
     if payload.schema == "columns":
         return _bind_columns(method, payload.value)
     value = payload.value
@@ -50,9 +66,10 @@ def bind(method: Method, payload: Object | Raw) -> Tensors:
 def _bind_one(method: Method, value: Any) -> Tensors:
     """One call's inputs, without a batch dimension: by name, or the value of the only input."""
     names = {spec.name for spec in method.inputs}
-    if len(method.inputs) == 1 and not (isinstance(value, dict) and set(value) == names):
-        spec = method.inputs[0]
-        return Tensors({spec.name: _tensor(spec, value)})
+    required = [spec for spec in method.inputs if not spec.optional] or list(method.inputs)
+    is_named = isinstance(value, dict) and bool(value) and value.keys() <= names
+    if len(required) == 1 and not is_named:
+        return Tensors({required[0].name: _tensor(required[0], value)})
     if not isinstance(value, dict):
         raise InvalidInput(f"expected an object with {', '.join(sorted(names))}")
     return Tensors(
@@ -363,3 +380,34 @@ def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
         except (binascii.Error, TypeError, ValueError):
             raise InvalidInput(f"input {spec.name!r}: {BYTES_KEY!r} is not valid base64") from None
     raise InvalidInput(f"input {spec.name!r}: expected {spec.content}, got {_shown(value)}")
+
+
+def _bind_loose(method: Method, tensors: Loose) -> Tensors:
+    """An unnamed input gets its name, numbers the method's width.
+
+    Raises: InvalidInput if the input must be named.
+    """
+    specs = {spec.name: spec for spec in method.inputs}
+    if "" in tensors:
+        required = [spec.name for spec in method.inputs if not spec.optional] or list(specs)
+        if len(required) != 1:
+            raise InvalidInput(f"name the inputs; there are: {', '.join(specs)}")
+        tensors = Loose({required[0]: tensors[""]})
+    return Tensors(
+        {
+            name: _fit(tensor, specs[name], name) if name in specs else tensor
+            for name, tensor in tensors.items()
+        }
+    )
+
+
+def _fit(tensor: Tensor, spec: TensorSpec, name: str) -> Tensor:
+    array = tensor.array(name)
+    if array.size == 1 and len(array.shape) + len(spec.shape) == 1:
+        array = array.reshape((1,) * len(spec.shape))
+    if spec.dtype is BF16 and tensor.dtype.is_float and tensor.dtype is not BF16:
+        return Tensor(BF16, array.shape, bf16_bits(array))
+    is_number = BYTES not in (tensor.dtype, spec.dtype)
+    if is_number and np.can_cast(tensor.dtype.numpy, spec.dtype.numpy, "same_kind"):
+        return Tensor(spec.dtype, array.shape, array.astype(spec.dtype.numpy, copy=False))
+    return Tensor(tensor.dtype, array.shape, array)

@@ -73,6 +73,6 @@ class LoopCaller:
         depth: int,
     ) -> None:
         try:
-            self._engine.submit(ref, request, FutureSink(future), context, depth + 1)
+            self._engine.submit(ref, request, FutureSink(future), context, depth)
         except SalverError as error:
             future.set_exception(error)

@@ -140,7 +140,7 @@ class Engine:
         generation = self.find(ref)
         plan = generation.plan(request.method)
         payload = request.payload
-        inputs = payload if isinstance(payload, Tensors) else bind(plan.method, payload)
+        inputs = payload if type(payload) is Tensors else bind(plan.method, payload)
         now = self._clock()
         call = Call(request, sink, context, generation, now)
         call.rows = plan.method.check(inputs)

@@ -19,6 +19,7 @@ from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
+from salver.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +97,7 @@ class Loader:
         runtime, _ = detect(version.path, version.config)
         model = runtime.load(self._spec(version))
         try:
+            model.signature = with_default(model.signature, version.config.default_method)
             return runtime, model, warm_up(model, version.config)
         except BaseException:
             model.close()
@@ -107,7 +109,7 @@ class Loader:
             path=version.path,
             ref=version.ref,
             config=config,
-            device=config.device or self._config.device,
+            device=device(config.device or self._config.device),
             threads=thread_budget(config, os.cpu_count() or 1),
             trusted=self._config.trust or version.trusted,
             caller=self._caller,
@@ -131,11 +133,12 @@ class Loader:
             count = (config.instances.count or 1) if model.traits.thread_safe else 1
             instances = [ThreadInstance(model, f"{ref.name}-{i}", loop) for i in range(count)]
         statistics = ModelStatistics()
-        batches = max_batch(config, model.traits) != 1
+        max_rows = max_batch(config, model.traits)
+        batches = max_rows != 1
         target = BatchedTarget(
             ref,
             model.signature,
-            DynamicScheduler(config) if batches else DirectScheduler(config),
+            DynamicScheduler(config, max_rows) if batches else DirectScheduler(config),
             inline=InlineInstance(model) if placement.inline or not instances else None,
             instances=instances,
             statistics=statistics,
@@ -156,6 +159,25 @@ class Loader:
             batches=batches,
             close=model.close,
         )
+
+
+def with_default(signature: Signature, method: str) -> Signature:
+    """The signature with `method` first, which makes it the default.
+
+    Raises: LoadFailed if there is no such method.
+    """
+    if not method:
+        return signature
+    try:
+        name, found = signature.method(method)
+    except SalverError as error:
+        raise LoadFailed(f"default_method: {error.message}") from None
+    return Signature({name: found} | signature.methods)
+
+
+def device(configured: str) -> str:
+    """Where to run: what is configured; `auto` is the processor, until a runtime offers more."""
+    return "cpu" if configured == "auto" else configured
 
 
 def max_batch(config: ModelConfig, traits: Traits) -> int:
