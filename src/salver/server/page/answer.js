@@ -2,10 +2,15 @@
 
 import { el, number, percent, svg } from "./dom.js";
 
-// An answer's label, probabilities and text, whether the server or the model's own code named them.
-export function partsOf({ prediction, ...answer }) {
-  const { label, probabilities, text } = { ...Object(prediction), ...answer };
-  return { label, probabilities, text: typeof prediction === "string" ? prediction : text };
+// An answer's label, probabilities and text, named by the server, by the model's own code, or by
+// `labels` if there is a share for each.
+export function partsOf({ prediction, ...answer }, labels) {
+  if (typeof prediction === "string") return { ...answer, text: prediction };
+  if (!Array.isArray(prediction)) return { ...Object(prediction), ...answer };
+  const isShares = prediction.every((share) => share >= 0 && share <= 1);
+  if (!isShares || !labels?.length || prediction.length !== labels.length) return answer;
+  const probabilities = Object.fromEntries(labels.map((label, i) => [label, prediction[i]]));
+  return { probabilities, label: labels[prediction.indexOf(Math.max(...prediction))], ...answer };
 }
 
 function bars(probabilities) {
@@ -17,9 +22,9 @@ function bars(probabilities) {
   return el("ol", { class: "bars" }, ...rows);
 }
 
-export function showAnswer(answer) {
+export function showAnswer(answer, known) {
   const nodes = [];
-  const { label, probabilities, text } = partsOf(answer);
+  const { label, probabilities, text } = partsOf(answer, known);
   const headline = label ?? (typeof answer.prediction === "number" && number(answer.prediction));
   if (headline !== false) nodes.push(el("p", { class: "big" }, String(headline)));
   if (text && text !== label) nodes.push(el("p", { class: "said" }, String(text)));

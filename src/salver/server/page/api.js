@@ -24,21 +24,34 @@ async function send(path, options = {}) {
 
 export const getJson = async (path) => (await send(path)).json();
 
-// Sends a body built by `form.js`; `onText` gets what a stream has brought so far.
-export async function predict(path, { body, type }, onText) {
+// A stream has one answer in each line; texts are joined.
+async function readLines(response, onAnswer) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const found = [];
+  let answer = {};
+  let rest = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    const lines = (rest + part.value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      const { error, prediction, ...others } = JSON.parse(line);
+      if (error) throw new Error(error);
+      found.push(prediction);
+      const isText = found.every((item) => typeof item === "string");
+      answer = { prediction: isText ? found.join("") : found, ...others };
+    }
+    onAnswer(answer);
+  }
+  return answer;
+}
+
+// Sends a body built by `form.js`; `onAnswer` gets what a stream has brought so far.
+export async function predict(path, { body, type }, onAnswer) {
   const start = performance.now();
   const headers = { "Content-Type": type };
   const response = await send(path, { method: "POST", body, headers });
-  let answer;
-  if (response.headers.get("Content-Type")?.startsWith("application/json")) {
-    answer = await response.json();
-  } else {
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    answer = { prediction: "" };
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
-      onText?.((answer.prediction += part.value));
-    }
-  }
+  const isStream = response.headers.get("Content-Type").includes("ndjson");
+  const answer = await (isStream ? readLines(response, onAnswer) : response.json());
   return { answer, ms: performance.now() - start };
 }
 

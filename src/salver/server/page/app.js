@@ -74,11 +74,11 @@ class Panel {
     const show = (...nodes) => this.result.replaceChildren(...nodes);
     try {
       const path = predictPath(this.model, this.method);
-      const onText = (text) => show(el("p", { class: "said" }, text));
-      const { answer, ms } = await predict(path, await this.inputs.request(), onText);
+      const onAnswer = (answer) => show(...showAnswer(answer, this.model.labels));
+      const { answer, ms } = await predict(path, await this.inputs.request(), onAnswer);
       const version = answer.model_version ? `, version ${answer.model_version}` : "";
       const note = `${number(ms)} ms as this browser sees it${version}`;
-      show(...showAnswer(answer), el("p", { class: "hint num" }, note));
+      show(...showAnswer(answer, this.model.labels), el("p", { class: "hint num" }, note));
     } catch (error) {
       show(el("p", { class: "alert" }, error.message));
     }

@@ -81,8 +81,8 @@ class Reader {
         ? { body: await picture(), type: "image/png" }
         : { body: JSON.stringify({ input: values }), type: "application/json" };
       const { answer, ms } = await predict(predictPath(this.model, method), request);
-      const { label = JSON.stringify(answer.prediction), ...parts } = partsOf(answer);
-      this.show({ label: String(label), ...parts, ms });
+      const parts = partsOf(answer, this.model.labels);
+      this.show({ ...parts, label: String(parts.label ?? JSON.stringify(answer.prediction)), ms });
     } catch (error) {
       this.show({ text: error.message });
     }

@@ -143,13 +143,16 @@ function binaryRequest(spec, file) {
   return [`-H 'Inference-Header-Content-Length: ${size}'`, `--data-binary @- < <(${parts})`];
 }
 
-// The request on each door as [title, command]. Methods other than the first have no v2 form.
+// The request on each door as [title, command]. V2 reaches the first method only, and streams
+// come from our own door alone.
 export function curlCommands(model, method, values, keyed) {
   const { inputs } = method;
   const file = isFile(inputs[0]) && inputs.length === 1 && quote(values[0]?.name ?? "FILE");
   const input = oneInput(method, values.map((v) => (v instanceof File ? { b64: "…" } : v)));
   const present = inputs.map((spec, i) => [spec, values[i]]).filter(([, v]) => v !== undefined);
   const tensors = present.map(([spec, value]) => v2Tensor(spec, method, value));
+  const isFirst = method === model.methods[0];
+  const signature = isFirst ? {} : { signature_name: method.name };
   const json = "-H 'Content-Type: application/json'";
   const bodies = file
     ? [
@@ -157,15 +160,13 @@ export function curlCommands(model, method, values, keyed) {
         [json, `-d '{"instances": [{"b64": "'$(base64 < ${file} | tr -d '\\n')'"}]}'`],
         binaryRequest(inputs[0], values[0]),
       ]
-    : [{ input }, { instances: [input] }, { inputs: tensors }]
+    : [{ input }, { ...signature, instances: [input] }, { inputs: tensors }]
         .map((body) => [json, `-d ${quote(JSON.stringify(body))}`]);
   const name = encodeURIComponent(model.name);
-  const isFirst = method === model.methods[0];
-  const verb = isFirst ? "predict" : encodeURIComponent(method.name);
   const doors = {
     Salver: predictPath(model, method),
-    "TensorFlow Serving, KServe v1": `/v1/models/${name}:${verb}`,
-    ...(isFirst && { "Open Inference Protocol v2": `/v2/models/${name}/infer` }),
+    ...(!method.streams && { "TensorFlow Serving, KServe v1": `/v1/models/${name}:predict` }),
+    ...(isFirst && !method.streams && { "Open Inference Protocol v2": `/v2/models/${name}/infer` }),
   };
   const key = keyed ? ['-H "Authorization: Bearer $SALVER_API_KEY"'] : [];
   return Object.entries(doors).map(([title, path], i) => [
