@@ -25,12 +25,13 @@ function sample(schema, depth = 0) {
   if (choice && depth < 6) return sample(choice, depth + 1);
   const type = [schema.type].flat()[0];
   if (depth > 6) return null;
-  if (schema.allOf) return Object.assign({}, ...schema.allOf.map((part) => sample(part, depth + 1)));
+  const below = (part) => sample(part, depth + 1);
+  if (schema.allOf) return Object.assign({}, ...schema.allOf.map(below));
   if (type === "object" || schema.properties) {
     const entries = Object.entries(schema.properties ?? {});
-    return Object.fromEntries(entries.map(([name, part]) => [name, sample(part, depth + 1)]));
+    return Object.fromEntries(entries.map(([name, part]) => [name, below(part)]));
   }
-  if (type === "array") return schema.items ? [sample(schema.items, depth + 1)] : [];
+  if (type === "array") return schema.items ? [below(schema.items)] : [];
   return { string: "…", integer: 0, number: 0, boolean: true }[type] ?? null;
 }
 
@@ -56,7 +57,8 @@ function examples(content) {
   return Object.entries(content ?? {}).flatMap(([type, media]) => {
     const named = Object.entries(media.examples ?? {});
     if (named.length) {
-      return named.map(([name, node]) => [type, resolve(node).summary ?? name, resolve(node).value]);
+      const found = named.map(([name, node]) => [name, resolve(node)]);
+      return found.map(([name, { summary = name, value }]) => [type, summary, value]);
     }
     const schema = resolve(media.schema);
     if (schema.format === "binary") return [[type, "a file", undefined]];
@@ -65,7 +67,8 @@ function examples(content) {
 }
 
 function curl(verb, path, body) {
-  const lines = [`curl ${verb === "get" ? "" : `-X ${verb.toUpperCase()} `}${quote(location.origin + path)}`];
+  const method = verb === "get" ? "" : `-X ${verb.toUpperCase()} `;
+  const lines = [`curl ${method}${quote(location.origin + path)}`];
   if (spec.components?.securitySchemes) lines.push('-H "Authorization: Bearer $SALVER_API_KEY"');
   if (body) {
     const [type, , value] = body;
@@ -88,7 +91,8 @@ function details(verb, path, operation, shared) {
   if (description) nodes.push(el("p", {}, description));
   const parameters = [...(shared ?? []), ...(operation.parameters ?? [])].map(resolve);
   if (parameters.length) {
-    const row = (p) => [p.name, p.in, typeName(p.schema), p.required ? "required" : "", p.description];
+    const need = ({ required }) => (required ? "required" : "");
+    const row = (p) => [p.name, p.in, typeName(p.schema), need(p), p.description];
     nodes.push(table(["parameter", "in", "type", "", "meaning"], parameters.map(row)));
   }
   const bodies = examples(resolve(requestBody).content);

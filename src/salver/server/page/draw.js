@@ -23,8 +23,9 @@ function reduce({ data }) {
     if (data[4 * at + 3]) inked.push([at % SIZE, Math.floor(at / SIZE), data[4 * at + 3] / 255]);
   }
   if (!inked.length) return null;
-  const ends = (axis) => inked.reduce(
-    ([low, high], point) => [Math.min(low, point[axis]), Math.max(high, point[axis] + 1)], [SIZE, 0]);
+  const widen = (axis) => ([low, high], point) =>
+    [Math.min(low, point[axis]), Math.max(high, point[axis] + 1)];
+  const ends = (axis) => inked.reduce(widen(axis), [SIZE, 0]);
   const [[left, right], [top, bottom]] = [ends(0), ends(1)];
   const side = Math.max(right - left, bottom - top);
   const cell = (at, low, high) => Math.floor((8 * (at + 0.5 + (side - low - high) / 2)) / side);
@@ -77,7 +78,7 @@ class Reader {
     const asked = drawn;
     try {
       const [method] = this.model.methods;
-      const request = method.inputs[0].content === "image"
+      const request = method.inputs[0]?.content === "image"
         ? { body: await picture(), type: "image/png" }
         : { body: JSON.stringify({ input: values }), type: "application/json" };
       const { answer, ms } = await predict(predictPath(this.model, method), request);

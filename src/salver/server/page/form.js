@@ -4,7 +4,7 @@ import { el, nextId, quote } from "./dom.js";
 import { predictPath } from "./api.js";
 
 const isNumeric = (spec) => /^(FP|BF|INT|UINT)/.test(spec.datatype);
-const isFile = (spec) => spec.content === "image" || spec.content === "bytes";
+const isFile = (spec) => spec?.content === "image" || spec?.content === "bytes";
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const rowShape = (spec, method) => (method.batching === "rows" ? spec.shape.slice(1) : spec.shape);
 
@@ -134,9 +134,10 @@ function v2Tensor(spec, method, value) {
 // The binary form of the protocol: JSON, then the file behind its length in four bytes.
 function binaryRequest(spec, file) {
   if (!file) return ["# choose a file first"];
-  const shape = spec.shape.map(() => 1);
   const parameters = { binary_data_size: file.size + 4 };
-  const head = JSON.stringify({ inputs: [{ name: spec.name, datatype: "BYTES", shape, parameters }] });
+  const shape = spec.shape.map(() => 1);
+  const input = { name: spec.name, datatype: "BYTES", shape, parameters };
+  const head = JSON.stringify({ inputs: [input] });
   const length = [0, 8, 16, 24].map((bits) => `\\0${((file.size >>> bits) & 255).toString(8)}`);
   const parts = `printf %s ${quote(head)}; printf %b '${length.join("")}'; cat ${quote(file.name)}`;
   const size = new TextEncoder().encode(head).length;
