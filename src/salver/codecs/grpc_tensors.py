@@ -1,0 +1,399 @@
+"""ModelInferRequest bytes to requests, and responses to ModelInferResponse bytes.
+
+Clients send the same head (model, names, datatypes, shapes) with ever new tensor data behind it, so
+heads are cached by their bytes and tensors are views on the data. Whatever does not look like that
+takes the way through protobuf, which decides what a message means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from salver.codecs.classification import classify
+from salver.codecs.protobuf import decode_varint, field, message, varint
+from salver.codecs.recent import Recent
+from salver.errors import InvalidInput, Unsupported
+from salver.types import (
+    BYTES,
+    DType,
+    ModelRef,
+    Packed,
+    Request,
+    Response,
+    Rows,
+    Tensor,
+    Tensors,
+    dtype_of,
+    len_of,
+    numbers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from salver.types import Buffer, Parameter
+
+    Message = list[bytes | memoryview]
+    Decoded = tuple[ModelRef, Request, Mapping[str, int]]
+
+MAX_HEAD_BYTES: Final = 4096
+MAX_HEADS: Final = 512
+MAX_RANK: Final = 64
+SMALL_BYTES: Final = 4096
+
+_ID, _RAW = 0x1A, 0x3A
+_HEAD: Final = frozenset((0x0A, 0x12, _ID, 0x22, 0x2A, 0x32))
+_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+_NO_SHARED_MEMORY: Final = (
+    "shared memory is not offered here; send the tensor data in the request (raw_input_contents)"
+)
+_CONTENTS: Final = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class _Head:
+    """What a request says before its tensor data.
+
+    `inputs` holds (name, datatype, shape, bytes); a BYTES input has at least so many.
+    """
+
+    __slots__ = ("classes", "inputs", "outputs", "parameters", "ref")
+
+    def __init__(self, request: Any) -> None:
+        self.ref = ModelRef(request.model_name, request.model_version)
+        self.parameters = _parameters(request.parameters)
+        self.outputs = tuple(output.name for output in request.outputs)
+        self.classes = _classes(request.outputs)
+        self.inputs = tuple(_describe(tensor) for tensor in request.inputs)
+        names = [name for name, *_ in self.inputs]
+        if len(set(names)) != len(names):
+            raise InvalidInput(f"an input is named twice: {', '.join(names)}")
+
+    def decoded(self, tensors: Tensors, request_id: str) -> Decoded:
+        request = Request(tensors, "", self.outputs, self.parameters, request_id)
+        return self.ref, request, self.classes
+
+
+_heads: Final[Recent[bytes, _Head]] = Recent(MAX_HEADS)
+
+
+def decode_infer_request(data: Buffer) -> Decoded:
+    """The model that is meant, the request, and how many classes each output is asked for.
+
+    Numeric tensors are read-only views on `data` and need not be aligned; BYTES stay packed.
+
+    Raises: InvalidInput, Unsupported.
+    """
+    if type(data) is not bytes:
+        data = memoryview(data).toreadonly()
+    try:
+        return _decode_fast(data) or _decode_any(data)
+    except (IndexError, ValueError):
+        return _decode_any(data)
+
+
+def _decode_fast(data: bytes | memoryview) -> Decoded | None:
+    """Decodes fields in their usual order, raw contents last; None for anything else.
+
+    Raises: InvalidInput, and IndexError or ValueError where the bytes are no such message.
+    """
+    size, at = len(data), 0
+    id_at = id_text = id_end = 0
+    while (tag := data[at]) != _RAW:
+        if tag not in _HEAD:
+            return None
+        length, end = data[at + 1], at + 2
+        if length > 127:
+            length, end = decode_varint(data, at + 1)
+        if tag == _ID:
+            if id_end:
+                return None
+            id_at, id_text, id_end = at, end, end + length
+        at = end + length
+    if not id_end:
+        key, request_id = bytes(data[:at]), ""
+    else:
+        # Without the id, which differs from request to request.
+        key = bytes(data[:id_at]) + bytes(data[id_end:at])
+        request_id = str(data[id_text:id_end], "utf-8")
+    head = _heads.get(key)
+    if head is None:
+        head = _parse_head(key)
+    tensors = Tensors()
+    for name, dtype, shape, num_bytes in head.inputs:
+        if data[at] != _RAW:
+            return None
+        length, start = data[at + 1], at + 2
+        if length > 127:
+            length, start = decode_varint(data, at + 1)
+        at = start + length
+        if at > size:
+            return None
+        if dtype is BYTES:
+            if length < num_bytes:
+                raise _wrong_length(name, dtype, shape, num_bytes, length)
+            tensors[name] = Tensor(dtype, shape, Packed(data[start:at]))
+        else:
+            if length != num_bytes:
+                raise _wrong_length(name, dtype, shape, num_bytes, length)
+            tensors[name] = Tensor(dtype, shape, np.ndarray(shape, dtype.numpy, data, start))
+    return head.decoded(tensors, request_id) if at == size else None
+
+
+def _parse_head(key: bytes) -> _Head:
+    request = _parse(key)
+    _check_no_contents(request)
+    head = _Head(request)
+    if len(key) <= MAX_HEAD_BYTES:
+        _heads.put(key, head)
+    return head
+
+
+def _parse(data: Buffer) -> Any:
+    try:
+        return message("inference.ModelInferRequest").FromString(data)
+    except DecodeError:
+        raise InvalidInput("the message is not a ModelInferRequest; is it cut off?") from None
+
+
+def _check_no_contents(request: Any) -> None:
+    for tensor in request.inputs:
+        if tensor.HasField("contents"):
+            raise InvalidInput(
+                f"input {tensor.name!r}: has `contents` while raw_input_contents are used; "
+                f"send one of them"
+            )
+
+
+def _decode_any(data: Buffer) -> Decoded:
+    """Decodes whatever protobuf understands: any order of fields, unknown ones, typed contents."""
+    request = _parse(data)
+    head = _Head(request)
+    raws = request.raw_input_contents
+    tensors = Tensors()
+    if not raws:
+        for tensor, (name, dtype, shape, _) in zip(request.inputs, head.inputs, strict=True):
+            tensors[name] = Tensor(dtype, shape, _typed(tensor.contents, name, dtype, shape))
+        return head.decoded(tensors, request.id)
+    _check_no_contents(request)
+    if len(raws) != len(head.inputs):
+        raise InvalidInput(
+            f"raw_input_contents: expected {len(head.inputs)} entries, one per input, "
+            f"got {len(raws)}"
+        )
+    for raw, (name, dtype, shape, num_bytes) in zip(raws, head.inputs, strict=True):
+        if len(raw) != num_bytes if dtype is not BYTES else len(raw) < num_bytes:
+            raise _wrong_length(name, dtype, shape, num_bytes, len(raw))
+        tensors[name] = Tensor(
+            dtype, shape, Packed(raw) if dtype is BYTES else np.ndarray(shape, dtype.numpy, raw)
+        )
+    return head.decoded(tensors, request.id)
+
+
+def _wrong_length(
+    name: str, dtype: DType, shape: tuple[int, ...], expected: int, got: int
+) -> InvalidInput:
+    least = "at least " if dtype is BYTES else ""
+    return InvalidInput(
+        f"input {name!r}: expected {least}{expected} bytes for {dtype.name} {list(shape)}, got {got}"
+    )
+
+
+def _describe(tensor: Any) -> tuple[str, DType, tuple[int, ...], int]:
+    """Name, datatype, shape and bytes of an input, checked without spending memory on it."""
+    name, shape = tensor.name, tuple(tensor.shape)
+    try:
+        dtype = dtype_of(tensor.datatype)
+    except InvalidInput as error:
+        raise InvalidInput(f"input {name!r}: {error.message}") from None
+    if any(parameter.startswith("shared_memory_") for parameter in tensor.parameters):
+        raise Unsupported(f"input {name!r}: {_NO_SHARED_MEMORY}")
+    if len(shape) > MAX_RANK:
+        raise InvalidInput(
+            f"input {name!r}: expected at most {MAX_RANK} dimensions, got {len(shape)}"
+        )
+    if any(dim < 0 for dim in shape):
+        raise InvalidInput(f"input {name!r}: a dimension is negative: {list(shape)}")
+    itemsize = dtype.itemsize or 4
+    if len_of(max(dim, 1) for dim in shape) * itemsize >= 1 << 62:
+        raise InvalidInput(f"input {name!r}: no request can hold shape {list(shape)}")
+    return name, dtype, shape, len_of(shape) * itemsize
+
+
+def _typed(contents: Any, name: str, dtype: DType, shape: tuple[int, ...]) -> Any:
+    """The elements of typed contents: an array, or a list of bytes."""
+    expected = _CONTENTS.get(dtype.name)
+    if expected is None:
+        raise InvalidInput(f"input {name!r}: {dtype.name} travels in raw_input_contents only")
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != expected:
+            raise InvalidInput(
+                f"input {name!r}: expected {expected} for {dtype.name}, got {descriptor.name}"
+            )
+    values = getattr(contents, expected)
+    if len(values) != len_of(shape):
+        raise InvalidInput(
+            f"input {name!r}: expected {len_of(shape)} values in {expected} "
+            f"for shape {list(shape)}, got {len(values)}"
+        )
+    return list(values) if dtype is BYTES else numbers(dtype, list(values), name).reshape(shape)
+
+
+def _parameters(found: Any) -> dict[str, Parameter]:
+    parameters: dict[str, Parameter] = {}
+    for name, choice in found.items():
+        if name.startswith("triton_") and name != _EMPTY_FINAL:
+            raise InvalidInput(f"parameter {name!r}: names that begin with 'triton_' are reserved")
+        kind = choice.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidInput(f"parameter {name!r}: has no value")
+        parameters[name] = getattr(choice, kind)
+    return parameters
+
+
+def _classes(outputs: Any) -> dict[str, int]:
+    classes: dict[str, int] = {}
+    for output in outputs:
+        for name, choice in output.parameters.items():
+            if name.startswith("shared_memory_"):
+                raise Unsupported(f"output {output.name!r}: {_NO_SHARED_MEMORY}")
+            if name == "classification":
+                if choice.int64_param < 1:
+                    raise InvalidInput(
+                        f"output {output.name!r}: expected a number of classes above 0 "
+                        f"in int64_param of parameter 'classification'"
+                    )
+                classes[output.name] = choice.int64_param
+    return classes
+
+
+class _Form:
+    """The bytes of a response that do not change: its head, and what stands before each output.
+
+    BYTES outputs have no such prefix, as their length varies.
+    """
+
+    __slots__ = ("head", "prefixes")
+
+    def __init__(
+        self, ref: ModelRef, outputs: Sequence[tuple[str, DType, tuple[int, ...]]]
+    ) -> None:
+        response = message("inference.ModelInferResponse")(
+            model_name=ref.name, model_version=ref.version
+        )
+        for name, dtype, shape in outputs:
+            response.outputs.add(name=name, datatype=dtype.name, shape=shape)
+        self.head: bytes = response.SerializeToString()
+        self.prefixes = tuple(
+            b"" if dtype is BYTES else _RAW_OUTPUT + varint(len_of(shape) * dtype.itemsize)
+            for _, dtype, shape in outputs
+        )
+
+
+_RAW_OUTPUT: Final = b"\x32"
+_forms: Final[Recent[Any, _Form]] = Recent(MAX_HEADS)
+
+
+def encode_infer_response(
+    response: Response, request_id: str = "", classes: Mapping[str, int] | None = None
+) -> Message:
+    """The parts of a ModelInferResponse; large outputs are views on the response's arrays.
+
+    `classes` names outputs to send as their best classes, and how many.
+
+    Raises: InvalidInput, TooLarge for outputs that cannot be classified.
+    """
+    if classes:
+        response = _classified(response, classes)
+    start, stop = response.start, response.stop
+    cache = response.rows.cache
+    key = (encode_infer_response, response.names, stop - start)
+    plan = cache.get(key)
+    if plan is None:
+        plan = cache[key] = _plan(response)
+    head, outputs = plan
+    parts: Message = [head]
+    if request_id:
+        parts.append(field(_ID, request_id.encode()))
+    if response.parameters:
+        parts.append(_encode_parameters(response.parameters))
+    for name, prefix, data, row_bytes in outputs:
+        if not prefix:
+            data = response.tensor(name).to_bytes()
+            prefix = _RAW_OUTPUT + varint(len(data))
+        elif stop >= 0:
+            data = data[start * row_bytes : stop * row_bytes]
+        parts += (prefix, data)
+    return parts
+
+
+def _plan(response: Response) -> tuple[bytes, list[tuple[str, bytes, Any, int]]]:
+    """The head, and (name, prefix, data of all rows, bytes of a row) of each output."""
+    rows, names = response.rows, response.names
+    described = tuple((name, *_own_part(response, rows.tensors[name])) for name in names)
+    form = _forms.get((response.ref, described))
+    if form is None:
+        form = _Form(response.ref, described)
+        _forms.put((response.ref, described), form)
+    outputs = []
+    for name, prefix in zip(names, form.prefixes, strict=True):
+        tensor = rows.tensors[name]
+        data = _all_rows(rows, name, tensor) if prefix else b""
+        row_bytes = len(data) // tensor.shape[0] if response.stop >= 0 and tensor.shape[0] else 0
+        outputs.append((name, prefix, data, row_bytes))
+    return form.head, outputs
+
+
+def _own_part(response: Response, tensor: Tensor) -> tuple[DType, tuple[int, ...]]:
+    if response.stop < 0:
+        return tensor.dtype, tensor.shape
+    return tensor.dtype, (response.stop - response.start, *tensor.shape[1:])
+
+
+def _all_rows(rows: Rows, name: str, tensor: Tensor) -> bytes | memoryview:
+    """The data of a whole batch as bytes, made once; small ones are copied, which is faster."""
+    key = (_all_rows, name)
+    data = rows.cache.get(key)
+    if data is None:
+        array = tensor.array(name)
+        data = array.tobytes() if array.nbytes <= SMALL_BYTES else memoryview(tensor.to_bytes())
+        rows.cache[key] = data
+    return data
+
+
+def _classified(response: Response, classes: Mapping[str, int]) -> Response:
+    tensors = response.tensors()
+    for name, num_classes in classes.items():
+        tensors[name] = classify(name, tensors[name], num_classes)
+    return Response(Rows(tensors), response.ref, response.names, parameters=response.parameters)
+
+
+def _encode_parameters(parameters: Mapping[str, Parameter]) -> bytes:
+    response = message("inference.ModelInferResponse")()
+    for name, value in parameters.items():
+        choice = response.parameters[name]
+        if isinstance(value, bool):
+            choice.bool_param = value
+        elif isinstance(value, int):
+            choice.int64_param = value
+        elif isinstance(value, float):
+            choice.double_param = value
+        else:
+            choice.string_param = value
+    encoded: bytes = response.SerializeToString()
+    return encoded
