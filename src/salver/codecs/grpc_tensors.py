@@ -32,19 +32,22 @@ from salver.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from salver.types import Buffer, Parameter
 
     Message = list[bytes | memoryview]
     Decoded = tuple[ModelRef, Request, Mapping[str, int]]
+    Names = tuple[str, ...]
+    Kinds = tuple[tuple[DType, tuple[int, ...]], ...]
 
 MAX_HEAD_BYTES: Final = 4096
 MAX_HEADS: Final = 512
 MAX_RANK: Final = 64
 SMALL_BYTES: Final = 4096
 
-_ID, _RAW = 0x1A, 0x3A
+# First bytes of fields: the number shifted by three, and 2 for "length-delimited".
+_ID, _RAW, _RAW_OUTPUT = 0x1A, 0x3A, b"\x32"
 _HEAD: Final = frozenset((0x0A, 0x12, _ID, 0x22, 0x2A, 0x32))
 _EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _NO_SHARED_MEMORY: Final = (
@@ -210,7 +213,8 @@ def _wrong_length(
 ) -> InvalidInput:
     least = "at least " if dtype is BYTES else ""
     return InvalidInput(
-        f"input {name!r}: expected {least}{expected} bytes for {dtype.name} {list(shape)}, got {got}"
+        f"input {name!r}: expected {least}{expected} bytes for {dtype.name} {list(shape)}, "
+        f"got {got}"
     )
 
 
@@ -290,23 +294,29 @@ class _Form:
 
     __slots__ = ("head", "prefixes")
 
-    def __init__(
-        self, ref: ModelRef, outputs: Sequence[tuple[str, DType, tuple[int, ...]]]
-    ) -> None:
+    def __init__(self, ref: ModelRef, names: Names, kinds: Kinds) -> None:
         response = message("inference.ModelInferResponse")(
             model_name=ref.name, model_version=ref.version
         )
-        for name, dtype, shape in outputs:
+        for name, (dtype, shape) in zip(names, kinds, strict=True):
             response.outputs.add(name=name, datatype=dtype.name, shape=shape)
         self.head: bytes = response.SerializeToString()
         self.prefixes = tuple(
             b"" if dtype is BYTES else _RAW_OUTPUT + varint(len_of(shape) * dtype.itemsize)
-            for _, dtype, shape in outputs
+            for dtype, shape in kinds
         )
 
 
-_RAW_OUTPUT: Final = b"\x32"
 _forms: Final[Recent[Any, _Form]] = Recent(MAX_HEADS)
+
+
+def _form(ref: ModelRef, names: Names, kinds: Kinds) -> _Form:
+    key = (ref.name, ref.version, names, kinds)
+    form = _forms.get(key)
+    if form is None:
+        form = _Form(ref, names, kinds)
+        _forms.put(key, form)
+    return form
 
 
 def encode_infer_response(
@@ -320,66 +330,73 @@ def encode_infer_response(
     """
     if classes:
         response = _classified(response, classes)
-    start, stop = response.start, response.stop
-    cache = response.rows.cache
-    key = (encode_infer_response, response.names, stop - start)
-    plan = cache.get(key)
-    if plan is None:
-        plan = cache[key] = _plan(response)
-    head, outputs = plan
+    head, raws = _all_rows(response) if response.stop < 0 else _some_rows(response)
     parts: Message = [head]
     if request_id:
         parts.append(field(_ID, request_id.encode()))
     if response.parameters:
         parts.append(_encode_parameters(response.parameters))
-    for name, prefix, data, row_bytes in outputs:
-        if not prefix:
-            data = response.tensor(name).to_bytes()
-            prefix = _RAW_OUTPUT + varint(len(data))
-        elif stop >= 0:
-            data = data[start * row_bytes : stop * row_bytes]
-        parts += (prefix, data)
+    parts += raws
     return parts
 
 
-def _plan(response: Response) -> tuple[bytes, list[tuple[str, bytes, Any, int]]]:
-    """The head, and (name, prefix, data of all rows, bytes of a row) of each output."""
-    rows, names = response.rows, response.names
-    described = tuple((name, *_own_part(response, rows.tensors[name])) for name in names)
-    form = _forms.get((response.ref, described))
-    if form is None:
-        form = _Form(response.ref, described)
-        _forms.put((response.ref, described), form)
+def _all_rows(response: Response) -> tuple[bytes, Message]:
+    names = response.names
+    found = response.rows.tensors
+    tensors = [found[name] for name in names]
+    form = _form(response.ref, names, tuple([(t.dtype, t.shape) for t in tensors]))
+    raws: Message = []
+    for prefix, tensor in zip(form.prefixes, tensors, strict=True):
+        data = _data(tensor)
+        raws += (prefix or _RAW_OUTPUT + varint(len(data)), data)
+    return form.head, raws
+
+
+def _some_rows(response: Response) -> tuple[bytes, Message]:
+    start, stop, cache = response.start, response.stop, response.rows.cache
+    key = (_some_rows, response.names, stop - start)
+    plan = cache.get(key)
+    if plan is None:
+        plan = cache[key] = _plan(response)
+    head, outputs = plan
+    raws: Message = []
+    for name, prefix, data, row_bytes in outputs:
+        if prefix:
+            raws += (prefix, data[start * row_bytes : stop * row_bytes])
+        else:
+            packed = _data(response.tensor(name))
+            raws += (_RAW_OUTPUT + varint(len(packed)), packed)
+    return head, raws
+
+
+def _plan(response: Response) -> tuple[bytes, list[tuple[str, bytes, bytes | memoryview, int]]]:
+    """The head, and (name, prefix, data of the whole batch, bytes of a row) of each output."""
+    rows, names, num_rows = response.rows, response.names, response.stop - response.start
+    tensors = [rows.tensors[name] for name in names]
+    kinds = tuple([(t.dtype, (num_rows, *t.shape[1:])) for t in tensors])
+    form = _form(response.ref, names, kinds)
     outputs = []
-    for name, prefix in zip(names, form.prefixes, strict=True):
-        tensor = rows.tensors[name]
-        data = _all_rows(rows, name, tensor) if prefix else b""
-        row_bytes = len(data) // tensor.shape[0] if response.stop >= 0 and tensor.shape[0] else 0
-        outputs.append((name, prefix, data, row_bytes))
+    for name, prefix, tensor in zip(names, form.prefixes, tensors, strict=True):
+        data: bytes | memoryview = b""
+        if prefix:
+            key = (_plan, name)
+            data = rows.cache.get(key) or rows.cache.setdefault(key, _data(tensor))
+        outputs.append((name, prefix, data, len(data) // (tensor.shape[0] or 1)))
     return form.head, outputs
 
 
-def _own_part(response: Response, tensor: Tensor) -> tuple[DType, tuple[int, ...]]:
-    if response.stop < 0:
-        return tensor.dtype, tensor.shape
-    return tensor.dtype, (response.stop - response.start, *tensor.shape[1:])
-
-
-def _all_rows(rows: Rows, name: str, tensor: Tensor) -> bytes | memoryview:
-    """The data of a whole batch as bytes, made once; small ones are copied, which is faster."""
-    key = (_all_rows, name)
-    data = rows.cache.get(key)
-    if data is None:
-        array = tensor.array(name)
-        data = array.tobytes() if array.nbytes <= SMALL_BYTES else memoryview(tensor.to_bytes())
-        rows.cache[key] = data
-    return data
+def _data(tensor: Tensor) -> bytes | memoryview:
+    """A tensor as it travels; small ones are copied, which is faster than a view."""
+    array = tensor.data
+    if type(array) is np.ndarray and array.nbytes <= SMALL_BYTES and tensor.dtype is not BYTES:
+        return array.tobytes()
+    return memoryview(tensor.to_bytes())
 
 
 def _classified(response: Response, classes: Mapping[str, int]) -> Response:
     tensors = response.tensors()
-    for name, num_classes in classes.items():
-        tensors[name] = classify(name, tensors[name], num_classes)
+    for name in tensors.keys() & classes.keys():
+        tensors[name] = classify(name, tensors[name], classes[name])
     return Response(Rows(tensors), response.ref, response.names, parameters=response.parameters)
 
 

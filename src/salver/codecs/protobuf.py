@@ -74,6 +74,8 @@ def decode_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
 
 def varint(value: int) -> bytes:
     """A number of at least 0 as protobuf writes it, seven bits a byte, lowest first."""
+    if value < 0x80:
+        return _ONE_BYTE[value]
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -82,6 +84,9 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+_ONE_BYTE: Final = tuple(bytes((value,)) for value in range(256))
+
+
 def field(tag: int, payload: bytes) -> bytes:
     """A length-delimited field; `tag` is the number and wire type in one byte."""
-    return bytes((tag,)) + varint(len(payload)) + payload
+    return _ONE_BYTE[tag] + varint(len(payload)) + payload

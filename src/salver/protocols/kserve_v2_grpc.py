@@ -142,11 +142,13 @@ def _encode_stream(
     note: _Stream = operation.encoding
     if isinstance(item, SalverError):
         return [_stream_error(note, item)]
-    names = tuple(name for name in item.names if name in item.rows.tensors)
-    if final and item.names and not names and not note.wants_empty_final:
-        return None
-    present = Response(item.rows, item.ref, names, item.start, item.stop, item.parameters)
-    parts = [_FLAG[final], *encode_infer_response(present, note.id, note.classes)]
+    tensors = item.rows.tensors
+    names = tuple([name for name in item.names if name in tensors])
+    if len(names) < len(item.names):
+        if final and not names and not note.wants_empty_final:
+            return None
+        item = Response(item.rows, item.ref, names, item.start, item.stop, item.parameters)
+    parts = [_FLAG[final], *encode_infer_response(item, note.id, note.classes)]
     return [b"\x12" + varint(sum(map(len, parts))), *parts]
 
 
