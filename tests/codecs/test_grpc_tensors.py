@@ -198,6 +198,7 @@ def test_classes_are_asked_for_by_a_parameter():
         (lambda r: r.inputs[0].shape.extend([1] * 63), "at most 64 dimensions, got 65"),
         (lambda r: setattr(r.inputs[0], "datatype", "fp32"), "'x0'.*'fp32'.*Did you mean 'FP32'"),
         (lambda r: r.inputs[0].contents.SetInParent(), "send one of them"),
+        (lambda r: [r.outputs.add() for _ in range(4097)], "at most 4096 outputs"),
         (lambda r: r.parameters["p"].SetInParent(), "'p': has no value"),
         (lambda r: r.parameters["triton_x"].SetInParent(), "'triton_' are reserved"),
         (lambda r: r.outputs.add().parameters["classification"].SetInParent(), "classes above 0"),
@@ -241,6 +242,14 @@ def test_too_few_bytes_for_so_many_elements():
 def test_wrong_typed_contents(request_, problem):
     with pytest.raises(InvalidInput, match=problem):
         decode(request_)
+
+
+def test_a_model_may_change_its_parameters():
+    request = raw_request(FLOATS)
+    request.parameters["p"].int64_param = 1
+    for _ in range(2):
+        found = decode(request)[1].parameters
+        assert found.pop("p") == 1
 
 
 def test_shared_memory_is_refused_with_the_remedy():

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from salver.codecs.classification import classify
 from salver.codecs.protobuf import decode_varint, field, message, varint
 from salver.codecs.recent import Recent
-from salver.errors import InvalidInput, Unsupported
+from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.types import (
     BYTES,
     DType,
@@ -28,7 +28,6 @@ from salver.types import (
     Tensors,
     dtype_of,
     len_of,
-    numbers,
 )
 
 if TYPE_CHECKING:
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
     Names = tuple[str, ...]
     Kinds = tuple[tuple[DType, tuple[int, ...]], ...]
 
-MAX_HEAD_BYTES: Final = 4096
-MAX_HEADS: Final = 512
+MAX_HEAD_BYTES: Final = 16 << 10
+MAX_HEADS: Final = 256
+MAX_NAMES: Final = 4096
 MAX_RANK: Final = 64
 SMALL_BYTES: Final = 4096
 
@@ -78,6 +78,9 @@ class _Head:
     __slots__ = ("classes", "inputs", "outputs", "parameters", "ref")
 
     def __init__(self, request: Any) -> None:
+        for name in ("parameters", "inputs", "outputs"):
+            if len(getattr(request, name)) > MAX_NAMES:
+                raise TooLarge(f"a request has at most {MAX_NAMES} {name}")
         self.ref = ModelRef(request.model_name, request.model_version)
         self.parameters = _parameters(request.parameters)
         self.outputs = tuple(output.name for output in request.outputs)
@@ -88,7 +91,8 @@ class _Head:
             raise InvalidInput(f"an input is named twice: {', '.join(names)}")
 
     def decoded(self, tensors: Tensors, request_id: str) -> Decoded:
-        request = Request(tensors, "", self.outputs, self.parameters, request_id)
+        # A copy, because many requests share a head and some model may change its parameters.
+        request = Request(tensors, "", self.outputs, self.parameters.copy(), request_id)
         return self.ref, request, self.classes
 
 
@@ -128,6 +132,8 @@ def _decode_fast(data: bytes | memoryview) -> Decoded | None:
                 return None
             id_at, id_text, id_end = at, end, end + length
         at = end + length
+        if at > MAX_HEAD_BYTES:
+            return None
     if not id_end:
         key, request_id = bytes(data[:at]), ""
     else:
@@ -162,8 +168,7 @@ def _parse_head(key: bytes) -> _Head:
     request = _parse(key)
     _check_no_contents(request)
     head = _Head(request)
-    if len(key) <= MAX_HEAD_BYTES:
-        _heads.put(key, head)
+    _heads.put(key, head)
     return head
 
 
@@ -220,17 +225,18 @@ def _wrong_length(
 
 def _describe(tensor: Any) -> tuple[str, DType, tuple[int, ...], int]:
     """Name, datatype, shape and bytes of an input, checked without spending memory on it."""
-    name, shape = tensor.name, tuple(tensor.shape)
+    name = tensor.name
     try:
         dtype = dtype_of(tensor.datatype)
     except InvalidInput as error:
         raise InvalidInput(f"input {name!r}: {error.message}") from None
-    if any(parameter.startswith("shared_memory_") for parameter in tensor.parameters):
+    if "shared_memory_region" in tensor.parameters:
         raise Unsupported(f"input {name!r}: {_NO_SHARED_MEMORY}")
-    if len(shape) > MAX_RANK:
+    if len(tensor.shape) > MAX_RANK:
         raise InvalidInput(
-            f"input {name!r}: expected at most {MAX_RANK} dimensions, got {len(shape)}"
+            f"input {name!r}: expected at most {MAX_RANK} dimensions, got {len(tensor.shape)}"
         )
+    shape = tuple(tensor.shape)
     if any(dim < 0 for dim in shape):
         raise InvalidInput(f"input {name!r}: a dimension is negative: {list(shape)}")
     itemsize = dtype.itemsize or 4
@@ -255,7 +261,12 @@ def _typed(contents: Any, name: str, dtype: DType, shape: tuple[int, ...]) -> An
             f"input {name!r}: expected {len_of(shape)} values in {expected} "
             f"for shape {list(shape)}, got {len(values)}"
         )
-    return list(values) if dtype is BYTES else numbers(dtype, list(values), name).reshape(shape)
+    if dtype is BYTES:
+        return list(values)
+    try:
+        return np.fromiter(values, dtype.numpy, len(values)).reshape(shape)
+    except OverflowError:
+        raise InvalidInput(f"input {name!r}: a value does not fit {dtype.name}") from None
 
 
 def _parameters(found: Any) -> dict[str, Parameter]:
@@ -273,50 +284,35 @@ def _parameters(found: Any) -> dict[str, Parameter]:
 def _classes(outputs: Any) -> dict[str, int]:
     classes: dict[str, int] = {}
     for output in outputs:
-        for name, choice in output.parameters.items():
-            if name.startswith("shared_memory_"):
-                raise Unsupported(f"output {output.name!r}: {_NO_SHARED_MEMORY}")
-            if name == "classification":
-                if choice.int64_param < 1:
-                    raise InvalidInput(
-                        f"output {output.name!r}: expected a number of classes above 0 "
-                        f"in int64_param of parameter 'classification'"
-                    )
-                classes[output.name] = choice.int64_param
+        name, parameters = output.name, output.parameters
+        if "shared_memory_region" in parameters:
+            raise Unsupported(f"output {name!r}: {_NO_SHARED_MEMORY}")
+        if "classification" in parameters:
+            classes[name] = parameters["classification"].int64_param
+            if classes[name] < 1:
+                raise InvalidInput(
+                    f"output {name!r}: expected a number of classes above 0 "
+                    f"in int64_param of parameter 'classification'"
+                )
     return classes
 
 
-class _Form:
-    """The bytes of a response that do not change: its head, and what stands before each output.
+_response_heads: Final[Recent[Any, bytes]] = Recent(MAX_HEADS)
 
-    BYTES outputs have no such prefix, as their length varies.
-    """
 
-    __slots__ = ("head", "prefixes")
-
-    def __init__(self, ref: ModelRef, names: Names, kinds: Kinds) -> None:
+def _response_head(ref: ModelRef, names: Names, kinds: Kinds) -> bytes:
+    """All of a response but its id, its parameters and its data."""
+    key = (ref.name, ref.version, names, kinds)
+    head = _response_heads.get(key)
+    if head is None:
         response = message("inference.ModelInferResponse")(
             model_name=ref.name, model_version=ref.version
         )
         for name, (dtype, shape) in zip(names, kinds, strict=True):
             response.outputs.add(name=name, datatype=dtype.name, shape=shape)
-        self.head: bytes = response.SerializeToString()
-        self.prefixes = tuple(
-            b"" if dtype is BYTES else _RAW_OUTPUT + varint(len_of(shape) * dtype.itemsize)
-            for dtype, shape in kinds
-        )
-
-
-_forms: Final[Recent[Any, _Form]] = Recent(MAX_HEADS)
-
-
-def _form(ref: ModelRef, names: Names, kinds: Kinds) -> _Form:
-    key = (ref.name, ref.version, names, kinds)
-    form = _forms.get(key)
-    if form is None:
-        form = _Form(ref, names, kinds)
-        _forms.put(key, form)
-    return form
+        head = response.SerializeToString()
+        _response_heads.put(key, head)
+    return head
 
 
 def encode_infer_response(
@@ -344,15 +340,16 @@ def _all_rows(response: Response) -> tuple[bytes, Message]:
     names = response.names
     found = response.rows.tensors
     tensors = [found[name] for name in names]
-    form = _form(response.ref, names, tuple([(t.dtype, t.shape) for t in tensors]))
     raws: Message = []
-    for prefix, tensor in zip(form.prefixes, tensors, strict=True):
+    for tensor in tensors:
         data = _data(tensor)
-        raws += (prefix or _RAW_OUTPUT + varint(len(data)), data)
-    return form.head, raws
+        raws += (_RAW_OUTPUT + varint(len(data)), data)
+    kinds = tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
+    return _response_head(response.ref, names, kinds), raws
 
 
 def _some_rows(response: Response) -> tuple[bytes, Message]:
+    """Rows of a batch; what calls of the same number of rows share is prepared once."""
     start, stop, cache = response.start, response.stop, response.rows.cache
     key = (_some_rows, response.names, stop - start)
     plan = cache.get(key)
@@ -370,19 +367,23 @@ def _some_rows(response: Response) -> tuple[bytes, Message]:
 
 
 def _plan(response: Response) -> tuple[bytes, list[tuple[str, bytes, bytes | memoryview, int]]]:
-    """The head, and (name, prefix, data of the whole batch, bytes of a row) of each output."""
+    """The head, and of each output: name, bytes before its data, data of the batch, row bytes.
+
+    BYTES have no rows of equal length, so nothing but their name.
+    """
     rows, names, num_rows = response.rows, response.names, response.stop - response.start
-    tensors = [rows.tensors[name] for name in names]
-    kinds = tuple([(t.dtype, (num_rows, *t.shape[1:])) for t in tensors])
-    form = _form(response.ref, names, kinds)
-    outputs = []
-    for name, prefix, tensor in zip(names, form.prefixes, tensors, strict=True):
-        data: bytes | memoryview = b""
-        if prefix:
-            key = (_plan, name)
-            data = rows.cache.get(key) or rows.cache.setdefault(key, _data(tensor))
-        outputs.append((name, prefix, data, len(data) // (tensor.shape[0] or 1)))
-    return form.head, outputs
+    kinds, outputs = [], []
+    for name in names:
+        tensor = rows.tensors[name]
+        kinds.append((tensor.dtype, (num_rows, *tensor.shape[1:])))
+        if tensor.dtype is BYTES:
+            outputs.append((name, b"", b"", 0))
+            continue
+        key = (_plan, name)
+        data = rows.cache.get(key) or rows.cache.setdefault(key, _data(tensor))
+        row_bytes = len_of(tensor.shape[1:]) * tensor.dtype.itemsize
+        outputs.append((name, _RAW_OUTPUT + varint(num_rows * row_bytes), data, row_bytes))
+    return _response_head(response.ref, names, tuple(kinds)), outputs
 
 
 def _data(tensor: Tensor) -> bytes | memoryview:
