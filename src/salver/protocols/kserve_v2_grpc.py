@@ -13,7 +13,8 @@ from google.protobuf.json_format import Parse
 from google.protobuf.message import DecodeError
 
 from salver.codecs import reflection
-from salver.codecs.grpc_tensors import decode_infer_request, encode_infer_response
+from salver.codecs.grpc_request import decode_infer_request
+from salver.codecs.grpc_response import encode_infer_response
 from salver.codecs.protobuf import message, services, varint
 from salver.errors import InvalidInput, NotFound, SalverError, Unsupported
 from salver.interfaces import Command, Infer, Operation, Query
@@ -22,7 +23,7 @@ from salver.types import ModelRef, Response
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from salver.codecs.grpc_tensors import Message
+    from salver.codecs.grpc_response import Message
     from salver.types import Buffer
 
 Kind = Literal["unary", "stream", "watch"]

@@ -1,4 +1,4 @@
-"""ModelInferRequest bytes to requests, and responses to ModelInferResponse bytes.
+"""ModelInferRequest bytes to requests.
 
 Clients send the same head (model, names, datatypes, shapes) with ever new tensor data behind it, so
 heads are cached by their bytes and tensors are views on the data. Whatever does not look like that
@@ -12,42 +12,25 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from salver.codecs.classification import classify
-from salver.codecs.protobuf import decode_varint, field, message, varint
+from salver.codecs.protobuf import decode_varint, message
 from salver.codecs.recent import Recent
 from salver.errors import InvalidInput, TooLarge, Unsupported
-from salver.types import (
-    BYTES,
-    DType,
-    ModelRef,
-    Packed,
-    Request,
-    Response,
-    Rows,
-    Tensor,
-    Tensors,
-    dtype_of,
-    len_of,
-)
+from salver.types import BYTES, DType, ModelRef, Packed, Request, Tensor, Tensors, dtype_of, len_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from salver.types import Buffer, Parameter
 
-    Message = list[bytes | memoryview]
     Decoded = tuple[ModelRef, Request, Mapping[str, int]]
-    Names = tuple[str, ...]
-    Kinds = tuple[tuple[DType, tuple[int, ...]], ...]
 
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_HEADS: Final = 256
 MAX_NAMES: Final = 4096
 MAX_RANK: Final = 64
-SMALL_BYTES: Final = 4096
 
 # First bytes of fields: the number shifted by three, and 2 for "length-delimited".
-_ID, _RAW, _RAW_OUTPUT = 0x1A, 0x3A, b"\x32"
+_ID, _RAW = 0x1A, 0x3A
 _HEAD: Final = frozenset((0x0A, 0x12, _ID, 0x22, 0x2A, 0x32))
 _EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _NO_SHARED_MEMORY: Final = (
@@ -295,123 +278,3 @@ def _classes(outputs: Any) -> dict[str, int]:
                     f"in int64_param of parameter 'classification'"
                 )
     return classes
-
-
-_response_heads: Final[Recent[Any, bytes]] = Recent(MAX_HEADS)
-
-
-def _response_head(ref: ModelRef, names: Names, kinds: Kinds) -> bytes:
-    """All of a response but its id, its parameters and its data."""
-    key = (ref.name, ref.version, names, kinds)
-    head = _response_heads.get(key)
-    if head is None:
-        response = message("inference.ModelInferResponse")(
-            model_name=ref.name, model_version=ref.version
-        )
-        for name, (dtype, shape) in zip(names, kinds, strict=True):
-            response.outputs.add(name=name, datatype=dtype.name, shape=shape)
-        head = response.SerializeToString()
-        _response_heads.put(key, head)
-    return head
-
-
-def encode_infer_response(
-    response: Response, request_id: str = "", classes: Mapping[str, int] | None = None
-) -> Message:
-    """The parts of a ModelInferResponse; large outputs are views on the response's arrays.
-
-    `classes` names outputs to send as their best classes, and how many.
-
-    Raises: InvalidInput, TooLarge for outputs that cannot be classified.
-    """
-    if classes:
-        response = _classified(response, classes)
-    head, raws = _all_rows(response) if response.stop < 0 else _some_rows(response)
-    parts: Message = [head]
-    if request_id:
-        parts.append(field(_ID, request_id.encode()))
-    if response.parameters:
-        parts.append(_encode_parameters(response.parameters))
-    parts += raws
-    return parts
-
-
-def _all_rows(response: Response) -> tuple[bytes, Message]:
-    names = response.names
-    found = response.rows.tensors
-    tensors = [found[name] for name in names]
-    raws: Message = []
-    for tensor in tensors:
-        data = _data(tensor)
-        raws += (_RAW_OUTPUT + varint(len(data)), data)
-    kinds = tuple([(tensor.dtype, tensor.shape) for tensor in tensors])
-    return _response_head(response.ref, names, kinds), raws
-
-
-def _some_rows(response: Response) -> tuple[bytes, Message]:
-    """Rows of a batch; what calls of the same number of rows share is prepared once."""
-    start, stop, cache = response.start, response.stop, response.rows.cache
-    key = (_some_rows, response.names, stop - start)
-    plan = cache.get(key)
-    if plan is None:
-        plan = cache[key] = _plan(response)
-    head, outputs = plan
-    raws: Message = []
-    for name, prefix, data, row_bytes in outputs:
-        if prefix:
-            raws += (prefix, data[start * row_bytes : stop * row_bytes])
-        else:
-            packed = _data(response.tensor(name))
-            raws += (_RAW_OUTPUT + varint(len(packed)), packed)
-    return head, raws
-
-
-def _plan(response: Response) -> tuple[bytes, list[tuple[str, bytes, bytes | memoryview, int]]]:
-    """The head, and of each output: name, bytes before its data, data of the batch, row bytes.
-
-    BYTES have no rows of equal length, so nothing but their name.
-    """
-    rows, names, num_rows = response.rows, response.names, response.stop - response.start
-    kinds, outputs = [], []
-    for name in names:
-        tensor = rows.tensors[name]
-        kinds.append((tensor.dtype, (num_rows, *tensor.shape[1:])))
-        if tensor.dtype is BYTES:
-            outputs.append((name, b"", b"", 0))
-            continue
-        key = (_plan, name)
-        data = rows.cache.get(key) or rows.cache.setdefault(key, _data(tensor))
-        row_bytes = len_of(tensor.shape[1:]) * tensor.dtype.itemsize
-        outputs.append((name, _RAW_OUTPUT + varint(num_rows * row_bytes), data, row_bytes))
-    return _response_head(response.ref, names, tuple(kinds)), outputs
-
-
-def _data(tensor: Tensor) -> bytes | memoryview:
-    """A tensor as it travels; small ones are copied, which is faster than a view."""
-    array = tensor.data
-    if type(array) is np.ndarray and array.nbytes <= SMALL_BYTES and tensor.dtype is not BYTES:
-        return array.tobytes()
-    return memoryview(tensor.to_bytes())
-
-
-def _classified(response: Response, classes: Mapping[str, int]) -> Response:
-    tensors = response.tensors()
-    for name in tensors.keys() & classes.keys():
-        tensors[name] = classify(name, tensors[name], classes[name])
-    return Response(Rows(tensors), response.ref, response.names, parameters=response.parameters)
-
-
-def _encode_parameters(parameters: Mapping[str, Parameter]) -> bytes:
-    response = message("inference.ModelInferResponse")()
-    for name, value in parameters.items():
-        choice = response.parameters[name]
-        if isinstance(value, bool):
-            choice.bool_param = value
-        elif isinstance(value, int):
-            choice.int64_param = value
-        elif isinstance(value, float):
-            choice.double_param = value
-        else:
-            choice.string_param = value
-    encoded: bytes = response.SerializeToString()
-    return encoded
