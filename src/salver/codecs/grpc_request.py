@@ -102,8 +102,20 @@ def _decode_fast(data: bytes | memoryview) -> Decoded | None:
 
     Raises: InvalidInput, and IndexError or ValueError where the bytes are no such message.
     """
-    size, at = len(data), 0
-    id_at = id_text = id_end = 0
+    found = _scan_head(data)
+    if found is None:
+        return None
+    key, request_id, at = found
+    head = _heads.get(key)
+    if head is None:
+        head = _parse_head(key)
+    tensors = _scan_raws(data, at, head)
+    return None if tensors is None else head.decoded(tensors, request_id)
+
+
+def _scan_head(data: bytes | memoryview) -> tuple[bytes, str, int] | None:
+    """The head without the id, which differs from request to request; the id; where raws begin."""
+    at = id_at = id_text = id_end = 0
     while (tag := data[at]) != _RAW:
         if tag not in _HEAD:
             return None
@@ -118,14 +130,14 @@ def _decode_fast(data: bytes | memoryview) -> Decoded | None:
         if at > MAX_HEAD_BYTES:
             return None
     if not id_end:
-        key, request_id = bytes(data[:at]), ""
-    else:
-        # Without the id, which differs from request to request.
-        key = bytes(data[:id_at]) + bytes(data[id_end:at])
-        request_id = str(data[id_text:id_end], "utf-8")
-    head = _heads.get(key)
-    if head is None:
-        head = _parse_head(key)
+        return bytes(data[:at]), "", at
+    key = bytes(data[:id_at]) + bytes(data[id_end:at])
+    return key, str(data[id_text:id_end], "utf-8"), at
+
+
+def _scan_raws(data: bytes | memoryview, at: int, head: _Head) -> Tensors | None:
+    """One raw field from `at` on for each input, and nothing behind them; None otherwise."""
+    size = len(data)
     tensors = Tensors()
     for name, dtype, shape, num_bytes in head.inputs:
         if data[at] != _RAW:
@@ -144,7 +156,7 @@ def _decode_fast(data: bytes | memoryview) -> Decoded | None:
             if length != num_bytes:
                 raise _wrong_length(name, dtype, shape, num_bytes, length)
             tensors[name] = Tensor(dtype, shape, np.ndarray(shape, dtype.numpy, data, start))
-    return head.decoded(tensors, request_id) if at == size else None
+    return tensors if at == size else None
 
 
 def _parse_head(key: bytes) -> _Head:
