@@ -58,20 +58,16 @@ def test_everything_that_a_request_says():
     request.parameters["d"].double_param = 0.5
     request.parameters["u"].uint64_param = 2**64 - 1
     request.parameters["timeout"].int64_param = 100
+    request.parameters["priority"].int64_param = 3
     for _ in range(2):
-        ref, found, classes = decode(request)
-        assert ref == ModelRef("m", "2")
+        operation = decode(request)
+        found = operation.request
+        assert operation.ref == ModelRef("m", "2")
+        assert (operation.timeout_ns, operation.priority) == (100_000, 2)
+        assert operation.encoding == ({}, False)
         assert found.id == "a"
         assert found.outputs == ("y",)
-        assert classes == {}
-        assert found.parameters == {
-            "b": False,
-            "i": -5,
-            "s": "text",
-            "d": 0.5,
-            "u": 2**64 - 1,
-            "timeout": 100,
-        }
+        assert found.parameters == {"b": False, "i": -5, "s": "text", "d": 0.5, "u": 2**64 - 1}
         assert list(found.payload) == ["x0", "x1"]
         np.testing.assert_array_equal(found.payload["x1"].array(), 2 * FLOATS)
 
@@ -84,7 +80,7 @@ def test_numbers_from_the_client_library(datatype):
     request = pb.ModelInferRequest(model_name="m")
     request.inputs.append(tensor._get_tensor())
     request.raw_input_contents.append(tensor._get_content())
-    found = decode(request)[1].payload["x"]
+    found = decode(request).request.payload["x"]
     assert found.dtype.name == datatype
     np.testing.assert_array_equal(found.array(), array)
 
@@ -95,7 +91,7 @@ def test_bf16_is_bits():
     tensor.set_data_from_numpy(values.astype(ml_dtypes.bfloat16))
     request = pb.ModelInferRequest(inputs=[tensor._get_tensor()])
     request.raw_input_contents.append(tensor._get_content())
-    found = decode(request)[1].payload["x"]
+    found = decode(request).request.payload["x"]
     assert found.dtype is BF16
     np.testing.assert_array_equal(found.array(), bf16_bits(values))
 
@@ -105,7 +101,7 @@ def test_bytes_stay_packed():
     request = pb.ModelInferRequest(model_name="m")
     request.inputs.add(name="x", datatype="BYTES", shape=[2, 2])
     request.raw_input_contents.append(serialize_byte_tensor(items).item())
-    found = decode(request)[1].payload["x"]
+    found = decode(request).request.payload["x"]
     assert found.dtype is BYTES
     assert type(found.data) is Packed
     np.testing.assert_array_equal(found.array(), items)
@@ -115,7 +111,7 @@ def test_bytes_stay_packed():
 def test_large_inputs_are_read_only_views(kind):
     array = np.ones((1, 3, 224, 224), np.float32)
     data = kind(raw_request(array).SerializeToString())
-    found = decode_infer_request(data)[1].payload["x0"].array()
+    found = decode_infer_request(data).request.payload["x0"].array()
     np.testing.assert_array_equal(found, array)
     assert not found.flags.writeable
     assert np.shares_memory(found, np.frombuffer(data, np.uint8))
@@ -139,7 +135,7 @@ def test_large_inputs_are_read_only_views(kind):
     ],
 )
 def test_typed_contents(datatype, field_name, values, heads):
-    found = decode(typed_request(datatype, [1, 2], **{field_name: values}))[1].payload["x"]
+    found = decode(typed_request(datatype, [1, 2], **{field_name: values})).request.payload["x"]
     expected = np.array([values], dtype_of(datatype).numpy)
     assert found.array().dtype == expected.dtype
     np.testing.assert_array_equal(found.array(), expected)
@@ -148,14 +144,14 @@ def test_typed_contents(datatype, field_name, values, heads):
 
 def test_no_elements():
     empty = np.zeros((0, 2), np.float32)
-    assert decode(raw_request(empty))[1].payload["x0"].array().shape == (0, 2)
-    assert decode(typed_request("BYTES", [0]))[1].payload["x"].array().shape == (0,)
+    assert decode(raw_request(empty)).request.payload["x0"].array().shape == (0, 2)
+    assert decode(typed_request("BYTES", [0])).request.payload["x"].array().shape == (0,)
 
 
 def test_classes_are_asked_for_by_a_parameter():
     request = raw_request(FLOATS, outputs=["y", "z"])
     request.outputs[1].parameters["classification"].int64_param = 3
-    assert decode(request)[2] == {"z": 3}
+    assert decode(request).encoding.counts == {"z": 3}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +170,8 @@ def test_classes_are_asked_for_by_a_parameter():
         (lambda r: [r.outputs.add() for _ in range(4097)], "at most 4096 outputs"),
         (lambda r: r.parameters["p"].SetInParent(), "'p': has no value"),
         (lambda r: r.parameters["triton_x"].SetInParent(), "'triton_' are reserved"),
+        (lambda r: setattr(r.parameters["timeout"], "int64_param", -1), "'timeout'.*whole number"),
+        (lambda r: setattr(r.parameters["priority"], "string_param", "1"), "'priority'"),
         (lambda r: r.outputs.add().parameters["classification"].SetInParent(), "classes above 0"),
     ],
 )
@@ -221,7 +219,7 @@ def test_a_model_may_change_its_parameters():
     request = raw_request(FLOATS)
     request.parameters["p"].int64_param = 1
     for _ in range(2):
-        found = decode(request)[1].parameters
+        found = decode(request).request.parameters
         assert found.pop("p") == 1
 
 
@@ -238,7 +236,7 @@ def test_shared_memory_is_refused_with_the_remedy():
 
 def test_heads_are_cached_without_ids_and_within_bounds(heads):
     for index in range(50):
-        found = decode(raw_request(index * FLOATS, request_id=f"{index}"))[1]
+        found = decode(raw_request(index * FLOATS, request_id=f"{index}")).request
         assert found.id == str(index)
         np.testing.assert_array_equal(found.payload["x0"].array(), index * FLOATS)
     assert len(heads) == 1
@@ -257,7 +255,8 @@ def outcome(decoder, data):
 
 
 def by_salver(data):
-    ref, request, _ = decode_infer_request(data)
+    operation = decode_infer_request(data)
+    ref, request = operation.ref, operation.request
     tensors = [
         (name, tensor.dtype.name, tensor.shape, bytes(tensor.to_bytes()))
         for name, tensor in request.payload.items()

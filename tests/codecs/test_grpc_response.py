@@ -7,6 +7,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import triton_to_np_dtype
 
 from salver.codecs.grpc_response import encode_infer_response
+from salver.signature import Method, TensorSpec
 from salver.types import (
     BF16,
     BYTES,
@@ -27,10 +28,15 @@ def encode(response, *arguments):
     return pb.ModelInferResponse.FromString(b"".join(parts))
 
 
-def answer(*, stop=-1, start=0, names=None, parameters=None, **tensors):
-    rows = Rows(Tensors(tensors))
-    names = tuple(tensors) if names is None else names
-    return Response(rows, ModelRef("m", "3"), names, start, stop, parameters)
+def answer(*, stop=-1, start=0, parameters=None, **tensors):
+    specs = [TensorSpec(name=n, dtype=t.dtype, shape=t.shape) for n, t in tensors.items()]
+    method = Method(inputs=(), outputs=tuple(specs))
+    rows, names = Rows(Tensors(tensors)), tuple(tensors)
+    return Response(rows, ModelRef("m", "3"), method, names, start, stop, parameters)
+
+
+def part_of(response, names, start, stop):
+    return Response(response.rows, response.ref, response.method, names, start, stop)
 
 
 @pytest.mark.parametrize("datatype", [name for name in DTYPES if name != "BF16"])
@@ -58,12 +64,12 @@ def test_rows_of_a_batch():
     words = np.array([b"%d" % i for i in range(6)], np.object_)
     response = answer(n=Tensor.of(numbers), w=Tensor.of(words), e=Tensor.of(np.zeros((6, 0))))
     for start, stop in [(0, 1), (1, 3), (3, 3), (3, 6)]:
-        part = Response(response.rows, response.ref, ("w", "n", "e"), start, stop)
+        part = part_of(response, ("w", "n", "e"), start, stop)
         result = triton.InferResult(encode(part))
         np.testing.assert_array_equal(result.as_numpy("n"), numbers[start:stop])
         np.testing.assert_array_equal(result.as_numpy("w"), words[start:stop])
         assert result.as_numpy("e").shape == (stop - start, 0)
-        only = Response(response.rows, response.ref, ("n",), start, stop)
+        only = part_of(response, ("n",), start, stop)
         assert [output.name for output in encode(only).outputs] == ["n"]
 
 

@@ -114,5 +114,5 @@ def test_varints_come_back(value):
 def test_bad_varints():
     with pytest.raises(IndexError):
         decode_varint(b"\x80", 0)
-    with pytest.raises(ValueError, match="more than five"):
+    with pytest.raises(OverflowError, match="more than five"):
         decode_varint(b"\x80" * 5 + b"\x01", 0)

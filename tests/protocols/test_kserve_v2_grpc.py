@@ -12,7 +12,8 @@ from salver.codecs.status import grpc_status
 from salver.errors import InvalidInput, ModelFailed, NotFound, Unsupported
 from salver.interfaces import Command, Infer, Query
 from salver.protocols.kserve_v2_grpc import Answered, methods
-from salver.types import ModelRef, Response, Rows, Tensor, Tensors
+from salver.signature import Method, TensorSpec
+from salver.types import FP32, ModelRef, Response, Rows, Tensor, Tensors
 
 METHODS = {method.path: method for method in methods()}
 SERVICE = "/inference.GRPCInferenceService/"
@@ -42,9 +43,16 @@ def infer_request(**parameters):
     return request
 
 
+STREAMING = Method(
+    inputs=(),
+    outputs=(TensorSpec(name="y", dtype=FP32, shape=(1, 4), labels=("a", "b", "c", "d")),),
+    streams=True,
+)
+
+
 def response(**arrays):
     tensors = Tensors({name: Tensor.of(array) for name, array in arrays.items()})
-    return Response(Rows(tensors), ModelRef("m", "1"), tuple(arrays))
+    return Response(Rows(tensors), ModelRef("m", "1"), STREAMING, tuple(arrays))
 
 
 def test_every_method_of_the_descriptors_is_in_the_table():
@@ -73,7 +81,7 @@ def test_infer_classified():
     request.outputs.add(name="y").parameters["classification"].int64_param = 2
     answer = encode("ModelInfer", decode("ModelInfer", request), response(y=FLOATS))
     texts = triton.InferResult(answer).as_numpy("y")
-    assert texts.tolist() == [[b"3.000000:3", b"2.000000:2"]]
+    assert texts.tolist() == [[b"3.000000:3:d", b"2.000000:2:c"]]
 
 
 def test_stream_answers_say_whether_they_are_the_last():
@@ -92,8 +100,7 @@ def test_stream_answers_say_whether_they_are_the_last():
 def test_a_stream_that_ends_without_outputs(wants):
     request = infer_request(triton_enable_empty_final_response=wants)
     operation = decode("ModelStreamInfer", request)
-    nothing = Response(Rows(Tensors()), ModelRef("m", "1"), ("y",))
-    parts = METHODS[SERVICE + "ModelStreamInfer"].encode(operation, nothing, True)
+    parts = METHODS[SERVICE + "ModelStreamInfer"].encode(operation, response(), True)
     if not wants:
         assert parts is None
         return

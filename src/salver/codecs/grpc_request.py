@@ -7,22 +7,20 @@ takes the way through protobuf, which decides what a message means.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from salver.codecs.protobuf import decode_varint, message
 from salver.codecs.recent import Recent
+from salver.codecs.v2 import own_parameters, timing
 from salver.errors import InvalidInput, TooLarge, Unsupported
+from salver.interfaces import Infer
 from salver.types import BYTES, DType, ModelRef, Packed, Request, Tensor, Tensors, dtype_of, len_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from salver.types import Buffer, Parameter
-
-    Decoded = tuple[ModelRef, Request, Mapping[str, int]]
 
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_HEADS: Final = 256
@@ -52,38 +50,63 @@ _CONTENTS: Final = {
 }
 
 
+class Wanted(NamedTuple):
+    """What the answer must look like beyond the plain form.
+
+    `counts` tells of how many best classes an output shall consist; `empty_final` that a stream
+    without a last item shall end with a message all the same.
+    """
+
+    counts: dict[str, int]
+    empty_final: bool
+
+
 class _Head:
     """What a request says before its tensor data.
 
     `inputs` holds (name, datatype, shape, bytes); a BYTES input has at least so many.
     """
 
-    __slots__ = ("classes", "inputs", "outputs", "parameters", "ref")
+    __slots__ = ("inputs", "outputs", "parameters", "priority", "ref", "timeout_ns", "wanted")
 
     def __init__(self, request: Any) -> None:
         for name in ("parameters", "inputs", "outputs"):
             if len(getattr(request, name)) > MAX_NAMES:
                 raise TooLarge(f"a request has at most {MAX_NAMES} {name}")
         self.ref = ModelRef(request.model_name, request.model_version)
-        self.parameters = _parameters(request.parameters)
+        parameters = _parameters(request.parameters)
+        empty_final = bool(parameters.pop(_EMPTY_FINAL, False))
+        self.wanted = Wanted(_class_counts(request.outputs), empty_final)
+        self.timeout_ns, self.priority = timing(parameters)
+        self.parameters = own_parameters(parameters)
         self.outputs = tuple(output.name for output in request.outputs)
-        self.classes = _classes(request.outputs)
         self.inputs = tuple(_describe(tensor) for tensor in request.inputs)
         names = [name for name, *_ in self.inputs]
         if len(set(names)) != len(names):
             raise InvalidInput(f"an input is named twice: {', '.join(names)}")
 
-    def decoded(self, tensors: Tensors, request_id: str) -> Decoded:
-        # A copy, because many requests share a head and some model may change its parameters.
-        request = Request(tensors, "", self.outputs, self.parameters.copy(), request_id)
-        return self.ref, request, self.classes
+    def infer(self, tensors: Tensors, request_id: str) -> Infer:
+        request = Request(
+            tensors,
+            outputs=self.outputs,
+            # A copy, because many requests share a head and some model may change its parameters.
+            parameters=self.parameters.copy(),
+            id=request_id,
+        )
+        return Infer(
+            ref=self.ref,
+            request=request,
+            timeout_ns=self.timeout_ns,
+            priority=self.priority,
+            encoding=self.wanted,
+        )
 
 
 _heads: Final[Recent[bytes, _Head]] = Recent(MAX_HEADS)
 
 
-def decode_infer_request(data: Buffer) -> Decoded:
-    """The model that is meant, the request, and how many classes each output is asked for.
+def decode_infer_request(data: Buffer) -> Infer:
+    """The call that a message means; its `encoding` is the `Wanted` of its answer.
 
     Numeric tensors are read-only views on `data` and need not be aligned; BYTES stay packed.
 
@@ -93,14 +116,15 @@ def decode_infer_request(data: Buffer) -> Decoded:
         data = memoryview(data).toreadonly()
     try:
         return _decode_fast(data) or _decode_any(data)
-    except (IndexError, ValueError):
+    except (IndexError, OverflowError, UnicodeDecodeError):
         return _decode_any(data)
 
 
-def _decode_fast(data: bytes | memoryview) -> Decoded | None:
+def _decode_fast(data: bytes | memoryview) -> Infer | None:
     """Decodes fields in their usual order, raw contents last; None for anything else.
 
-    Raises: InvalidInput, and IndexError or ValueError where the bytes are no such message.
+    Raises: InvalidInput, and IndexError, OverflowError or UnicodeDecodeError where the bytes are no
+        such message.
     """
     found = _scan_head(data)
     if found is None:
@@ -110,7 +134,7 @@ def _decode_fast(data: bytes | memoryview) -> Decoded | None:
     if head is None:
         head = _parse_head(key)
     tensors = _scan_raws(data, at, head)
-    return None if tensors is None else head.decoded(tensors, request_id)
+    return None if tensors is None else head.infer(tensors, request_id)
 
 
 def _scan_head(data: bytes | memoryview) -> tuple[bytes, str, int] | None:
@@ -183,7 +207,7 @@ def _check_no_contents(request: Any) -> None:
             )
 
 
-def _decode_any(data: Buffer) -> Decoded:
+def _decode_any(data: Buffer) -> Infer:
     """Decodes whatever protobuf understands: any order of fields, unknown ones, typed contents."""
     request = _parse(data)
     head = _Head(request)
@@ -192,7 +216,7 @@ def _decode_any(data: Buffer) -> Decoded:
     if not raws:
         for tensor, (name, dtype, shape, _) in zip(request.inputs, head.inputs, strict=True):
             tensors[name] = Tensor(dtype, shape, _typed(tensor.contents, name, dtype, shape))
-        return head.decoded(tensors, request.id)
+        return head.infer(tensors, request.id)
     _check_no_contents(request)
     if len(raws) != len(head.inputs):
         raise InvalidInput(
@@ -205,7 +229,7 @@ def _decode_any(data: Buffer) -> Decoded:
         tensors[name] = Tensor(
             dtype, shape, Packed(raw) if dtype is BYTES else np.ndarray(shape, dtype.numpy, raw)
         )
-    return head.decoded(tensors, request.id)
+    return head.infer(tensors, request.id)
 
 
 def _wrong_length(
@@ -276,17 +300,17 @@ def _parameters(found: Any) -> dict[str, Parameter]:
     return parameters
 
 
-def _classes(outputs: Any) -> dict[str, int]:
-    classes: dict[str, int] = {}
+def _class_counts(outputs: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
     for output in outputs:
         name, parameters = output.name, output.parameters
         if "shared_memory_region" in parameters:
             raise Unsupported(f"output {name!r}: {_NO_SHARED_MEMORY}")
         if "classification" in parameters:
-            classes[name] = parameters["classification"].int64_param
-            if classes[name] < 1:
+            counts[name] = parameters["classification"].int64_param
+            if counts[name] < 1:
                 raise InvalidInput(
                     f"output {name!r}: expected a number of classes above 0 "
                     f"in int64_param of parameter 'classification'"
                 )
-    return classes
+    return counts

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.codecs.classification import classify
 from salver.codecs.protobuf import field, message, varint
 from salver.codecs.recent import Recent
-from salver.types import BYTES, Response, Rows, Tensor, len_of
+from salver.codecs.v2 import classified
+from salver.types import BYTES, len_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from salver.types import DType, ModelRef, Parameter
+    from salver.types import DType, ModelRef, Parameter, Response, Tensor
 
     Message = list[bytes | memoryview]
     Names = tuple[str, ...]
@@ -49,16 +49,16 @@ def _head(ref: ModelRef, names: Names, kinds: Kinds) -> bytes:
 
 
 def encode_infer_response(
-    response: Response, request_id: str = "", classes: Mapping[str, int] | None = None
+    response: Response, request_id: str = "", counts: Mapping[str, int] | None = None
 ) -> Message:
     """The parts of a ModelInferResponse; large outputs are views on the response's arrays.
 
-    `classes` names outputs to send as their best classes, and how many.
+    `counts` names outputs to send as their best classes, and how many.
 
-    Raises: InvalidInput, TooLarge for outputs that cannot be classified.
+    Raises: InvalidInput for outputs that hold no scores.
     """
-    if classes:
-        response = _classified(response, classes)
+    if counts:
+        response = classified(response, counts)
     head, raws = _all_rows(response) if response.stop < 0 else _some_rows(response)
     parts: Message = [head]
     if request_id:
@@ -126,13 +126,6 @@ def _data(tensor: Tensor) -> bytes | memoryview:
     if type(array) is np.ndarray and array.nbytes <= SMALL_BYTES and tensor.dtype is not BYTES:
         return array.tobytes()
     return memoryview(tensor.to_bytes())
-
-
-def _classified(response: Response, classes: Mapping[str, int]) -> Response:
-    tensors = response.tensors()
-    for name in tensors.keys() & classes.keys():
-        tensors[name] = classify(name, tensors[name], classes[name])
-    return Response(Rows(tensors), response.ref, response.names, parameters=response.parameters)
 
 
 def _encode_parameters(parameters: Mapping[str, Parameter]) -> bytes:

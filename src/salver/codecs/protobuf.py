@@ -60,7 +60,7 @@ def message(full_name: str) -> Any:
 def decode_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """The length that starts at `at`, and the place behind it.
 
-    Raises: IndexError if it is cut off, ValueError if it is longer than any length may be.
+    Raises: IndexError if it is cut off, OverflowError if it is longer than any length may be.
     """
     value = 0
     for shift in range(0, 35, 7):
@@ -69,7 +69,7 @@ def decode_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a length of more than five bytes")
+    raise OverflowError("a length of more than five bytes")
 
 
 def varint(value: int) -> bytes:

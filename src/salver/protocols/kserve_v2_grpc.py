@@ -18,13 +18,13 @@ from salver.codecs.grpc_response import encode_infer_response
 from salver.codecs.protobuf import message, services, varint
 from salver.errors import InvalidInput, NotFound, SalverError, Unsupported
 from salver.interfaces import Command, Infer, Operation, Query
-from salver.types import ModelRef, Response
+from salver.types import ModelRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from salver.codecs.grpc_response import Message
-    from salver.types import Buffer
+    from salver.types import Buffer, Response
 
 Kind = Literal["unary", "stream", "watch"]
 
@@ -60,7 +60,7 @@ class GrpcMethod(NamedTuple):
 def methods() -> Sequence[GrpcMethod]:
     """Every method, those that are refused included."""
     table = [
-        GrpcMethod(f"/{_SERVICE}/ModelInfer", "unary", _decode_infer, _encode_infer),
+        GrpcMethod(f"/{_SERVICE}/ModelInfer", "unary", decode_infer_request, _encode_infer),
         GrpcMethod(f"/{_SERVICE}/ModelStreamInfer", "stream", _decode_stream, _encode_stream),
         GrpcMethod(f"/{_HEALTH}.Health/Check", "unary", _decode_check, _encode_health),
         GrpcMethod(f"/{_HEALTH}.Health/Watch", "watch", _decode_watch, _encode_health),
@@ -100,56 +100,40 @@ def _parse(name: str, data: Buffer) -> Any:
 # Inference
 
 
-def _decode_infer(data: Buffer) -> Infer:
-    ref, request, classes = decode_infer_request(data)
-    return Infer(encoding=classes, ref=ref, request=request)
-
-
 def _encode_infer(operation: Infer, item: Response, final: bool = True) -> Message:
-    return encode_infer_response(item, operation.request.id, operation.encoding)
-
-
-class _Stream(NamedTuple):
-    """What the answers to one request of a stream need to know of it."""
-
-    ref: ModelRef
-    id: str
-    classes: Mapping[str, int]
-    wants_empty_final: bool
+    return encode_infer_response(item, operation.request.id, operation.encoding.counts)
 
 
 def _decode_stream(data: Buffer) -> Operation:
     """One request of a stream; a wrong one is answered and leaves the stream open."""
     try:
-        ref, request, classes = decode_infer_request(data)
+        return decode_infer_request(data)
     except SalverError as error:
-        return Answered(encoding=_failed(data), item=error)
-    wants = bool(request.parameters.get("triton_enable_empty_final_response"))
-    return Infer(encoding=_Stream(ref, request.id, classes, wants), ref=ref, request=request)
+        return Answered(encoding=_sender(data), item=error)
 
 
-def _failed(data: Buffer) -> _Stream:
-    """What can be said of a request that was refused: whose it is, if that much is readable."""
+def _sender(data: Buffer) -> tuple[ModelRef, str]:
+    """Model and id of a request that was refused, if that much is readable."""
     try:
         request = message("inference.ModelInferRequest").FromString(data)
     except DecodeError:
-        return _Stream(ModelRef(""), "", {}, False)
-    return _Stream(ModelRef(request.model_name, request.model_version), request.id, {}, False)
+        return ModelRef(""), ""
+    return ModelRef(request.model_name, request.model_version), request.id
 
 
 def _encode_stream(
-    operation: Operation, item: Response | SalverError, final: bool = True
+    operation: Infer | Answered, item: Response | SalverError, final: bool = True
 ) -> Message | None:
-    note: _Stream = operation.encoding
+    if isinstance(operation, Answered):
+        ref, request_id = operation.encoding
+        return [_stream_error(ref, request_id, operation.item)]
+    request_id, wanted = operation.request.id, operation.encoding
     if isinstance(item, SalverError):
-        return [_stream_error(note, item)]
-    tensors = item.rows.tensors
-    names = tuple([name for name in item.names if name in tensors])
-    if len(names) < len(item.names):
-        if final and not names and not note.wants_empty_final:
-            return None
-        item = Response(item.rows, item.ref, names, item.start, item.stop, item.parameters)
-    parts = [_FLAG[final], *encode_infer_response(item, note.id, note.classes)]
+        return [_stream_error(operation.ref, request_id, item)]
+    if final and not item.names and item.method.streams and not wanted.empty_final:
+        return None
+    counts = wanted.counts if item.names else None
+    parts = [_FLAG[final], *encode_infer_response(item, request_id, counts)]
     return [b"\x12" + varint(sum(map(len, parts))), *parts]
 
 
@@ -164,12 +148,12 @@ def _flag(final: bool) -> bytes:
 _FLAG: Final = {final: _flag(final) for final in (False, True)}
 
 
-def _stream_error(note: _Stream, error: SalverError) -> bytes:
+def _stream_error(ref: ModelRef, request_id: str, error: SalverError) -> bytes:
     response = message(_STREAM_RESPONSE)(error_message=error.message or type(error).__name__)
     response.infer_response.MergeFromString(_FLAG[True])
-    response.infer_response.model_name = note.ref.name
-    response.infer_response.model_version = note.ref.version
-    response.infer_response.id = note.id
+    response.infer_response.model_name = ref.name
+    response.infer_response.model_version = ref.version
+    response.infer_response.id = request_id
     encoded: bytes = response.SerializeToString()
     return encoded
 
