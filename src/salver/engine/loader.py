@@ -10,8 +10,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from salver.engine.cost import INLINE_BUDGET_NS
 from salver.engine.generation import Generation
+from salver.engine.inline import INLINE_BUDGET_NS
 from salver.engine.instances import InlineInstance, ThreadInstance, run
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
@@ -22,6 +22,7 @@ from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
+from salver.schedulers.slo import SloScheduler
 from salver.signature import Signature
 
 if TYPE_CHECKING:
@@ -30,9 +31,17 @@ if TYPE_CHECKING:
     from salver.clock import Clock
     from salver.config import ModelConfig, ServerConfig
     from salver.engine.caller import LoopCaller
-    from salver.engine.cost import LoopBudget
+    from salver.engine.inline import LoopBudget
     from salver.engine.warmup import Cost
-    from salver.interfaces import Instance, Model, Results, Runtime, Traits, VersionOnDisk
+    from salver.interfaces import (
+        Instance,
+        Model,
+        Results,
+        Runtime,
+        Scheduler,
+        Traits,
+        VersionOnDisk,
+    )
     from salver.types import Work
 
 log = logging.getLogger("salver.engine")
@@ -199,7 +208,7 @@ class Loader:
         target = BatchedTarget(
             ref,
             loaded.signature,
-            DynamicScheduler(config, max_rows) if batches else DirectScheduler(config),
+            scheduler(config, max_rows),
             inline=loaded.inline,
             instances=loaded.instances,
             statistics=statistics,
@@ -224,6 +233,15 @@ class Loader:
             batches=batches,
             close=lambda: release(loaded.model),
         )
+
+
+def scheduler(config: ModelConfig, max_rows: int) -> Scheduler:
+    """How calls become batches: singly, by a latency objective, or whatever waits."""
+    if max_rows == 1:
+        return DirectScheduler(config)
+    if config.batching.slo_ms:
+        return SloScheduler(config, max_rows)
+    return DynamicScheduler(config, max_rows)
 
 
 def drop_item(index: int, item: Any) -> None:
