@@ -18,8 +18,8 @@ import uvloop
 
 from salver.config import Instances, ModelConfig
 from salver.engine import process
-from salver.engine.inline import LoopBudget
 from salver.engine.frames import STREAM_WINDOW
+from salver.engine.inline import LoopBudget
 from salver.engine.process import ProcessInstance
 from salver.engine.rerun import WorkerDied
 from salver.engine.target import BatchedTarget
