@@ -15,6 +15,7 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD_BYTES: Final = 9
 HEAD: Final = struct.Struct(">HBBBI")
 """Length (upper 16 bits, lower 8 bits), kind, flags, stream id with its reserved bit."""
+SETTING: Final = struct.Struct(">HI")
 STREAM_ID_MASK: Final = 0x7FFF_FFFF
 
 DATA: Final = 0x0
@@ -100,7 +101,7 @@ def header_frames(stream_id: int, block: bytes, end_stream: bool, max_frame_byte
 
 def settings(values: Mapping[Setting, int]) -> bytes:
     """A SETTINGS frame."""
-    pairs = (struct.pack(">HI", name, value) for name, value in values.items())
+    pairs = (SETTING.pack(name, value) for name, value in values.items())
     return frame(SETTINGS, 0, 0, b"".join(pairs))
 
 

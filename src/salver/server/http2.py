@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from salver.clock import NS_PER_S
 from salver.server import frames, hpack
+from salver.server.flood import FloodMeter
 from salver.server.frames import ErrorCode, Http2Error, Setting
-from salver.server.head import MalformedHead, RequestHead, check_trailers
+from salver.server.head import MalformedHead
+from salver.server.head_reader import HeadReader
 from salver.server.hpack import HeaderListTooLarge
-from salver.server.huffman import HpackError
 from salver.server.sender import Sender
 from salver.server.stream import Stream
 
 if TYPE_CHECKING:
+    from salver.errors import InvalidInput
     from salver.server.stream import Handler
     from salver.types import Buffer
 
@@ -24,15 +24,11 @@ STREAM_WINDOW_BYTES: Final = 16 << 20
 MAX_FRAME_BYTES: Final = 1 << 20
 
 _UNPACK_HEAD: Final = frames.HEAD.unpack_from
-_UNPACK_SETTING: Final = struct.Struct(">HI")
-_MAX_SETTINGS_BYTES: Final = 64 * _UNPACK_SETTING.size
+_MAX_SETTINGS_BYTES: Final = 64 * frames.SETTING.size
 _MIN_USEFUL_BYTES: Final = 1024
 _MAX_CONTINUATIONS: Final = 32
 _MAX_UNREAD_FRAMES: Final = 1000
-_MAX_CACHED_HEADS: Final = 32
-_MAX_CACHED_BLOCK_BYTES: Final = 1024
 _MAX_REMEMBERED_RESETS: Final = 1024
-_FLOOD_WINDOW_NS: Final = 10 * NS_PER_S
 _SHUTDOWN_PING: Final = b"\0salver\0"
 _TOO_LARGE_BLOCK: Final = hpack.SHRINK_TABLE_TO_ZERO + hpack.encode([(":status", "431")])
 
@@ -53,28 +49,6 @@ class Http2Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Frames in 10 s that ask for nothing, beside those that real work brings with it."""
     resets: int = 1_000
     """Unanswered requests reset by the peer in 10 s, beside as many as were answered."""
-
-
-class _Meter:
-    """Counts events in a window of time, which starts anew when it has passed."""
-
-    __slots__ = ("count", "excused", "limit", "since")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.count = 0
-        self.since = 0
-        self.excused = 0
-
-    def too_many(self, now: int, excuses: int) -> bool:
-        """Counts one event; each of `excuses`, counted since the beginning, allows another."""
-        self.count += 1
-        if self.count - (excuses - self.excused) <= self.limit:
-            return False
-        if now - self.since < _FLOOD_WINDOW_NS:
-            return True
-        self.count, self.since, self.excused = 1, now, excuses
-        return False
 
 
 class Http2Connection:
@@ -98,13 +72,10 @@ class Http2Connection:
         self._now = now
         self._last_id = 0
         self._resets: dict[int, None] = {}
-        self._noise = _Meter(limits.noise)
-        self._unanswered = _Meter(limits.resets)
-        self._noise.since = self._unanswered.since = now
+        self._noise = FloodMeter(limits.noise, now)
+        self._unanswered = FloodMeter(limits.resets, now)
         # Header blocks.
-        self._decoder = hpack.Decoder(limits.header_bytes, limits.headers)
-        self._heads: dict[bytes, RequestHead] = {}
-        self._heads_generation = 0
+        self._heads = HeadReader(limits.header_bytes, limits.headers)
         self._block: list[bytes] | None = None
         self._block_bytes = 0
         self._block_stream = 0
@@ -229,9 +200,9 @@ class Http2Connection:
             if kind == frames.DATA and self._block is None and self._settled:
                 padding = 0
                 if flags & frames.PADDED:
-                    if start == end:
+                    if start == end and length:
                         break
-                    padding = data[start] + 1
+                    padding = data[start] + 1 if length else 1
                 self._on_data_head(stream_id, flags, length, padding)
                 position = self._on_data_bytes(data, start + (padding > 0), end)
                 continue
@@ -395,11 +366,11 @@ class Http2Connection:
             self._on_trailers(stream_id, ends, block)
             return
         self._last_id = stream_id
-        head = self._heads.get(block)
-        if head is None:
-            head = self._read_head(stream_id, ends, block)
-            if head is None:
-                return
+        try:
+            head = self._heads.request(block)
+        except (HeaderListTooLarge, MalformedHead) as error:
+            self._refuse_head(stream_id, ends, error)
+            return
         if self.draining or len(self.streams) >= self._limits.streams:
             self._count_noise()
             self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
@@ -415,56 +386,30 @@ class Http2Connection:
                 return
         self._handler.on_request(stream, head, ends)
 
-    def _read_head(self, stream_id: int, ends: bool, block: bytes) -> RequestHead | None:
-        """Decodes and checks a request's head; answers for itself if that is not possible."""
-        generation = self._decoder.generation
-        try:
-            head = RequestHead(self._decode(block))
-        except HeaderListTooLarge:
-            self._count_noise()
-            self.sender.control(
-                frames.header_frames(stream_id, _TOO_LARGE_BLOCK, True, MAX_FRAME_BYTES)
-            )
-            if not ends:
-                self._reset_id(stream_id, ErrorCode.NO_ERROR)
-            return None
-        except MalformedHead:
-            self._count_noise()
+    def _refuse_head(self, stream_id: int, ends: bool, error: InvalidInput) -> None:
+        self._count_noise()
+        if isinstance(error, MalformedHead):
             self._reset_id(stream_id, ErrorCode.PROTOCOL_ERROR)
-            return None
-        if self._decoder.generation == generation and len(block) <= _MAX_CACHED_BLOCK_BYTES:
-            if len(self._heads) >= _MAX_CACHED_HEADS:
-                self._heads.clear()
-            self._heads[block] = head
-        return head
-
-    def _decode(self, block: bytes) -> list[hpack.Field]:
-        try:
-            return self._decoder.decode(block)
-        except HpackError as error:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, error.message) from None
-        finally:
-            if self._decoder.generation != self._heads_generation:
-                self._heads_generation = self._decoder.generation
-                self._heads.clear()
+            return
+        control = self.sender.control
+        control(frames.header_frames(stream_id, _TOO_LARGE_BLOCK, True, MAX_FRAME_BYTES))
+        if not ends:
+            self._reset_id(stream_id, ErrorCode.NO_ERROR)
 
     def _on_trailers(self, stream_id: int, ends: bool, block: bytes) -> None:
         stream = self.streams.get(stream_id)
+        malformed = not ends
         try:
-            fields = self._decode(block)
-            if stream is None or not stream.receiving:
-                self._on_closed(stream_id, stream)
-                return
-            check_trailers(fields)
-            if not ends or stream.body_left > 0:
-                raise MalformedHead("trailers must end the stream, after the whole body")
+            self._heads.trailers(block)
         except (HeaderListTooLarge, MalformedHead):
-            self._count_noise()
-            if stream is not None:
-                self._fail(stream, ErrorCode.PROTOCOL_ERROR)
-            return
-        stream.receiving = False
-        self._handler.on_data(stream, b"", True)
+            malformed = True
+        if stream is None or not stream.receiving:
+            self._on_closed(stream_id, stream)
+        elif malformed or stream.body_left > 0:
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+        else:
+            stream.receiving = False
+            self._handler.on_data(stream, b"", True)
 
     # The end of streams.
 
@@ -535,32 +480,11 @@ class Http2Connection:
         if flags & frames.ACK:
             _check_size("SETTINGS with ACK", payload, 0)
             return
-        if len(payload) % _UNPACK_SETTING.size:
+        if len(payload) % frames.SETTING.size:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
-        for name, value in _UNPACK_SETTING.iter_unpack(payload):
-            self._apply(name, value)
+        for name, value in frames.SETTING.iter_unpack(payload):
+            self.sender.apply(name, value, self.streams.values())
         self.sender.control(frames.frame(frames.SETTINGS, frames.ACK, 0))
-
-    def _apply(self, name: int, value: int) -> None:
-        """Settings that only concern pushes, or limit what we never send, need nothing."""
-        sender = self.sender
-        if name == Setting.INITIAL_WINDOW_SIZE:
-            if value > frames.MAX_WINDOW_BYTES:
-                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
-            change = value - sender.initial_window
-            sender.initial_window = value
-            for stream in self.streams.values():
-                if not sender.add_stream_window(stream, change):
-                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflowed")
-        elif name == Setting.MAX_FRAME_SIZE:
-            if not frames.MIN_MAX_FRAME_BYTES <= value <= frames.MAX_MAX_FRAME_BYTES:
-                raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"frames of {value} bytes")
-            sender.max_frame_bytes = value
-        elif name == Setting.HEADER_TABLE_SIZE:
-            if value < hpack.DEFAULT_TABLE_BYTES:
-                sender.shrinks_table = True
-        elif name == Setting.ENABLE_PUSH and value > 1:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH of {value}")
 
     def _on_ping(self, stream_id: int, flags: int, payload: bytes) -> None:
         _check_size("PING", payload, 8)

@@ -13,13 +13,15 @@ from salver.server.frames import (
     HEAD,
     HEAD_BYTES,
     HEADERS,
+    MAX_MAX_FRAME_BYTES,
     MAX_WINDOW_BYTES,
     MIN_MAX_FRAME_BYTES,
     ErrorCode,
     Http2Error,
+    Setting,
     header_frames,
 )
-from salver.server.hpack import SHRINK_TABLE_TO_ZERO
+from salver.server.hpack import DEFAULT_TABLE_BYTES, SHRINK_TABLE_TO_ZERO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -187,6 +189,26 @@ class Sender:
         if stream.waiting and stream.send_window > 0 and stream.id not in self._blocked:
             self._ready[stream.id] = stream
         return stream.send_window <= MAX_WINDOW_BYTES
+
+    def apply(self, name: int, value: int, streams: Iterable[Stream]) -> None:
+        """Heeds one of the peer's settings; those about pushes concern nothing that we do.
+
+        Raises: Http2Error.
+        """
+        if name == Setting.INITIAL_WINDOW_SIZE:
+            if value > MAX_WINDOW_BYTES:
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
+            change, self.initial_window = value - self.initial_window, value
+            if not all(self.add_stream_window(stream, change) for stream in streams):
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflowed")
+        elif name == Setting.MAX_FRAME_SIZE:
+            if not MIN_MAX_FRAME_BYTES <= value <= MAX_MAX_FRAME_BYTES:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"frames of {value} bytes")
+            self.max_frame_bytes = value
+        elif name == Setting.HEADER_TABLE_SIZE:
+            self.shrinks_table = self.shrinks_table or value < DEFAULT_TABLE_BYTES
+        elif name == Setting.ENABLE_PUSH and value > 1:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH of {value}")
 
     def _emit(self, frames: bytes) -> None:
         self._output.append(frames)
