@@ -476,6 +476,7 @@ def test_a_paused_stream_gets_no_window_until_it_is_resumed() -> None:
         (HELLO + frames.settings({Setting.MAX_FRAME_SIZE: 100}), ErrorCode.PROTOCOL_ERROR),
         (HELLO + frames.settings({Setting.INITIAL_WINDOW_SIZE: 2**31}), 3),
         (HELLO + request(1, block=b"\xbe"), ErrorCode.COMPRESSION_ERROR),
+        (HELLO + request(5) + request(3), ErrorCode.STREAM_CLOSED),
         (HELLO + frames.frame(frames.DATA, 8, 1, b"\x05"), ErrorCode.PROTOCOL_ERROR),
         (HELLO + frames.frame(frames.DATA, 8, 1, b""), ErrorCode.PROTOCOL_ERROR),
         (HELLO + frames.HEAD.pack(0x1000, 1, 0, 0, 1), ErrorCode.FRAME_SIZE_ERROR),

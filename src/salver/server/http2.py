@@ -404,6 +404,8 @@ class Http2Connection:
         except (HeaderListTooLarge, MalformedHead):
             malformed = True
         if stream is None or not stream.receiving:
+            if stream is None and stream_id not in self._resets:
+                raise Http2Error(ErrorCode.STREAM_CLOSED, f"stream {stream_id} was closed")
             self._on_closed(stream_id, stream)
         elif malformed or stream.body_left > 0:
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
