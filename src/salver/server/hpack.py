@@ -38,7 +38,7 @@ _STATIC: Final[tuple[Field, ...]] = (
     ("strict-transport-security", ""), ("transfer-encoding", ""), ("user-agent", ""),
     ("vary", ""), ("via", ""), ("www-authenticate", ""),
 )  # fmt: skip
-_NUM_STATIC: Final = len(_STATIC) - 1
+_FIRST_DYNAMIC: Final = len(_STATIC)
 _STATIC_FIELD: Final = {field: index for index, field in enumerate(_STATIC)}
 _STATIC_NAME: Final = {name: index for index, (name, _) in reversed(list(enumerate(_STATIC)))}
 _INTEGER_SHIFTS: Final = (0, 7, 14, 21, 28)
@@ -65,8 +65,8 @@ class Decoder:
         self._max_table_bytes = max_table_bytes
         self._table_limit = max_table_bytes
         self._table_bytes = 0
-        self._table: list[Field] = []
-        """Newest last: index 62 is the last one."""
+        self._table = list(_STATIC)
+        """The static fields, then the dynamic ones, newest first: as the indices count them."""
 
     def decode(self, block: bytes) -> list[Field]:
         """Decodes one whole header block.
@@ -78,12 +78,14 @@ class Decoder:
             fields = self._decode(block)
         except IndexError:
             raise HpackError("a header block is cut off or points past the table") from None
-        num_bytes = sum(map(len, chain.from_iterable(fields)))
-        num_bytes += ENTRY_OVERHEAD_BYTES * len(fields)
-        if num_bytes > self._max_list_bytes or len(fields) > self._max_fields:
+        num_fields = len(fields)
+        num_bytes = ENTRY_OVERHEAD_BYTES * num_fields
+        if num_fields <= self._max_fields:
+            num_bytes += len("".join(chain.from_iterable(fields)))
+        if num_bytes > self._max_list_bytes or num_fields > self._max_fields:
             raise HeaderListTooLarge(
-                f"{len(fields)} headers of {num_bytes} bytes; at most {self._max_fields} of "
-                f"{self._max_list_bytes} bytes are allowed"
+                f"{num_fields} headers; at most {self._max_fields} of {self._max_list_bytes} "
+                "bytes in all are allowed"
             )
         return fields
 
@@ -94,16 +96,13 @@ class Decoder:
         while position < end:
             first = block[position]
             position += 1
-            if first >= 0x80:
+            if first > 0x80:
                 index = first & 0x7F
                 if index == 0x7F:
                     index, position = _integer(block, position, 0x7F)
-                if index > _NUM_STATIC:
-                    fields.append(table[_NUM_STATIC - index])
-                elif index:
-                    fields.append(_STATIC[index])
-                else:
-                    raise HpackError("a header block holds index 0")
+                fields.append(table[index])
+            elif first == 0x80:
+                raise HpackError("a header block holds index 0")
             elif first >= 0x40:
                 field, position = self._literal(block, position, first & 0x3F, 0x3F)
                 self._insert(field)
@@ -120,10 +119,8 @@ class Decoder:
     def _literal(self, block: bytes, position: int, index: int, mask: int) -> tuple[Field, int]:
         if index == mask:
             index, position = _integer(block, position, mask)
-        if index > _NUM_STATIC:
-            name = self._table[_NUM_STATIC - index][0]
-        elif index:
-            name = _STATIC[index][0]
+        if index:
+            name = self._table[index][0]
         else:
             name, position = _string(block, position)
         value, position = _string(block, position)
@@ -131,14 +128,14 @@ class Decoder:
 
     def _insert(self, field: Field) -> None:
         self.generation += 1
-        self._table.append(field)
+        self._table.insert(_FIRST_DYNAMIC, field)
         self._table_bytes += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD_BYTES
         if self._table_bytes > self._table_limit:
             self._evict()
 
     def _evict(self) -> None:
         while self._table_bytes > self._table_limit:
-            name, value = self._table.pop(0)
+            name, value = self._table.pop()
             self._table_bytes -= len(name) + len(value) + ENTRY_OVERHEAD_BYTES
 
     def _resize(self, block: bytes, position: int, limit: int) -> int:
