@@ -335,6 +335,8 @@ def conversation() -> bytes:
             frames.frame(frames.PRIORITY, 0, 7, b"\0\0\0\0\x10"),
             frames.frame(frames.HEADERS, 4, 7, POST_BLOCK),
             frames.rst_stream(7, ErrorCode.CANCEL),
+            frames.frame(frames.HEADERS, 4, 9, POST_BLOCK),
+            frames.frame(frames.DATA, frames.PADDED | frames.END_STREAM, 9, b"\x09abc" + bytes(9)),
             frames.goaway(0, ErrorCode.NO_ERROR),
         )
     )
@@ -349,14 +351,18 @@ EXPECTED = [
     ("whole", 5, b""),
     ("request", 7, "/p"),
     ("reset", 7, ErrorCode.CANCEL),
+    ("request", 9, "/p"),
+    ("whole", 9, b"abc"),
     ("goaway", ErrorCode.NO_ERROR),
 ]
 
 
-@given(st.lists(st.integers(1, 60), max_size=60), st.booleans())
-def test_any_division_into_reads_means_the_same(sizes: list[int], as_view: bool) -> None:
+@given(st.lists(st.integers(1, 60), max_size=60), st.booleans(), st.sampled_from([None, [b"ok"]]))
+def test_any_division_into_reads_means_the_same(
+    sizes: list[int], as_view: bool, answers: list[bytes] | None
+) -> None:
     whole = conversation()
-    connection, recorder = serve([b"ok"])
+    connection, recorder = serve(answers)
     pieces, start = [], 0
     for size in sizes:
         pieces.append(whole[start : start + size])

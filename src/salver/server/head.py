@@ -62,37 +62,44 @@ def check_trailers(fields: Sequence[Field]) -> None:
 
 def _collect(fields: Sequence[Field]) -> dict[str, str]:
     """Checks names and values; joins the values of repeated headers."""
-    names, values = zip(*fields, strict=True) if fields else ((), ())
-    text = "".join(values)
+    headers = dict(fields)
+    if len(headers) < len(fields):
+        headers = _join(fields)
+    _check_names(tuple(headers))
+    text = "".join(headers.values())
     if "\0" in text or "\r" in text or "\n" in text:
         raise MalformedHead("a header's value holds NUL, CR or LF")
-    if _are_distinct(names):
-        return dict(fields)
+    return headers
+
+
+def _join(fields: Sequence[Field]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in fields:
-        if name in headers:
-            value = headers[name] + ("; " if name == "cookie" else ", ") + value
-        headers[name] = value
+        if name not in headers:
+            headers[name] = value
+        elif name.startswith(":"):
+            raise MalformedHead(f"{name} is given twice")
+        else:
+            headers[name] += ("; " if name == "cookie" else ", ") + value
     return headers
 
 
 @lru_cache(maxsize=128)
-def _are_distinct(names: tuple[str, ...]) -> bool:
-    """Checks the names of a header list, which a client repeats with changing values.
+def _check_names(names: tuple[str, ...]) -> None:
+    """Checks the names of a header list; cached, as a client repeats them with changing values.
 
     Raises: MalformedHead.
     """
-    pseudo = [name for name in names if name.startswith(":")]
-    if tuple(pseudo) != names[: len(pseudo)]:
+    pseudo = tuple(name for name in names if name.startswith(":"))
+    if pseudo != names[: len(pseudo)]:
         raise MalformedHead("a pseudo-header stands after a header")
-    if len(set(pseudo)) != len(pseudo) or not _PSEUDO.issuperset(pseudo):
-        raise MalformedHead("a pseudo-header is unknown or given twice")
+    if not _PSEUDO.issuperset(pseudo):
+        raise MalformedHead("a pseudo-header is unknown")
     for name in names[len(pseudo) :]:
         if not _NAME.fullmatch(name):
             raise MalformedHead("a header has a name that is empty or holds forbidden characters")
         if name in _CONNECTION_SPECIFIC:
             raise MalformedHead(f"{name} has no meaning in HTTP/2")
-    return len(set(names)) == len(names)
 
 
 def _content_length(headers: dict[str, str]) -> int:

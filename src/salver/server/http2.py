@@ -24,7 +24,7 @@ STREAM_WINDOW_BYTES: Final = 16 << 20
 MAX_FRAME_BYTES: Final = 1 << 20
 
 _UNPACK_HEAD: Final = frames.HEAD.unpack_from
-_MAX_SETTINGS_BYTES: Final = 64 * frames.SETTING.size
+_MAX_CONTROL_BYTES: Final = 64 * frames.SETTING.size
 _MIN_USEFUL_BYTES: Final = 1024
 _MAX_CONTINUATIONS: Final = 32
 _MAX_UNREAD_FRAMES: Final = 1000
@@ -197,24 +197,25 @@ class Http2Connection:
             length = high << 8 | low
             stream_id &= frames.STREAM_ID_MASK
             start = position + frames.HEAD_BYTES
-            if kind == frames.DATA and self._block is None and self._settled:
-                padding = 0
-                if flags & frames.PADDED:
-                    if start == end and length:
-                        break
-                    padding = data[start] + 1 if length else 1
-                self._on_data_head(stream_id, flags, length, padding)
-                position = self._on_data_bytes(data, start + (padding > 0), end)
-                continue
-            if not self._is_expected(kind, length, stream_id):
-                self._data_stream, self._data_ends, self._data_left = None, False, length
-                position = self._on_data_bytes(data, start, end)
-                continue
             stop = start + length
-            if stop > end:
+            if self._block is not None or not self._settled:
+                self._check_order(kind, stream_id)
+            if stop > end or length > _MAX_CONTROL_BYTES:
+                self._check_length(kind, length)
+            if kind == frames.DATA:
+                if start == end and length and flags & frames.PADDED:
+                    break
+                start = self._on_data_head(stream_id, flags, length, data, start)
+                position = self._on_data_bytes(data, start, end)
+            elif kind not in self._on_frame:
+                self._count_noise()
+                self._data_stream, self._data_left = None, length
+                position = self._on_data_bytes(data, start, end)
+            elif stop > end:
                 break
-            self._on_frame[kind](stream_id, flags, bytes(data[start:stop]))
-            position = stop
+            else:
+                self._on_frame[kind](stream_id, flags, bytes(data[start:stop]))
+                position = stop
         if position < end and not self.failed:
             self._rest = bytes(data[position:])
 
@@ -230,35 +231,33 @@ class Http2Connection:
         self._greeted = True
         return len(preface)
 
-    def _is_expected(self, kind: int, length: int, stream_id: int) -> bool:
-        """Checks a frame's head before its payload is waited for; False if it is of no known kind.
+    def _check_order(self, kind: int, stream_id: int) -> None:
+        if self._block is None:
+            if kind != frames.SETTINGS:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "SETTINGS must come first")
+        elif kind != frames.CONTINUATION or stream_id != self._block_stream:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
 
-        Raises: Http2Error.
-        """
-        if length > MAX_FRAME_BYTES:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        if not self._settled and kind != frames.SETTINGS:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "SETTINGS must come first")
-        if self._block is not None:
-            if kind != frames.CONTINUATION or stream_id != self._block_stream:
-                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
-        elif kind not in self._on_frame:
-            self._count_noise()
-            return False
+    def _check_length(self, kind: int, length: int) -> None:
+        """Refuses a frame before its payload is waited for."""
         if kind in (frames.HEADERS, frames.CONTINUATION):
             if length > self._limits.header_bytes:
                 raise _calm(f"a header block of more than {self._limits.header_bytes} bytes")
-        elif length > _MAX_SETTINGS_BYTES:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a control frame of {length} bytes")
-        return True
+        elif length > MAX_FRAME_BYTES or (kind in self._on_frame and length > _MAX_CONTROL_BYTES):
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
 
     # Bodies.
 
-    def _on_data_head(self, stream_id: int, flags: int, length: int, padding: int) -> None:
-        if length > MAX_FRAME_BYTES:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        if padding > length:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding exceeds its frame")
+    def _on_data_head(
+        self, stream_id: int, flags: int, length: int, data: Buffer, start: int
+    ) -> int:
+        """Accounts for a DATA frame as soon as its head is there; returns where its data starts."""
+        padding = 0
+        if flags & frames.PADDED:
+            padding = data[start] + 1 if length else 1
+            start += 1
+            if padding > length:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding exceeds its frame")
         self._window -= length
         if self._window < 0:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is exceeded")
@@ -271,7 +270,7 @@ class Http2Connection:
             self._give_credit(length)
             if length < _MIN_USEFUL_BYTES or stream_id not in self._resets:
                 self._on_closed(stream_id, stream)
-            return
+            return start
         ends = bool(flags & frames.END_STREAM)
         self._data_stream, self._data_ends = stream, ends
         stream.held += num_bytes
@@ -290,6 +289,7 @@ class Http2Connection:
             self._top_up(stream)
         if self._window <= 0:
             self._make_room()
+        return start
 
     def _on_data_bytes(self, data: Buffer, start: int, end: int) -> int:
         """Hands on what came of a frame's payload; returns where it ends."""
@@ -298,7 +298,7 @@ class Http2Connection:
         left -= stop - start
         self._data_left = left
         stream = self._data_stream
-        if stream is not None and not stream.closed:
+        if stream is not None and stream.receiving:
             if self._data_ends and not left:
                 stream.receiving = False
                 self._handler.on_data(stream, data[start:stop], True)
@@ -311,7 +311,7 @@ class Http2Connection:
         return stop
 
     def _top_up(self, stream: Stream) -> None:
-        if not stream.paused and stream.receiving and not stream.closed:
+        if stream.receiving and not stream.paused:
             self.sender.control(
                 frames.window_update(stream.id, STREAM_WINDOW_BYTES - stream.receive_window)
             )
@@ -424,6 +424,7 @@ class Http2Connection:
 
     def _close(self, stream: Stream) -> None:
         stream.closed = True
+        stream.receiving = False
         self.streams.pop(stream.id, None)
         if stream.waiting:
             self.sender.forget(stream)
