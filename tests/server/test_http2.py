@@ -272,6 +272,29 @@ def test_output_is_bounded_while_the_transport_is_full() -> None:
     assert not connection.streams
 
 
+def test_a_queued_answer_is_the_same_as_one_sent_at_once() -> None:
+    at_once, recorder = started([b"\0", b"answer"])
+    at_once.receive(request(1, b"x"), 0)
+    queued, recorder = started()
+    queued.receive(request(1, b"x"), 0)
+    queued.sender.pause_output()
+    queued.sender.send_unary(recorder.streams[1], OK, [b"\0", b"answer"], TRAILERS)
+    assert written(queued) == b""
+    queued.sender.resume_output()
+    assert written(queued) == written(at_once)
+
+
+def test_a_reset_stream_takes_its_queue_with_it() -> None:
+    connection, recorder = started()
+    connection.receive(request(1) + request(3), 0)
+    for stream in recorder.streams.values():
+        connection.sender.send_data(stream, [bytes(70_000)], end_stream=True)
+    written(connection)
+    connection.receive(frames.rst_stream(1, 8) + frames.window_update(0, 100_000), 0)
+    assert {one.stream_id for one in frames_of(written(connection))} == {3}
+    assert recorder.streams[1].queued == 0
+
+
 def test_tells_when_a_streamed_answer_can_go_on() -> None:
     connection, recorder = started()
     connection.receive(request(1), 0)
