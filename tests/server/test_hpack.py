@@ -128,6 +128,19 @@ def test_a_list_over_the_limits_leaves_the_table_intact() -> None:
         assert small.decode(b"\xbe") == [("a", "b")]
 
 
+@given(FIELDS, st.integers(0, 400), st.booleans())
+def test_the_size_of_a_list_is_exact(
+    fields: list[tuple[str, str]], max_list_bytes: int, coded: bool
+) -> None:
+    raw = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields]
+    block = oracle.Encoder().encode(raw, huffman=coded)
+    if sum(len(n) + len(v) + 32 for n, v in fields) <= max_list_bytes:
+        assert decoder(max_list_bytes).decode(block) == fields
+    else:
+        with pytest.raises(HeaderListTooLarge):
+            decoder(max_list_bytes).decode(block)
+
+
 def test_only_insertions_and_size_updates_change_the_generation() -> None:
     ours = decoder()
     generations = []

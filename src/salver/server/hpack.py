@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from salver.errors import TooLarge
@@ -41,6 +40,7 @@ _STATIC: Final[tuple[Field, ...]] = (
 _FIRST_DYNAMIC: Final = len(_STATIC)
 _STATIC_FIELD: Final = {field: index for index, field in enumerate(_STATIC)}
 _STATIC_NAME: Final = {name: index for index, (name, _) in reversed(list(enumerate(_STATIC)))}
+_LARGEST_STATIC_BYTES: Final = max(len(n) + len(v) for n, v in _STATIC) + ENTRY_OVERHEAD_BYTES
 _INTEGER_SHIFTS: Final = (0, 7, 14, 21, 28)
 
 
@@ -65,6 +65,7 @@ class Decoder:
         self._max_table_bytes = max_table_bytes
         self._table_limit = max_table_bytes
         self._table_bytes = 0
+        self._largest_bytes = _LARGEST_STATIC_BYTES
         self._table = list(_STATIC)
         """The static fields, then the dynamic ones, newest first: as the indices count them."""
 
@@ -78,16 +79,22 @@ class Decoder:
             fields = self._decode(block)
         except IndexError:
             raise HpackError("a header block is cut off or points past the table") from None
-        num_fields = len(fields)
-        num_bytes = ENTRY_OVERHEAD_BYTES * num_fields
-        if num_fields <= self._max_fields:
-            num_bytes += len("".join(chain.from_iterable(fields)))
-        if num_bytes > self._max_list_bytes or num_fields > self._max_fields:
+        if len(fields) > self._max_fields:
             raise HeaderListTooLarge(
-                f"{num_fields} headers; at most {self._max_fields} of {self._max_list_bytes} "
-                "bytes in all are allowed"
+                f"{len(fields)} headers; at most {self._max_fields} are allowed"
             )
+        # No field is larger than the largest of the table and twice its own octets (Huffman coding
+        # saves less than half): most lists need no exact count.
+        if len(fields) * self._largest_bytes + 2 * len(block) > self._max_list_bytes:
+            self._check_bytes(fields)
         return fields
+
+    def _check_bytes(self, fields: list[Field]) -> None:
+        num_bytes = sum(len(name) + len(value) + ENTRY_OVERHEAD_BYTES for name, value in fields)
+        if num_bytes > self._max_list_bytes:
+            raise HeaderListTooLarge(
+                f"headers of {num_bytes} bytes; at most {self._max_list_bytes} are allowed"
+            )
 
     def _decode(self, block: bytes) -> list[Field]:
         fields: list[Field] = []
@@ -129,7 +136,10 @@ class Decoder:
     def _insert(self, field: Field) -> None:
         self.generation += 1
         self._table.insert(_FIRST_DYNAMIC, field)
-        self._table_bytes += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD_BYTES
+        size = len(field[0]) + len(field[1]) + ENTRY_OVERHEAD_BYTES
+        self._table_bytes += size
+        if size > self._largest_bytes:
+            self._largest_bytes = size
         if self._table_bytes > self._table_limit:
             self._evict()
 
