@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from salver.errors import InvalidInput, TooLarge, Unsupported, UnsupportedMedia
 from salver.server import grpc, hpack
 from salver.server.grpc import CallHead, Compressed, Deframer
-from salver.server.head import RequestHead
+from salver.server.http2_head import RequestHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

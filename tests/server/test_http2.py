@@ -20,7 +20,7 @@ from salver.server.frames import ErrorCode, Setting
 from salver.server.http2 import STREAM_WINDOW_BYTES, Http2Connection, Http2Limits
 
 if TYPE_CHECKING:
-    from salver.server.head import RequestHead
+    from salver.server.http2_head import RequestHead
     from salver.server.stream import Stream
 
 POST = [(":method", "POST"), (":scheme", "http"), (":path", "/p"), (":authority", "h")]

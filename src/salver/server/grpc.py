@@ -18,7 +18,7 @@ from salver.server import hpack
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from salver.server.head import RequestHead
+    from salver.server.http2_head import RequestHead
     from salver.types import Buffer
 
 CONTENT_TYPE: Final = "application/grpc"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from salver.server.frames import ErrorCode, Http2Error
-from salver.server.head import RequestHead, check_trailers
 from salver.server.hpack import Decoder
+from salver.server.http2_head import RequestHead, check_trailers
 from salver.server.huffman import HpackError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ _MAX_CACHED_HEADS: Final = 32
 _MAX_CACHED_BLOCK_BYTES: Final = 1024
 
 
-class HeadReader:
+class BlockReader:
     """Owns the decoder. A block is cached while it leaves the decoder's table as it was."""
 
     def __init__(self, max_list_bytes: int, max_fields: int) -> None:
