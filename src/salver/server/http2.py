@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from salver.server import frames, hpack
+from salver.server.block_reader import BlockReader
 from salver.server.flood import FloodMeter
 from salver.server.frames import ErrorCode, Http2Error, Setting
 from salver.server.hpack import HeaderListTooLarge
-from salver.server.http2_block_reader import BlockReader
 from salver.server.http2_head import MalformedHead
 from salver.server.sender import Sender
 from salver.server.stream import Stream
@@ -75,7 +75,7 @@ class Http2Connection:
         self._noise = FloodMeter(limits.noise, now)
         self._unanswered = FloodMeter(limits.resets, now)
         # Header blocks.
-        self._heads = BlockReader(limits.header_bytes, limits.headers)
+        self._blocks = BlockReader(limits.header_bytes, limits.headers)
         self._block: list[bytes] | None = None
         self._block_bytes = 0
         self._block_stream = 0
@@ -367,7 +367,7 @@ class Http2Connection:
             return
         self._last_id = stream_id
         try:
-            head = self._heads.request(block)
+            head = self._blocks.request(block)
         except (HeaderListTooLarge, MalformedHead) as error:
             self._refuse_head(stream_id, ends, error)
             return
@@ -400,7 +400,7 @@ class Http2Connection:
         stream = self.streams.get(stream_id)
         malformed = not ends
         try:
-            self._heads.trailers(block)
+            self._blocks.trailers(block)
         except (HeaderListTooLarge, MalformedHead):
             malformed = True
         if stream is None or not stream.receiving:

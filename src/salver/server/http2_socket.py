@@ -73,7 +73,10 @@ class Http2Socket(asyncio.BufferedProtocol):
         self.idle_since = app.now
         limits = app.config.limits
         own = Http2Limits(
-            streams=limits.streams, header_bytes=limits.header_bytes, headers=limits.headers
+            streams=limits.streams,
+            header_bytes=limits.header_bytes,
+            headers=limits.headers,
+            held_bytes=2 * limits.body_bytes,
         )
         self._http2 = Http2Connection(self, own, app.clock())
         self._sender = self._http2.sender
