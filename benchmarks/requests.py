@@ -1,0 +1,107 @@
+"""Requests as they go over the wire, with the numbers each must be answered with.
+
+Formats: Open Inference Protocol V2 as JSON, with the binary tensor extension, and as gRPC; and the
+JSON of the Flask example.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from benchmarks.models import INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.models import Floats
+
+Wire = Literal["json", "binary", "grpc", "flask"]
+GRPC_PATH = "/inference.GRPCInferenceService/ModelInfer"
+MARKERS: dict[Wire, str] = {"json": '"data":', "flask": '"prediction":'}
+"""Text before the numbers of an answer; other formats end with them as float32."""
+
+
+def _numbers(row: Floats) -> str:
+    return ",".join(str(value) for value in row.ravel())
+
+
+def _http(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", *headers, f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def v2_json(model: str, row: Floats) -> bytes:
+    """One row as an HTTP request with JSON numbers."""
+    tensor = json.dumps({"name": INPUT, "shape": [1, *row.shape], "datatype": "FP32"})
+    body = f'{{"inputs":[{tensor[:-1]},"data":[{_numbers(row)}]}}]}}'.encode()
+    return _http(f"/v2/models/{model}/infer", body, "Content-Type: application/json")
+
+
+def v2_binary(model: str, row: Floats) -> bytes:
+    """One row as an HTTP request of the binary tensor extension, both ways."""
+    raw = row.astype("<f4").tobytes()
+    tensor = {"name": INPUT, "shape": [1, *row.shape], "datatype": "FP32"}
+    head = {
+        "inputs": [{**tensor, "parameters": {"binary_data_size": len(raw)}}],
+        "outputs": [{"name": OUTPUT, "parameters": {"binary_data": True}}],
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return _http(
+        f"/v2/models/{model}/infer",
+        text + raw,
+        "Content-Type: application/octet-stream",
+        f"Inference-Header-Content-Length: {len(text)}",
+    )
+
+
+def flask_json(row: Floats) -> bytes:
+    """One row for the Flask example."""
+    body = f'{{"input":[[{_numbers(row)}]]}}'.encode()
+    return _http("/predict", body, "Content-Type: application/json")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(value)) + value
+
+
+def grpc_message(model: str, row: Floats) -> bytes:
+    """One row as a length-prefixed ModelInferRequest with raw contents."""
+    shape = b"".join(_varint(size) for size in (1, *row.shape))
+    tensor = _field(1, INPUT.encode()) + _field(2, b"FP32") + _field(3, shape)
+    raw = _field(7, row.astype("<f4").tobytes())
+    message = _field(1, model.encode()) + _field(5, tensor) + raw
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def encode(wire: Wire, model: str, row: Floats) -> bytes:
+    """One row as the bytes that the load generator sends."""
+    if wire == "flask":
+        return flask_json(row)
+    return {"json": v2_json, "binary": v2_binary, "grpc": grpc_message}[wire](model, row)
+
+
+def write_cases(path: Path, wire: Wire, model: str, inputs: Floats, expected: Floats) -> None:
+    """Writes the load generator's file: one case per row (layout: see load.c).
+
+    Raises: ValueError where two neighbours have the same answer: swapped answers would pass.
+    """
+    if any(np.allclose(a, b) for a, b in zip(expected[1:], expected, strict=False)):
+        raise ValueError(f"{model}: two neighbouring cases have the same answer")
+    with path.open("wb") as file:
+        file.write(struct.pack("<II", len(inputs), expected[0].size))
+        for row, answer in zip(inputs, expected, strict=True):
+            request = encode(wire, model, row)
+            file.write(struct.pack("<I", len(request)) + request)
+            file.write(answer.astype("<f4").tobytes())
