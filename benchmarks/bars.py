@@ -97,9 +97,7 @@ CONTESTS: tuple[Contest, ...] = (
         Load("tiny", "json", connections=1),
         Bar("p50_us", at_most=0.5),
     ),
-    _against_triton(
-        "grpc", "gRPC, 64 connections", _GRPC, Bar("requests_per_s", at_least=3.0)
-    ),
+    _against_triton("grpc", "gRPC, 64 connections", _GRPC, Bar("requests_per_s", at_least=3.0)),
     _against_triton(
         "grpc_streams",
         "gRPC, 8 connections of 8 streams",

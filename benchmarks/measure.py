@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from benchmarks.bars import Bar, Contest, Loop, Served, Side, Started
 from benchmarks.generator import BenchmarkError, Load
 from benchmarks.models import MODELS
 from benchmarks.requests import write_cases
-from benchmarks.servers import Server, forest, running
+from benchmarks.servers import Server, forest, machine_cpu_s, running
 from benchmarks.statistics import bound, order
 
 if TYPE_CHECKING:
@@ -126,15 +127,14 @@ class Bench:
     def _start(self, load: Load, server: Server, seconds: float) -> subprocess.Popen[str]:
         port = server.grpc_port if load.wire == "grpc" else server.http_port
         command = generator.command(self.program, self._cases(load), load, port, seconds)
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _served(self, load: Load, server: Server) -> Measurement:
         self._cases(load)
-        before_s = server.cpu_s()
+        before_s, machine_before_s, began = server.cpu_s(), machine_cpu_s(), time.monotonic()
         found = generator.result(self._start(load, server, self.seconds))
-        cpu_s = server.cpu_s() - before_s
+        wall_s, cpu_s = time.monotonic() - began, server.cpu_s() - before_s
+        others = (machine_cpu_s() - machine_before_s - cpu_s) / wall_s - found["generator_busy"]
         quantiles = found["quantiles_us"]
         free_cores = (os.cpu_count() or 1) - found["generator_busy"]
         return {
@@ -143,6 +143,7 @@ class Bench:
             "cpu_us": cpu_s / found["total"] * 1e6,
             "rss_mb": server.rss_mb(),
             "generator_busy": found["generator_busy"],
+            "others_busy": max(others, 0.0),
             **{f"p{float(q) * 100:g}_us": value for q, value in quantiles.items()},
         }
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BUSY = 0.9
 """Share of its core above which the load generator itself may be the limit."""
+CROWDED = 0.2
+"""Cores used by strangers above which a result is called disturbed."""
 
 
 def label(side: Side | None) -> str:
@@ -72,6 +74,8 @@ def _rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
         return
     verdicts = {verdict.bar.metric: verdict for verdict in outcome.verdicts()}
     others = ("requests_per_s", "p50_us", "p99_us", "cpu_us")
+    if max(_median(runs, "others_busy") or 0 for runs in (outcome.ours, outcome.peer)) > CROWDED:
+        name += "\n[yellow]machine was busy[/]"
     metrics = [*verdicts, *(metric for metric in others if metric not in verdicts)]
     for metric in metrics:
         ours, peer = _median(outcome.ours, metric), _median(outcome.peer, metric)

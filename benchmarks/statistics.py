@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-RESAMPLES = 10_000
+RESAMPLES = 4_000
 
 
 def order(pairs: int) -> list[tuple[int, int]]:
