@@ -68,8 +68,8 @@ class Outcome:
         """One per bar."""
         for bar in self.contest.bars:
             values = self.ratios(bar.metric)
-            side = "upper" if bar.at_least is None else "lower"
-            yield Verdict(bar, tuple(values), float(np.median(values)), bound(values, side))
+            limit = bound(values, "upper" if bar.at_least is None else "lower")
+            yield Verdict(bar, tuple(values), float(np.median(values)), limit)
 
     @property
     def passed(self) -> bool:

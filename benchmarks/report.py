@@ -72,7 +72,7 @@ def _rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
     if outcome.failed:
         yield (name, "", "", "", "", "", "", "[bold red]FAILED[/]")
         return
-    verdicts = {verdict.bar.metric: verdict for verdict in outcome.verdicts()}
+    verdicts: dict[str, Verdict] = {verdict.bar.metric: verdict for verdict in outcome.verdicts()}
     others = ("requests_per_s", "p50_us", "p99_us", "cpu_us")
     if max(_median(runs, "others_busy") or 0 for runs in (outcome.ours, outcome.peer)) > CROWDED:
         name += "\n[yellow]machine was busy[/]"
