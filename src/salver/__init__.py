@@ -1,5 +1,42 @@
 """Salver serves any model to any client: one process, one port, one command."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from salver.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from salver.authoring import Array, context, model, use
+    from salver.errors import InvalidInput
+
+_PLACES = {
+    "Array": "salver.authoring",
+    "Image": "salver.authoring",
+    "InvalidInput": "salver.errors",
+    "context": "salver.authoring",
+    "model": "salver.authoring",
+    "use": "salver.authoring",
+}
+
+__all__ = [
+    "Array",
+    "Image",
+    "InvalidInput",
+    "__version__",
+    "context",
+    "model",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `import salver` stays light."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'salver' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value

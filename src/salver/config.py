@@ -124,6 +124,7 @@ class ModelConfig(Options, frozen=True, kw_only=True):
         bool | None, _option("May be run again after a crash; by runtime if not given.")
     ] = None
     default_method: Annotated[str, _option("Method used when a request names none.")] = ""
+    version: Annotated[str, _option("Version of a model that has no version folders.")] = ""
     versions: Annotated[
         tuple[str, ...] | Literal["all"] | int,
         _option("Which versions: a number for the latest so many, `all`, or a list."),

@@ -48,7 +48,7 @@ class SalverError(Exception):
         self.retry_after_ms = retry_after_ms
 
 
-class InvalidInput(SalverError):
+class InvalidInput(SalverError, ValueError):
     blame = "client"
 
 

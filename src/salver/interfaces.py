@@ -180,7 +180,10 @@ class Target(Protocol):
     """What stands behind a lease."""
 
     def submit(self, call: Call, now: int) -> None:
-        """Never blocks and never raises: a refusal goes to the sink."""
+        """Accepts the call, without blocking: from here on its sink gets exactly one final.
+
+        Raises: SalverError when it is not accepted; then the sink gets nothing.
+        """
         ...
 
     def cancel(self, call: Call, why: SalverError) -> None:
@@ -193,10 +196,8 @@ class Target(Protocol):
 class Lease(Protocol):
     """What keeps a generation alive while calls use it."""
 
-    ref: ModelRef
-    generation: int
-    signature: Signature
-    target: Target
+    @property
+    def target(self) -> Target: ...
 
     def end(self) -> None:
         """Gives the lease back; exactly once per call."""
@@ -238,17 +239,18 @@ class Head(Protocol):
 
 
 class Operation(msgspec.Struct):
-    """What a request wants. `encoding` is the protocol's own note for `encode`."""
+    """What a request wants. `encoding` is the protocol's own note for its answer."""
 
     encoding: Any = None
 
 
-class Infer(Operation):
-    """Run a model."""
+class Infer(Operation, kw_only=True):
+    """Run a model, for at most `timeout_ns` (0: no limit of its own); 0 is the most urgent."""
 
-    ref: ModelRef = ModelRef("")
-    request: Request = Request(payload=None)  # type: ignore[arg-type]
-    context: CallContext = NO_CONTEXT
+    ref: ModelRef
+    request: Request
+    timeout_ns: int = 0
+    priority: int = 0
 
 
 class Query(Operation):
@@ -266,25 +268,33 @@ class Command(Operation):
 
 
 class HttpAnswer(NamedTuple):
-    """One HTTP answer: status, headers as wire bytes (each line with CRLF), and body parts."""
+    """One HTTP answer: status, headers as wire bytes (each line with CRLF), and body parts.
+
+    The connection adds the status line, the length and what concerns the connection.
+    """
 
     status: int
     headers: bytes
     body: Sequence[Any]
 
 
+JSON_HEADERS = b"Content-Type: application/json\r\n"
+
+
 class Endpoint(NamedTuple):
     """One route of a protocol.
 
     `path` is a template such as `/v2/models/{model}/infer`; `decode(head, arguments, body)` turns a
-    request into an operation, `encode(operation, item)` turns a result or error into the answer.
+    request into an operation, `encode(operation, result)` its result into the answer. `stream`
+    turns each item of a streaming method into a piece of a chunked body; None: it cannot stream.
     """
 
-    method: str
+    methods: tuple[str, ...]
     path: str
     summary: str
-    decode: Callable[[Head, Mapping[str, str], memoryview], Operation]
+    decode: Callable[[Head, Mapping[str, str], Any], Operation]
     encode: Callable[[Any, Any], HttpAnswer]
+    stream: Callable[[Any, Any], bytes] | None = None
 
 
 class HttpProtocol(Protocol):
@@ -294,13 +304,24 @@ class HttpProtocol(Protocol):
 
     def endpoints(self) -> Sequence[Endpoint]: ...
 
+    def refuse(self, error: SalverError) -> HttpAnswer:
+        """The dialect's form of an error."""
+        ...
+
 
 class VersionOnDisk(NamedTuple):
-    """A version that a source offers. `stamp` changes when its files do."""
+    """A version that a source offers. `stamp` changes when its files do.
+
+    `problem` is why it cannot be loaded, such as a mistake in its `model.yaml`; `trusted` that
+    whoever started the server named this very code.
+    """
 
     ref: ModelRef
     path: Path
     stamp: str
+    config: ModelConfig
+    problem: SalverError | None = None
+    trusted: bool = False
 
 
 class Source(Protocol):

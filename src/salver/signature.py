@@ -43,7 +43,8 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
                 f"input {self.name!r}: expected datatype {self.dtype.name}, got {tensor.dtype.name}"
             )
         expected, got = self.shape, tensor.shape
-        if expected == got:
+        # Clients write a single value as one element as often as without any dimension.
+        if expected == got or (not expected and got == (1,)):
             return
         if len(expected) != len(got):
             raise InvalidInput(
@@ -108,9 +109,24 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
                 rows = tensor.shape[0]
         return self._rows(rows) if rows >= 0 else 1
 
+    @property
+    def has_fixed_rows(self) -> bool:
+        """Every row is of one size, so that the number of rows tells what a run costs."""
+        return self.batching == "rows" and all(
+            ANY not in spec.shape[1:] and not spec.optional for spec in self.inputs
+        )
+
+    def size(self, tensors: Tensors) -> int:
+        """What a run on these inputs costs, in rows, or in elements where rows vary in size."""
+        if self.has_fixed_rows:
+            return next(iter(tensors.values())).shape[0]
+        return sum(len_of(tensor.shape) for tensor in tensors.values())
+
     def _rows(self, rows: int) -> int:
         if self.max_rows and rows > self.max_rows:
-            raise InvalidInput(f"{rows} rows in one request; this model takes at most {self.max_rows}")
+            raise InvalidInput(
+                f"{rows} rows in one request; this model takes at most {self.max_rows}"
+            )
         return rows
 
     def _check_names(self, tensors: Tensors) -> None:

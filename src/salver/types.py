@@ -6,7 +6,7 @@ Knows nothing of sockets, loops, protocols or frameworks.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from salver.interfaces import Lease, Sink
+    from salver.signature import Method
 
     Array = npt.NDArray[Any]
     Buffer = bytes | bytearray | memoryview
@@ -254,6 +255,14 @@ class Tensors(dict[str, Tensor]):
     __slots__ = ()
 
 
+class Loose(Tensors):
+    """Tensors as another model's code sends them: an only input may have no name (`""`), and
+    numbers may be of another width than the method's.
+    """
+
+    __slots__ = ()
+
+
 class Raw(msgspec.Struct, frozen=True):
     """A body as it came: an image, audio, text."""
 
@@ -261,22 +270,32 @@ class Raw(msgspec.Struct, frozen=True):
     content_type: str
 
 
-class Object(msgspec.Struct, frozen=True):
+Schema = Literal["rows", "row", "auto", "columns"]
+
+
+class Object(msgspec.Struct):
     """A decoded value that only the model's signature can turn into tensors.
 
-    `schema` names its form: `instances`, `inputs`, `input`, `rows` or `columns`.
+    `rows` is a list of inputs, `row` one input (or a whole batch, by its rank), `auto` either one,
+    `columns` a list of values for each name. Binding notes in `is_single` that the value was one
+    input without a batch dimension, so that the answer has none either.
     """
 
-    schema: str
+    schema: Schema
     value: Any
+    is_single: bool = False
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client asks of a model; never changed after decoding."""
+    """What a client asks of a model; never changed after decoding.
+
+    Without `outputs` it gets the default ones; `with_roles` adds a classifier's probabilities.
+    """
 
     payload: Tensors | Raw | Object
     method: str = ""
     outputs: tuple[str, ...] = ()
+    with_roles: bool = False
     parameters: Mapping[str, Parameter] = {}
     id: str = ""
 
@@ -385,12 +404,13 @@ class Response:
     `stop` is -1 when the tensors belong to this call alone; `names` are the outputs it asked for.
     """
 
-    __slots__ = ("names", "parameters", "ref", "rows", "start", "stop")
+    __slots__ = ("method", "names", "parameters", "ref", "rows", "start", "stop")
 
     def __init__(
         self,
         rows: Rows,
         ref: ModelRef,
+        method: Method,
         names: tuple[str, ...],
         start: int = 0,
         stop: int = -1,
@@ -398,6 +418,7 @@ class Response:
     ) -> None:
         self.rows = rows
         self.ref = ref
+        self.method = method
         self.names = names
         self.start = start
         self.stop = stop

@@ -7,10 +7,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from salver.codecs.bind import bind
+from salver.engine.caller import LoopCaller
 from salver.engine.cost import LoopBudget
-from salver.engine.generation import Generation
 from salver.engine.loader import Loader
-from salver.errors import InvalidInput, LoadFailed, NotFound, SalverError, Unavailable, did_you_mean
+from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from salver.clock import Clock
     from salver.config import ServerConfig
+    from salver.engine.generation import Generation
     from salver.interfaces import Sink, VersionOnDisk
 
 log = logging.getLogger("salver.engine")
@@ -91,7 +92,7 @@ class Engine:
         self.num_calls = 0
         self._clock = clock
         self._budget = LoopBudget()
-        self._loader = Loader(config, clock, self._budget, self)
+        self._loader = Loader(config, clock, self._budget, LoopCaller(self))
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -103,13 +104,22 @@ class Engine:
         """
         model = self.models.get(ref.name)
         if model is None:
-            raise NotFound(
-                f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
-                f"Served: {', '.join(sorted(self.models)) or 'nothing yet'}"
-            )
+            model = self._only_model(ref)
         if not ref.version and model.latest is not None:
             return model.latest
         return model.find(ref.version)
+
+    def _only_model(self, ref: ModelRef) -> ServedModel:
+        """An empty name means the only model that is served."""
+        served = ", ".join(sorted(self.models)) or "nothing yet"
+        if ref.name:
+            raise NotFound(
+                f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
+                f"Served: {served}"
+            )
+        if len(self.models) != 1:
+            raise NotFound(f"name the model in the path; served: {served}")
+        return next(iter(self.models.values()))
 
     def submit(
         self,
@@ -138,7 +148,7 @@ class Engine:
             plan.method.check_outputs(request.outputs)
             call.outputs = request.outputs
         else:
-            call.outputs = plan.outputs
+            call.outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
         call.inputs = inputs
         call.method = plan.name
         call.depth = depth
@@ -227,8 +237,3 @@ class Engine:
             *(generation.retire(drain_s) for generation in self.generations()), *self._retiring
         )
         self._loader.close()
-
-
-def explain_load(error: Exception) -> LoadFailed:
-    """What a user is told about a load that failed for a reason that nobody foresaw."""
-    return LoadFailed(f"{type(error).__name__}: {error}")

@@ -65,13 +65,12 @@ def _concatenate(spec: TensorSpec, tensors: list[Tensor]) -> Array:
 
 def check_results(results: Results, work: Work, method: Method) -> None:
     """Raises: ModelFailed when a model does not give what its signature says."""
-    if not hasattr(results, "tensors"):
+    if not isinstance(results, Rows):
         if len(results) != work.num_calls:
             raise ModelFailed(f"the model gave {len(results)} results for {work.num_calls} calls")
         return
-    rows: Rows = results
     for name in work.outputs:
-        tensor = rows.tensors.get(name)
+        tensor = results.tensors.get(name)
         if tensor is None:
             raise ModelFailed(f"the model gave no output {name!r}")
         if work.num_calls > 1 and (not tensor.shape or tensor.shape[0] != work.rows):

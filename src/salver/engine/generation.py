@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from salver.signature import ANY
-from salver.types import len_of
+from salver.observe.metrics import Observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,16 +20,17 @@ if TYPE_CHECKING:
 class Plan:
     """What is decided once per method, so that it need not be decided per call."""
 
-    __slots__ = ("batches", "has_fixed_rows", "method", "name", "outputs")
+    __slots__ = ("batches", "has_fixed_rows", "method", "name", "outputs", "outputs_with_roles")
 
     def __init__(self, name: str, method: Method, batches: bool) -> None:
         self.name = name
         self.method = method
         self.outputs = method.default_outputs()
-        self.batches = batches and method.batching != "single"
-        self.has_fixed_rows = method.batching == "rows" and all(
-            ANY not in spec.shape[1:] and not spec.optional for spec in method.inputs
+        self.outputs_with_roles = tuple(
+            spec.name for spec in method.outputs if spec.role or not spec.on_request
         )
+        self.batches = batches and method.batching != "single"
+        self.has_fixed_rows = method.has_fixed_rows
 
     def place(self, call: Call) -> None:
         """Decides with which calls this one may share a run, and what it costs."""
@@ -39,7 +39,7 @@ class Plan:
             if self.batches:
                 call.group = self.name
             return
-        call.size = sum(len_of(tensor.shape) for tensor in call.inputs.values())
+        call.size = self.method.size(call.inputs)
         if self.batches:
             call.group = (
                 self.name,
@@ -64,6 +64,7 @@ class Generation:
         statistics: ModelStatistics,
         batches: bool,
         close: Callable[[], None],
+        resident_bytes: int = 0,
     ) -> None:
         self.ref = ref
         self.generation = number
@@ -72,6 +73,7 @@ class Generation:
         self.signature = signature
         self.target = target
         self.statistics = statistics
+        self.resident_bytes = resident_bytes
         self.leases = 0
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
@@ -100,6 +102,13 @@ class Generation:
         await self.target.stop(grace_s)
         self._close()
 
-    def describe(self) -> dict[str, Any]:
-        """Plain facts for pages and tables."""
-        return {"name": self.ref.name, "version": self.ref.version, "runtime": self.runtime}
+    def observed(self) -> Observed:
+        """What the metrics need to know."""
+        return Observed(
+            self.ref.name,
+            self.ref.version,
+            self.statistics,
+            self.target.queue_depth,
+            self.target.num_instances,
+            self.resident_bytes,
+        )

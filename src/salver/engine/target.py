@@ -84,6 +84,15 @@ class BatchedTarget:
         return len(self._scheduler)
 
     @property
+    def num_instances(self) -> int:
+        return len(self._instances) + (self._inline is not None)
+
+    @property
+    def is_ready(self) -> bool:
+        """It takes calls."""
+        return not self._is_stopped
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
@@ -169,7 +178,7 @@ class BatchedTarget:
     def _emit(self, running: Running, index: int, item: Tensors) -> None:
         call = running.batch.calls[index]
         if not call.ended:
-            call.sink.push(call, Response(Rows(item), self._ref, call.outputs), False)
+            call.sink.push(call, self._respond(call, Rows(item)), False)
 
     def _done(self, running: Running, results: Results | Exception, cost: int) -> None:
         self._running.discard(running)
@@ -193,27 +202,26 @@ class BatchedTarget:
         if len(self._scheduler) or self._retries:
             self._schedule_pump()
 
+    def _respond(self, call: Call, rows: Rows, start: int = 0, stop: int = -1) -> Response:
+        method = self._signature.methods[call.method]
+        names = call.outputs if rows.tensors else ()
+        return Response(rows, self._ref, method, names, start, stop)
+
     def _answer(self, calls: list[Call], work: Work, results: Any, now: int) -> None:
-        ref = self._ref
         if isinstance(results, Rows):
-            offsets = work.offsets
             if len(calls) == 1:
-                self._finish(calls[0], Response(results, ref, calls[0].outputs), now)
+                self._finish(calls[0], self._respond(calls[0], results), now)
                 return
+            offsets = work.offsets
             for index, call in enumerate(calls):
-                self._finish(
-                    call,
-                    Response(results, ref, call.outputs, offsets[index], offsets[index + 1]),
-                    now,
-                )
+                item = self._respond(call, results, offsets[index], offsets[index + 1])
+                self._finish(call, item, now)
             return
         for call, result in zip(calls, results, strict=True):
-            item = (
-                result
-                if isinstance(result, SalverError)
-                else Response(Rows(result or Tensors()), ref, call.outputs)
-            )
-            self._finish(call, item, now)
+            if isinstance(result, SalverError):
+                self._finish(call, result, now)
+            else:
+                self._finish(call, self._respond(call, Rows(result or Tensors())), now)
 
     def _fail(self, calls: list[Call], error: Exception) -> None:
         """Splits a failed batch; a call that fails alone gets the error."""

@@ -76,8 +76,6 @@ class Duration(NamedTuple):
     ns: int
 
 
-
-
 class Histogram(NamedTuple):
     steps: list[int]
     total_ns: int

@@ -24,11 +24,11 @@ UNLIMITED = 1 << 30
 
 
 class DynamicScheduler:
-    """Gathers calls of one group into batches of at most `max_size` rows."""
+    """Gathers calls of one group into batches of at most `max_rows` rows, 0 for any number."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, max_rows: int) -> None:
         self._queue = CallQueue(config.queue)
-        self._max_rows = config.batching.max_size or UNLIMITED
+        self._max_rows = max_rows or UNLIMITED
         self._delay = int(config.batching.delay_ms * NS_PER_MS)
         self._preferred = sorted(config.batching.preferred_sizes, reverse=True)
 

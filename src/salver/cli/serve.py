@@ -1,0 +1,129 @@
+"""`salver serve`: files, folders and repositories behind one port."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from salver.config import ServerConfig, combine, from_environment, read, walk
+from salver.errors import TrustRequired
+from salver.sources.folder import FolderSource, Place
+
+if TYPE_CHECKING:
+    from salver.server.serve import Server
+
+_MODEL_FLAGS = ("class_name", "runtime")
+
+
+def option_flags(command: Any) -> Any:
+    """Adds a flag for every server option, from its one definition."""
+    for name, kind, meta, default in reversed(list(walk(ServerConfig))):
+        flag = "--" + name.replace("_", "-").replace(".", "-")
+        help_text = (meta.description or "") + (f" [{default}]" if default not in ("", ()) else "")
+        parameter = "option_" + name.replace(".", "__")
+        if kind is bool:
+            decorate = click.option(flag, parameter, is_flag=True, default=None, help=help_text)
+        else:
+            decorate = click.option(flag, parameter, default=None, help=help_text, metavar="VALUE")
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="[NAME=]PATH...")
+@click.option("--class", "class_name", help="module:Class of weights or of a Python file.")
+@click.option("--runtime", help="Runtime to load with, where the file does not tell.")
+@click.option("--config", "config_file", default="salver.yaml", help="File with server options.")
+@option_flags
+def serve(paths: tuple[str, ...], config_file: str, **given: Any) -> None:
+    """Serves models: files, folders, repositories, Python classes; several at once."""
+    from salver.server.serve import serve as run
+
+    config = read_config(config_file, given)
+    overrides = {key: given[key] for key in _MODEL_FLAGS if given.get(key)}
+    source = FolderSource([place(text) for text in paths], overrides)
+    console = Console(stderr=True, highlight=False)
+    set_up_logging()
+    if not config.trust and sys.stdin.isatty():
+        config = ask_for_trust(console, source, config)
+    if not config.api_key and config.host not in ("127.0.0.1", "localhost", "::1"):
+        console.print(f"[yellow]{config.host} is open to everybody: set --api-key[/yellow]")
+    run(config, source, lambda server: announce(console, server))
+
+
+def read_config(config_file: str, given: dict[str, Any]) -> ServerConfig:
+    """File below environment below flags.
+
+    Raises: ConfigError.
+    """
+    flags = {
+        key.removeprefix("option_").replace("__", "."): value
+        for key, value in given.items()
+        if key.startswith("option_") and value is not None
+    }
+    for name, kind, _, _ in walk(ServerConfig):
+        if isinstance(flags.get(name), str) and str(kind).startswith("tuple"):
+            flags[name] = [part.strip() for part in flags[name].split(",")]
+    base = read(Path(config_file), ServerConfig)
+    return combine(base, from_environment(os.environ), flags)
+
+
+def place(text: str) -> Place:
+    """`NAME=PATH` or `PATH`."""
+    name, separator, path = text.partition("=")
+    if separator and "/" not in name:
+        return Place(Path(path), name)
+    return Place(Path(text))
+
+
+def ask_for_trust(console: Console, source: FolderSource, config: ServerConfig) -> ServerConfig:
+    """On a terminal, asks once for files that can only be opened by running their code."""
+    from salver.runtimes.table import detect
+
+    for version in source.scan().values():
+        if version.problem is not None or version.trusted:
+            continue
+        try:
+            _, probe = detect(version.path, version.config)
+        except Exception as error:
+            logging.getLogger("salver").debug("%s: %s", version.ref, error)
+            continue
+        if probe.trust:
+            console.print(f"[yellow]{probe.trust}[/yellow]")
+            if not click.confirm("Do you trust it?", err=True):
+                raise TrustRequired("nothing was opened")
+            return combine(config, {"trust": True})
+    return config
+
+
+def set_up_logging() -> None:
+    """Our own messages to stderr: level and text, nothing else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("salver")
+    logger.addHandler(handler)
+    logger.setLevel(os.environ.get("SALVER_LOG_LEVEL", "INFO").upper())
+
+
+def announce(console: Console, server: Server) -> None:
+    """The table of models, and what to try."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "version", "runtime", "state"):
+        table.add_column(column)
+    for name, model in sorted(server.engine.models.items()):
+        for version, (state, reason) in sorted(model.states.items()):
+            runtime = model.versions[version].runtime if version in model.versions else "-"
+            colour = "green" if state == "READY" else "red"
+            text = state.lower() + (f": {reason}" if reason and state != "READY" else "")
+            table.add_row(name, version, runtime, f"[{colour}]{text}[/{colour}]")
+    console.print(table)
+    scheme = "https" if server.config.tls_cert else "http"
+    host = "localhost" if server.config.host in ("0.0.0.0", "::") else server.config.host
+    console.print(f"\nServing on [bold]{scheme}://{host}:{server.port}[/bold]  (Ctrl-C ends)")

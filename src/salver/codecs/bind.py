@@ -1,0 +1,413 @@
+"""Turns what people send into what a method takes: rows, single inputs, tables, images.
+
+The plain doors decode without knowing the model; here its signature decides.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from salver.codecs.json_numbers import NON_FINITE, dumps
+from salver.codecs.json_tensors import narrowed
+from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
+from salver.types import (
+    BF16,
+    BOOL,
+    BYTES,
+    INT64,
+    UINT64,
+    Loose,
+    Object,
+    Raw,
+    Tensor,
+    Tensors,
+    bf16_bits,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from salver.signature import Method, TensorSpec
+    from salver.types import Array
+
+_CONTENT_OF_MEDIA = {"image": "image", "text": "text", "application": "bytes", "audio": "bytes"}
+
+
+def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
+    """The inputs of `method` that `payload` stands for.
+
+    Raises: InvalidInput with field, expected and got; UnsupportedMedia for a file that the method
+    does not take.
+    """
+    if isinstance(payload, Loose):
+        return _bind_loose(method, payload)
+    if isinstance(payload, Raw):
+        return _bind_file(method, payload)
+    if isinstance(payload, Tensors):
+        return payload
+    if payload.schema == "columns":
+        return _bind_columns(method, payload.value)
+    value = payload.value
+    if method.batching == "rows":
+        return _bind_rows(method, payload, value)
+    if payload.schema in ("rows", "auto") and isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    elif payload.schema == "rows":
+        got = len(value) if isinstance(value, list) else 1
+        raise InvalidInput(f"this model takes one input per request, got {got}; send them singly")
+    payload.is_single = True
+    return _bind_one(method, value)
+
+
+def _bind_one(method: Method, value: Any) -> Tensors:
+    """One call's inputs, without a batch dimension: by name, or the value of the only input."""
+    names = {spec.name for spec in method.inputs}
+    required = [spec for spec in method.inputs if not spec.optional] or list(method.inputs)
+    is_named = isinstance(value, dict) and bool(value) and value.keys() <= names
+    if len(required) == 1 and not is_named:
+        return Tensors({required[0].name: _tensor(required[0], value)})
+    if not isinstance(value, dict):
+        raise InvalidInput(f"expected an object with {', '.join(sorted(names))}")
+    return Tensors(
+        {spec.name: _tensor(spec, value[spec.name]) for spec in _chosen(method, value.keys())}
+    )
+
+
+def _chosen(method: Method, given: Any) -> list[TensorSpec]:
+    """The specs of the names that were given.
+
+    Raises: InvalidInput for a name that the method does not know, or one that is missing.
+    """
+    known = [spec.name for spec in method.inputs]
+    for name in given:
+        if name not in known:
+            raise InvalidInput(
+                f"unexpected input {name!r}.{did_you_mean(str(name), known)} "
+                f"Expected: {', '.join(known)}"
+            )
+    for spec in method.inputs:
+        if spec.name not in given and not spec.optional:
+            raise InvalidInput(f"missing input {spec.name!r}; got {', '.join(given) or 'none'}")
+    return [spec for spec in method.inputs if spec.name in given]
+
+
+def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
+    specs = method.inputs
+    table = specs[0] if len(specs) == 1 else None
+    if payload.schema != "rows":
+        rank = _rank(value)
+        wanted = max(len(spec.shape) for spec in specs)
+        if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
+            payload.is_single = True
+            value = [value]
+    if not isinstance(value, list | np.ndarray):
+        raise InvalidInput(f"expected a list of inputs, got {_shown(value)}")
+    first = value[0] if len(value) else None
+    if isinstance(first, dict) and table is not None and table.columns:
+        return Tensors({table.name: _table(table, value)})
+    if isinstance(first, dict) and BYTES_KEY not in first:
+        columns = {spec.name: _pick(value, spec) for spec in _chosen(method, first.keys())}
+        return Tensors(
+            {spec.name: _tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns}
+        )
+    if table is None:
+        raise InvalidInput(
+            f"expected each input as an object with {', '.join(spec.name for spec in specs)}"
+        )
+    return Tensors({table.name: _tensor(table, value)})
+
+
+BYTES_KEY = "b64"
+
+
+def _is_rows_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _rank(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.ndim
+    rank = 0
+    while isinstance(value, list) and value:
+        value, rank = value[0], rank + 1
+    return rank
+
+
+def _pick(rows: Any, spec: TensorSpec) -> list[Any]:
+    picked = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or spec.name not in row:
+            raise InvalidInput(f"row {index}: missing input {spec.name!r}")
+        value = row[spec.name]
+        # A column of a table has one value per row; it may be written bare or as a list of one.
+        picked.append([value] if len(spec.shape) == 2 and not isinstance(value, list) else value)
+    return picked
+
+
+def _table(spec: TensorSpec, rows: Any) -> Tensor:
+    """Rows as objects by column name; a column that is left out or null is missing (NaN)."""
+    known = set(spec.columns)
+    matrix = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InvalidInput(f"row {index}: expected an object by column, got {_shown(row)}")
+        if not row.keys() <= known:
+            wrong = next(iter(row.keys() - known))
+            raise InvalidInput(
+                f"row {index}: unknown column {wrong!r}.{did_you_mean(str(wrong), known)} "
+                f"There are: {', '.join(spec.columns)}"
+            )
+        matrix.append([row.get(column) for column in spec.columns])
+    return _tensor(spec, matrix)
+
+
+def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tensors:
+    """A table by columns, as CSV gives it: values are text, empty ones are missing."""
+    specs = method.inputs
+    num_rows = len(next(iter(columns.values()), ()))
+    if method.batching != "rows":
+        raise UnsupportedMedia("this model takes one input per request, not a table; send JSON")
+    if len(specs) == 1 and specs[0].columns:
+        spec = specs[0]
+        unknown = [name for name in columns if name not in spec.columns]
+        if unknown:
+            raise InvalidInput(
+                f"unknown column {unknown[0]!r}.{did_you_mean(unknown[0], spec.columns)} "
+                f"There are: {', '.join(spec.columns)}"
+            )
+        missing = [None] * num_rows
+        matrix = [cells(columns.get(name, missing), name) for name in spec.columns]
+        return Tensors({spec.name: _tensor(spec, np.column_stack(matrix))})
+    if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].dtype is not BYTES:
+        spec = specs[0]
+        matrix = [cells(column, name) for name, column in columns.items()]
+        return Tensors({spec.name: _tensor(spec, np.column_stack(matrix))})
+    found = Tensors()
+    for spec in _chosen(method, columns.keys()):
+        column = columns[spec.name]
+        values: Any = (
+            [cell or "" for cell in column] if spec.dtype is BYTES else cells(column, spec.name)
+        )
+        shape = (num_rows,) + (1,) * (len(spec.shape) - 1)
+        found[spec.name] = _reshaped(_tensor(spec, values), shape)
+    return found
+
+
+def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(tensor.dtype, shape, tensor.array().reshape(shape))
+
+
+def cells(column: Sequence[Any], name: str) -> Array:
+    """Text cells of a table's column as float64; empty ones are missing (NaN).
+
+    Raises: InvalidInput naming the line of the first cell that is none.
+    """
+    try:
+        return np.array(
+            [np.nan if cell is None or cell == "" else float(cell) for cell in column], np.float64
+        )
+    except (ValueError, TypeError):
+        for index, cell in enumerate(column):
+            if cell is None or cell == "":
+                continue
+            try:
+                float(cell)
+            except (ValueError, TypeError):
+                raise InvalidInput(
+                    f"column {name!r}, row {index + 1}: {str(cell)[:40]!r} is not a number"
+                ) from None
+        raise
+
+
+def _bind_file(method: Method, raw: Raw) -> Tensors:
+    media = raw.content_type or "application/octet-stream"
+    content = _CONTENT_OF_MEDIA.get(media.partition("/")[0], "bytes")
+    required = [spec for spec in method.inputs if not spec.optional] or list(method.inputs)
+    if len(required) == 1:
+        spec = required[0]
+        if spec.dtype is BYTES and spec.content in (content, "bytes", "tensor"):
+            shape = (1,) * len(spec.shape)
+            data = np.empty(shape, np.object_)
+            data[...] = bytes(raw.body)
+            return Tensors({spec.name: Tensor(BYTES, shape, data)})
+    takes = ", ".join(
+        f"{spec.name} ({spec.dtype.name if spec.content == 'tensor' else spec.content})"
+        for spec in method.inputs
+    )
+    raise UnsupportedMedia(
+        f"this model takes {takes}, not a file of type {media}; send the values as JSON"
+    )
+
+
+def _tensor(spec: TensorSpec, value: Any) -> Tensor:
+    """A tensor of the spec's type from nested lists or an array.
+
+    Raises: InvalidInput for ragged lists and values of another type.
+    """
+    if spec.dtype is BYTES:
+        array = _bytes_array(spec, value)
+    else:
+        array = _number_array(spec, value)
+    return Tensor(spec.dtype, array.shape, array)
+
+
+def _number_array(spec: TensorSpec, value: Any) -> Array:
+    name, dtype = spec.name, spec.dtype
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"input {name!r}: the rows differ in length") from None
+    if not array.size:
+        return array.astype(dtype.numpy)
+    if array.dtype.kind in "OU" and dtype.is_float:
+        array = _with_missing(spec, array)
+    kind = array.dtype.kind
+    fits = (
+        (dtype is BOOL and kind == "b")
+        or (dtype.is_float and kind in "fiu")
+        or (dtype.is_integer and kind in "iu")
+        or (dtype.is_integer and kind == "f" and bool(np.all(array == np.trunc(array))))
+    )
+    if not fits:
+        raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
+    if dtype.is_integer and kind == "f":
+        array = array.astype(np.int64)
+    if dtype.is_integer and array.dtype.kind != dtype.numpy.kind and dtype in (INT64, UINT64):
+        if int(array.min()) < 0 or int(array.max()) > np.iinfo(dtype.numpy).max:
+            raise InvalidInput(f"input {name!r}: a value does not fit {dtype.name}")
+        return array.astype(dtype.numpy)
+    return np.asarray(narrowed(array, dtype, name))
+
+
+def _with_missing(spec: TensorSpec, array: Array) -> Array:
+    """null as NaN for tables, and the words for non-finite floats.
+
+    Raises: InvalidInput.
+    """
+    flat = array.reshape(-1).tolist()
+    for index, value in enumerate(flat):
+        if value is None and (spec.columns or spec.optional):
+            flat[index] = np.nan
+        elif isinstance(value, str) and value in NON_FINITE:
+            flat[index] = NON_FINITE[value]
+        elif isinstance(value, str) and array.dtype.kind == "U" and _is_number(value):
+            # Mixed numbers and words became text; texts that are digits were numbers before.
+            flat[index] = float(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            where = _where(spec, array.shape, index)
+            raise InvalidInput(
+                f"input {spec.name!r}{where}: expected {spec.dtype.name}, got {_shown(value)}"
+            )
+    return np.array(flat, np.float64).reshape(array.shape)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
+    place = [int(i) for i in np.unravel_index(index, shape)]
+    if spec.columns and len(place) == 2 and place[1] < len(spec.columns):
+        return f", row {place[0]}, column {spec.columns[place[1]]!r}"
+    return f" at {place}"
+
+
+def _first_odd(array: Array, dtype: Any) -> str:
+    if array.dtype.kind == "f" and dtype.is_integer:
+        odd = array.reshape(-1)[(array != np.trunc(array)).reshape(-1)]
+        return _shown(odd[0].item())
+    return _shown(array.reshape(-1)[0].item())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {list(value.shape)}"
+    return dumps(value)[:60].decode(errors="replace")
+
+
+def _bytes_array(spec: TensorSpec, value: Any) -> Array:
+    """Nested lists of text, `{"b64": …}` or, for JSON contents, any value, as an object array."""
+    if spec.content == "json":
+        rank = len(spec.shape)
+        if rank == 0:
+            array: Array = np.empty((), np.object_)
+            array[()] = dumps(value)
+            return array
+        array = np.empty(len(value), np.object_)
+        array[:] = [dumps(item) for item in value]
+        return array.reshape((len(value),) + (1,) * (rank - 1))
+    shape: list[int] = []
+    level = value
+    while isinstance(level, list) and len(shape) < max(len(spec.shape), 1):
+        shape.append(len(level))
+        level = level[0] if level else None
+    flat: list[bytes] = []
+    _flatten_bytes(value, len(shape), shape, spec, flat)
+    array = np.empty(len(flat), np.object_)
+    array[:] = flat
+    return array.reshape(shape)
+
+
+def _flatten_bytes(
+    value: Any, rank: int, shape: list[int], spec: TensorSpec, into: list[bytes]
+) -> None:
+    if rank == 0:
+        into.append(_as_bytes(value, spec))
+        return
+    if not isinstance(value, list) or len(value) != shape[len(shape) - rank]:
+        raise InvalidInput(f"input {spec.name!r}: the rows differ in length")
+    for item in value:
+        _flatten_bytes(item, rank - 1, shape, spec, into)
+
+
+def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
+    if isinstance(value, str):
+        if spec.content == "image":
+            value = {BYTES_KEY: value.rpartition(",")[2]}
+        else:
+            return value.encode()
+    if isinstance(value, dict) and set(value) == {BYTES_KEY}:
+        try:
+            return base64.b64decode(value[BYTES_KEY], validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise InvalidInput(f"input {spec.name!r}: {BYTES_KEY!r} is not valid base64") from None
+    raise InvalidInput(f"input {spec.name!r}: expected {spec.content}, got {_shown(value)}")
+
+
+def _bind_loose(method: Method, tensors: Loose) -> Tensors:
+    """An unnamed input gets its name, numbers the method's width.
+
+    Raises: InvalidInput if the input must be named.
+    """
+    specs = {spec.name: spec for spec in method.inputs}
+    if "" in tensors:
+        required = [spec.name for spec in method.inputs if not spec.optional] or list(specs)
+        if len(required) != 1:
+            raise InvalidInput(f"name the inputs; there are: {', '.join(specs)}")
+        tensors = Loose({required[0]: tensors[""]})
+    return Tensors(
+        {
+            name: _fit(tensor, specs[name], name) if name in specs else tensor
+            for name, tensor in tensors.items()
+        }
+    )
+
+
+def _fit(tensor: Tensor, spec: TensorSpec, name: str) -> Tensor:
+    array = tensor.array(name)
+    if array.size == 1 and len(array.shape) + len(spec.shape) == 1:
+        array = array.reshape((1,) * len(spec.shape))
+    if spec.dtype is BF16 and tensor.dtype.is_float and tensor.dtype is not BF16:
+        return Tensor(BF16, array.shape, bf16_bits(array))
+    is_number = BYTES not in (tensor.dtype, spec.dtype)
+    if is_number and np.can_cast(tensor.dtype.numpy, spec.dtype.numpy, "same_kind"):
+        return Tensor(spec.dtype, array.shape, array.astype(spec.dtype.numpy, copy=False))
+    return Tensor(tensor.dtype, array.shape, array)

@@ -1,0 +1,162 @@
+"""Numbers as JSON text: shortest digits for every float, and a defined form for NaN and infinities.
+
+JSON has no NaN. Salver writes the strings "NaN", "Infinity" and "-Infinity", and reads those as
+well as the bare tokens that many clients send.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import orjson
+
+from salver.errors import Internal, InvalidInput, TooLarge
+from salver.types import BF16, BYTES, Tensor, bf16_floats
+
+if TYPE_CHECKING:
+    from salver.types import Array, Buffer
+
+NON_FINITE: Final = {
+    "NaN": float("nan"),
+    "Infinity": float("inf"),
+    "-Infinity": float("-inf"),
+}
+_NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
+
+
+def dumps(value: Any) -> bytes:
+    """JSON text of plain values and arrays; non-finite floats in plain values become null."""
+    return orjson.dumps(value, option=_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def array_text(array: Array) -> bytes:
+    """JSON text of a numeric or boolean array, nested by its shape."""
+    if not array.flags.c_contiguous or not array.dtype.isnative:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    if not array.ndim:
+        return array_text(array.reshape(1))[1:-1]
+    text = orjson.dumps(array, option=_NUMPY)
+    if b"null" in text:
+        return orjson.dumps(_with_words(array))
+    return text
+
+
+def _with_words(array: Array) -> Any:
+    """Nested lists with words for what JSON cannot write; floats keep their shortest digits."""
+    finite = np.where(np.isfinite(array), array, array.dtype.type(0))
+    values: Array = np.empty(array.shape, np.object_)
+    values[...] = np.asarray(
+        orjson.loads(orjson.dumps(finite.reshape(-1), option=_NUMPY)), np.object_
+    ).reshape(array.shape)
+    values[np.isnan(array)] = "NaN"
+    values[np.isposinf(array)] = "Infinity"
+    values[np.isneginf(array)] = "-Infinity"
+    return values.tolist()
+
+
+def plain_array(tensor: Tensor, name: str) -> Array:
+    """The array whose JSON text is the tensor's: bfloat16 as float32, all else as it is."""
+    array = tensor.array(name)
+    return bf16_floats(array) if tensor.dtype is BF16 else array
+
+
+def tensor_text(tensor: Tensor, name: str, *, flat: bool) -> bytes:
+    """JSON text of a tensor, flat or nested by its shape. BYTES must be UTF-8.
+
+    Raises: Internal for bytes that JSON cannot carry.
+    """
+    if tensor.dtype is BYTES:
+        texts = bytes_as_text(tensor, name)
+        return orjson.dumps(texts.reshape(-1).tolist() if flat else texts.tolist())
+    array = plain_array(tensor, name)
+    return array_text(array.reshape(-1) if flat else array)
+
+
+def bytes_as_text(tensor: Tensor, name: str) -> Array:
+    """A BYTES tensor as an object array of str.
+
+    Raises: Internal for bytes that are not UTF-8.
+    """
+    array = tensor.array(name)
+    try:
+        texts = [x if isinstance(x, str) else bytes(x).decode() for x in array.reshape(-1).tolist()]
+    except UnicodeDecodeError:
+        raise Internal(
+            f"output {name!r} holds bytes that are not UTF-8 text: ask for it as binary data"
+        ) from None
+    out: Array = np.empty(len(texts), np.object_)
+    out[:] = texts
+    return out.reshape(array.shape)
+
+
+def json_contents_text(tensor: Tensor, name: str) -> bytes:
+    """BYTES that hold JSON, as the JSON they hold, nested by the tensor's shape.
+
+    Raises: Internal.
+    """
+    texts = bytes_as_text(tensor, name)
+    values: Array = np.empty(texts.size, np.object_)
+    values[:] = [orjson.Fragment(text) for text in texts.reshape(-1).tolist()]
+    return orjson.dumps(values.reshape(texts.shape).tolist())
+
+
+def loads(body: Buffer, max_depth: int) -> Any:
+    """Parses JSON of any form; bare NaN and Infinity tokens are taken.
+
+    Raises: InvalidInput for a syntax error, TooLarge beyond `max_depth` levels.
+    """
+    check_depth(body, max_depth)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        first = error
+    try:
+        return json.loads(bytes(body))
+    except RecursionError:
+        raise TooLarge(f"JSON nested deeper than {max_depth} levels") from None
+    except (ValueError, UnicodeDecodeError):
+        where = f"line {first.lineno}, column {first.colno}"
+        raise InvalidInput(f"the body is not valid JSON ({where}): {first.msg}") from None
+
+
+def check_depth(body: Buffer, max_depth: int) -> None:
+    """Bounds the nesting before anything is built from it.
+
+    Brackets inside strings are only counted apart when the quick count exceeds the bound.
+
+    Raises: TooLarge.
+    """
+    raw = body if isinstance(body, bytes | bytearray) else bytes(body)
+    if raw.count(b"[") + raw.count(b"{") <= max_depth:
+        return
+    codes = np.frombuffer(raw, np.uint8)
+    opens = (codes == ord("[")) | (codes == ord("{"))
+    closes = (codes == ord("]")) | (codes == ord("}"))
+    steps = (opens.astype(np.int8) - closes.astype(np.int8))[opens | closes]
+    if int(np.cumsum(steps, dtype=np.int64).max(initial=0)) <= max_depth:
+        return
+    if _exact_depth(raw) > max_depth:
+        raise TooLarge(f"JSON nested deeper than {max_depth} levels")
+
+
+def _exact_depth(raw: bytes | bytearray) -> int:
+    depth = deepest = 0
+    in_string = escaped = False
+    for code in raw:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif code == 0x5C:
+                escaped = True
+            elif code == 0x22:
+                in_string = False
+        elif code == 0x22:
+            in_string = True
+        elif code in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif code in b"]}":
+            depth -= 1
+    return deepest

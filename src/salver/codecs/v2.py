@@ -1,0 +1,91 @@
+"""What the HTTP and gRPC forms of the Open Inference Protocol have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from salver.codecs.json_numbers import plain_array
+from salver.errors import InvalidInput
+from salver.types import BYTES, Response, Rows, Tensor, Tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from salver.types import Array
+
+NS_PER_US: Final = 1000
+EXTENSIONS: Final = (
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "schedule_policy",
+)
+
+
+def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """The request's `timeout` (given in microseconds) in nanoseconds, and its `priority`.
+
+    Raises: InvalidInput for values that are no whole numbers, or negative.
+    """
+    found = []
+    for name in ("timeout", "priority"):
+        value = parameters.get(name, 0)
+        if type(value) is not int or value < 0:
+            raise InvalidInput(f"parameter {name!r}: expected a whole number, got {value!r}")
+        found.append(value)
+    # The protocol's 0 means the model's default priority, 1 the most urgent.
+    return found[0] * NS_PER_US, max(found[1] - 1, 0)
+
+
+def own_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are for the model.
+
+    Raises: InvalidInput for values that are not plain.
+    """
+    reserved = {"timeout", "priority", "binary_data_output"}
+    for name, value in parameters.items():
+        if not isinstance(value, str | int | float | bool):
+            raise InvalidInput(f"parameter {name!r}: expected a string, number or boolean")
+    return {name: value for name, value in parameters.items() if name not in reserved}
+
+
+def classified(response: Response, counts: Mapping[str, int]) -> Response:
+    """The answer with the outputs in `counts` as their best so many classes.
+
+    Each class is BYTES `value:index[:label]`, best first (classification extension).
+
+    Raises: InvalidInput for outputs that hold no numbers.
+    """
+    tensors = response.tensors()
+    for name, count in counts.items():
+        labels = next((spec.labels for spec in response.method.outputs if spec.name == name), ())
+        tensors[name] = _best(tensors[name], name, count, labels)
+    return Response(
+        Rows(Tensors(tensors)),
+        response.ref,
+        response.method,
+        response.names,
+        parameters=response.parameters,
+    )
+
+
+def _best(tensor: Tensor, name: str, count: int, labels: tuple[str, ...]) -> Tensor:
+    if tensor.dtype is BYTES or not tensor.shape:
+        raise InvalidInput(f"output {name!r} has no scores to classify by")
+    scores = plain_array(tensor, name)
+    flat = scores.reshape(-1, scores.shape[-1])
+    order = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts: Array = np.empty(order.shape, np.object_)
+    for row, column in np.ndindex(*order.shape):
+        index = int(order[row, column])
+        value = flat[row, index]
+        text = f"{value:f}" if scores.dtype.kind == "f" else f"{value}"
+        label = f":{labels[index]}" if index < len(labels) else ""
+        texts[row, column] = f"{text}:{index}{label}".encode()
+    shape = (*tensor.shape[:-1], order.shape[1])
+    return Tensor(BYTES, shape, texts.reshape(shape))

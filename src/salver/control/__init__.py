@@ -1,0 +1,1 @@
+"""Loops that observe, decide by a pure function, and act."""

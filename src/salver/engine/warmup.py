@@ -1,0 +1,97 @@
+"""Runs a model before it becomes visible: first-run costs are paid, later ones measured."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from salver.codecs.bind import bind
+from salver.engine.instances import run
+from salver.errors import LoadFailed, SalverError
+from salver.types import BYTES, Object, Tensor, Tensors, Work
+
+if TYPE_CHECKING:
+    from salver.config import ModelConfig
+    from salver.interfaces import Model
+    from salver.signature import Method
+
+log = logging.getLogger("salver.engine")
+
+
+class Cost(NamedTuple):
+    """What one run of a method took, and the size of its input as the cost model counts it."""
+
+    method: str
+    size: int
+    ns: int
+
+
+def warm_up(model: Model, config: ModelConfig) -> list[Cost]:
+    """Runs every method `config.warmup.runs` times on one input and tells the best times.
+
+    Raises: LoadFailed if the default method fails on the example that `model.yaml` gives. Made-up
+    inputs prove nothing, so a method that fails on them is only left unmeasured.
+    """
+    costs = []
+    for name, method in model.signature.methods.items():
+        has_example = name == model.signature.default and config.example is not None
+        try:
+            inputs = example(method, config) if has_example else made_up(method)
+        except SalverError as error:
+            raise LoadFailed(f"the example in model.yaml does not fit: {error.message}") from None
+        if inputs is None or method.streams:
+            continue
+        best = 0
+        for _ in range(config.warmup.runs):
+            results, ns = run(model, work_of(name, method, inputs), lambda index, item: None)
+            if isinstance(results, Exception):
+                if has_example:
+                    raise LoadFailed(f"the model fails on its own example: {results}")
+                log.debug("warm-up of %s failed on made-up input: %s", name, results)
+                best = 0
+                break
+            best = min(best, ns) if best else ns
+        if best:
+            costs.append(Cost(name, method.size(inputs), best))
+    return costs
+
+
+def example(method: Method, config: ModelConfig) -> Tensors:
+    """The configured example as the method's inputs.
+
+    Raises: InvalidInput if it does not fit the signature.
+    """
+    inputs = bind(method, Object("row", config.example))
+    method.check(inputs)
+    return inputs
+
+
+def made_up(method: Method) -> Tensors | None:
+    """Zeros of the smallest size; None for contents that zeros cannot stand for."""
+    inputs = Tensors()
+    for spec in method.inputs:
+        if spec.content in ("image", "json", "bytes"):
+            return None
+        shape = tuple(max(dim, 1) for dim in spec.shape)
+        data = np.zeros(shape, spec.dtype.numpy)
+        if spec.dtype is BYTES:
+            data[...] = b"a"
+        inputs[spec.name] = Tensor(spec.dtype, shape, data)
+    return inputs
+
+
+def work_of(name: str, method: Method, inputs: Tensors) -> Work:
+    """A run of one call."""
+    arrays = {key: tensor.array(key) for key, tensor in inputs.items()}
+    rows = next(iter(inputs.values())).shape[0] if method.batching == "rows" and inputs else 1
+    if method.batching == "items":
+        arrays = {key: [array] for key, array in arrays.items()}  # type: ignore[misc]
+    return Work(
+        method=name,
+        inputs=arrays,
+        offsets=[0, rows],
+        outputs=method.default_outputs(),
+        parameters=[{}],
+    )

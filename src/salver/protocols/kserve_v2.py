@@ -1,0 +1,179 @@
+"""The Open Inference Protocol (KServe V2, as Triton speaks it) over HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from salver.codecs.json_numbers import dumps, loads
+from salver.codecs.json_tensors import (
+    InferBody,
+    decode_request,
+    encode_response,
+    encode_with_binary,
+    wants_binary,
+)
+from salver.codecs.status import http_status
+from salver.codecs.v2 import classified, own_parameters, timing
+from salver.errors import InvalidInput
+from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
+from salver.types import ModelRef, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from salver.config import Limits
+    from salver.errors import SalverError
+    from salver.interfaces import Head
+    from salver.types import Response
+
+_MODEL = "/v2/models/{model}"
+_VERSION = "/v2/models/{model}/versions/{version}"
+
+
+class Wanted(msgspec.Struct):
+    """What the answer of a request must look like beyond the plain form."""
+
+    id: str
+    body: InferBody
+    counts: dict[str, int]
+
+
+class KserveV2:
+    """Health, metadata, inference, statistics and the model repository."""
+
+    name = "kserve_v2"
+
+    def __init__(self, limits: Limits) -> None:
+        self._max_depth = limits.json_depth
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        get, post = ("GET",), ("POST",)
+        repository = "/v2/repository"
+        fixed = [
+            Endpoint(get, "/v2", "What this server is.", query("server_metadata"), answer),
+            Endpoint(get, "/v2/health/live", "The process runs.", query("live"), health),
+            Endpoint(get, "/v2/health/ready", "Every model is ready.", query("ready"), health),
+            Endpoint(get, "/v2/models/stats", "All counters.", query("statistics"), answer),
+            Endpoint(
+                post, f"{repository}/index", "Models and states.", self._decode_index, answer
+            ),
+            Endpoint(
+                post, f"{repository}/models/{{model}}/load", "Load or reload a model.",
+                self._command("load"), answer,
+            ),
+            Endpoint(
+                post, f"{repository}/models/{{model}}/unload", "Take a model out of service.",
+                self._command("unload"), answer,
+            ),
+        ]  # fmt: skip
+        return [*fixed, *self._of_model(_MODEL), *self._of_model(_VERSION)]
+
+    def _of_model(self, path: str) -> list[Endpoint]:
+        get, post = ("GET",), ("POST",)
+        return [
+            Endpoint(get, path, "Inputs and outputs.", query("model_metadata"), answer),
+            Endpoint(get, f"{path}/ready", "The model is ready.", query("model_ready"), health),
+            Endpoint(get, f"{path}/config", "Configuration.", query("model_config"), answer),
+            Endpoint(get, f"{path}/stats", "Counters of a model.", query("statistics"), answer),
+            Endpoint(post, f"{path}/infer", "Inference.", self._decode_infer, self._encode_infer),
+        ]
+
+    def refuse(self, error: SalverError) -> HttpAnswer:
+        return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+
+    def _decode_infer(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
+        length = head.headers.get("inference-header-content-length")
+        found = decode_request(body, self._max_depth, _json_bytes(length))
+        ref = ModelRef(arguments["model"], arguments.get("version", ""))
+        if not (found.id or found.parameters or found.outputs):
+            return Infer(ref=ref, request=Request(found.tensors))
+        timeout_ns, priority = timing(found.parameters)
+        names = tuple(output.name for output in found.outputs)
+        request = Request(
+            found.tensors,
+            outputs=names,
+            parameters=own_parameters(found.parameters),
+            id=found.id,
+        )
+        return Infer(
+            ref=ref,
+            request=request,
+            timeout_ns=timeout_ns,
+            priority=priority,
+            encoding=Wanted(found.id, found, _class_counts(found)),
+        )
+
+    def _encode_infer(self, operation: Infer, response: Response) -> HttpAnswer:
+        wanted: Wanted | None = operation.encoding
+        if wanted is None:
+            return HttpAnswer(200, JSON_HEADERS, [encode_response(response)])
+        if wanted.counts:
+            response = classified(response, wanted.counts)
+        binary = wants_binary(wanted.body, response.names)
+        if not binary:
+            return HttpAnswer(200, JSON_HEADERS, [encode_response(response, wanted.id)])
+        parts = encode_with_binary(response, wanted.id, binary)
+        headers = (
+            b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"
+            % len(parts[0])
+        )
+        return HttpAnswer(200, headers, parts)
+
+    def _decode_index(self, head: Head, arguments: Mapping[str, str], body: Any) -> Query:
+        value = self._object(body)
+        ready = value.get("ready", False)
+        if not isinstance(ready, bool):
+            raise InvalidInput(f"'ready': expected a boolean, got {ready!r}")
+        return Query(name="repository_index", arguments={"ready": ready})
+
+    def _command(self, name: str) -> Callable[[Head, Mapping[str, str], Any], Command]:
+        def decode(head: Head, arguments: Mapping[str, str], body: Any) -> Command:
+            parameters = self._object(body).get("parameters") or {}
+            return Command(name=name, arguments={**arguments, "parameters": parameters})
+
+        return decode
+
+    def _object(self, body: Any) -> dict[str, Any]:
+        value = loads(body, self._max_depth) if len(body) else {}
+        if not isinstance(value, dict):
+            raise InvalidInput("expected a JSON object")
+        return value
+
+
+def _json_bytes(length: str | None) -> int:
+    if length is None:
+        return -1
+    if not length.isdecimal():
+        raise InvalidInput(f"Inference-Header-Content-Length: expected a number, got {length!r}")
+    return int(length)
+
+
+def _class_counts(body: InferBody) -> dict[str, int]:
+    counts = {}
+    for output in body.outputs:
+        count = (output.parameters or {}).get("classification", 0)
+        if type(count) is not int or count < 0:
+            raise InvalidInput(f"output {output.name!r}: classification must be a whole number")
+        if count:
+            counts[output.name] = count
+    return counts
+
+
+def query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:
+    """A decoder for requests that only read."""
+
+    def decode(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
+        return Query(name=name, arguments=arguments)
+
+    return decode
+
+
+def answer(operation: Any, value: Any) -> HttpAnswer:
+    return HttpAnswer(200, JSON_HEADERS, [dumps(value)])
+
+
+def health(operation: Query, value: dict[str, bool]) -> HttpAnswer:
+    """200 or 503, and the state in the body."""
+    return HttpAnswer(200 if all(value.values()) else 503, JSON_HEADERS, [dumps(value)])

@@ -1,0 +1,270 @@
+"""Answers what is not inference: health, metadata, states, statistics, metrics; loads and unloads.
+
+Every protocol's queries and commands end here, as plain dictionaries that it puts into its form.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from salver.codecs.v2 import EXTENSIONS
+from salver.engine.engine import version_key
+from salver.errors import Internal, InvalidInput
+from salver.observe.metrics import exposition
+from salver.server.openapi import describe
+from salver.types import ModelRef
+from salver.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from salver.config import ServerConfig
+    from salver.control.reload import Repository
+    from salver.engine.engine import Engine
+    from salver.engine.generation import Generation
+    from salver.interfaces import Command, Endpoint, Query
+    from salver.observe.rates import Rates
+    from salver.observe.statistics import Duration, ModelStatistics
+    from salver.signature import TensorSpec
+
+
+class Admin:
+    """The one table of queries and commands."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        repository: Repository,
+        rates: Rates,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._repository = repository
+        self._rates = rates
+        self._started = time.monotonic()
+        self.endpoints: Sequence[Endpoint] = ()
+        self._queries = {
+            "live": lambda arguments: {"live": True},
+            "ready": lambda arguments: {"ready": engine.is_ready},
+            "model_ready": self._model_ready,
+            "server_metadata": self._server_metadata,
+            "model_metadata": self._model_metadata,
+            "model_config": self._model_config,
+            "statistics": self._statistics,
+            "repository_index": self._repository_index,
+            "state": self._state,
+            "metrics": self._metrics,
+            "openapi": self._openapi,
+        }
+
+    def query(self, query: Query) -> Any:
+        """Reads state. Raises: SalverError."""
+        answer = self._queries.get(query.name)
+        if answer is None:
+            raise Internal(f"no query {query.name!r}")
+        return answer(query.arguments)
+
+    async def command(self, command: Command) -> dict[str, Any]:
+        """Changes state. Raises: SalverError."""
+        name = command.arguments.get("model", "")
+        if command.name == "load":
+            if command.arguments.get("parameters"):
+                raise InvalidInput("load takes no parameters here; put them into model.yaml")
+            await self._repository.load(name)
+        elif command.name == "unload":
+            await self._repository.unload(name)
+        else:
+            raise Internal(f"no command {command.name!r}")
+        return {}
+
+    def _find(self, arguments: Mapping[str, Any]) -> Generation:
+        return self._engine.find(
+            ModelRef(arguments.get("model", ""), arguments.get("version") or "")
+        )
+
+    def _model_ready(self, arguments: Mapping[str, Any]) -> dict[str, bool]:
+        return {"ready": self._find(arguments).target.is_ready}
+
+    def _server_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"name": "salver", "version": __version__, "extensions": list(EXTENSIONS)}
+
+    def _model_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        generation = self._find(arguments)
+        model = self._engine.models[generation.ref.name]
+        version = arguments.get("version")
+        method = generation.signature.methods[generation.signature.default]
+        return {
+            "name": generation.ref.name,
+            "versions": [version] if version else sorted(model.versions, key=version_key),
+            "platform": generation.runtime,
+            "inputs": [tensor_metadata(spec) for spec in method.inputs],
+            "outputs": [tensor_metadata(spec) for spec in method.outputs],
+        }
+
+    def _model_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        generation = self._find(arguments)
+        method = generation.signature.methods[generation.signature.default]
+        batches = generation.plans[generation.signature.default].batches
+        max_batch = generation.config.batching.max_size or (1 << 20) if batches else 0
+        skip = 1 if batches else 0
+        config: dict[str, Any] = {
+            "name": generation.ref.name,
+            "platform": "",
+            "backend": generation.runtime,
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": max_batch,
+            "input": [config_tensor(spec, skip) for spec in method.inputs],
+            "output": [config_tensor(spec, skip) for spec in method.outputs],
+            "instance_group": [
+                {"name": generation.ref.name, "kind": "KIND_CPU", "count": 1, "gpus": []}
+            ],
+            "parameters": {},
+        }
+        if batches:
+            batching = generation.config.batching
+            config["dynamic_batching"] = {
+                "preferred_batch_size": list(batching.preferred_sizes),
+                "max_queue_delay_microseconds": int(batching.delay_ms * 1000),
+            }
+        return config
+
+    def _statistics(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        name, version = arguments.get("model", ""), arguments.get("version") or ""
+        if version:
+            generations = [self._find(arguments)]
+        elif name:
+            self._find(arguments)
+            generations = [g for g in self._engine.generations() if g.ref.name == name]
+        else:
+            generations = list(self._engine.generations())
+        return {"model_stats": [model_statistics(generation) for generation in generations]}
+
+    def _repository_index(self, arguments: Mapping[str, Any]) -> list[dict[str, str]]:
+        found = [
+            {"name": name, "version": version, "state": state, "reason": reason}
+            for name, model in sorted(self._engine.models.items())
+            for version, (state, reason) in sorted(model.states.items())
+            if state == "READY" or not arguments.get("ready")
+        ]
+        known = {entry["name"] for entry in found}
+        if not arguments.get("ready"):
+            found += [{"name": name} for name in self._repository.names() if name not in known]
+        return found
+
+    def _state(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What the page shows."""
+        return {
+            "server": {
+                "version": __version__,
+                "uptime_s": round(time.monotonic() - self._started, 1),
+                "device": self._config.device,
+                "requests_per_s": self._rates.total_per_s(),
+                "api_key_required": bool(self._config.api_key),
+            },
+            "models": [self._model_state(name) for name in sorted(self._engine.models)],
+        }
+
+    def _model_state(self, name: str) -> dict[str, Any]:
+        model = self._engine.models[name]
+        generation = model.latest
+        if generation is None:
+            version, (state, reason) = next(iter(model.states.items()), ("", ("LOADING", "")))
+            facts = {"name": name, "version": version, "versions": [], "state": state}
+            return {**facts, "reason": reason, "methods": [], "labels": [], "tags": []}
+        config, statistics = generation.config, generation.statistics
+        signature = generation.signature
+        return {
+            "name": name,
+            "version": generation.ref.version,
+            "versions": sorted(model.versions, key=version_key),
+            "state": "READY",
+            "reason": "",
+            "runtime": generation.runtime,
+            "description": config.description,
+            "labels": list(config.labels),
+            "tags": list(config.tags),
+            "methods": [
+                {
+                    "name": method_name,
+                    "batching": method.batching,
+                    "streams": method.streams,
+                    "inputs": [page_tensor(spec) for spec in method.inputs],
+                    "outputs": [page_tensor(spec) for spec in method.outputs],
+                }
+                for method_name, method in signature.methods.items()
+            ],
+            "example": config.example,
+            **self._rates.of_model(name),
+            "requests_total": statistics.success.times + statistics.failure.times,
+            "errors_total": statistics.failure.times,
+            "queue_depth": generation.target.queue_depth,
+            "avg_batch": round(statistics.num_rows / max(statistics.num_runs, 1), 2),
+        }
+
+    def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
+        return exposition(generation.observed() for generation in self._engine.generations())
+
+    def _openapi(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return describe(self.endpoints, self._engine)
+
+
+def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor as the protocol's metadata tell it."""
+    return {"name": spec.name, "datatype": spec.dtype.name, "shape": list(spec.shape)}
+
+
+def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
+    """A tensor as Triton's model configuration tells it, without the batch dimension."""
+    name = "STRING" if spec.dtype.name == "BYTES" else spec.dtype.name
+    return {"name": spec.name, "data_type": f"TYPE_{name}", "dims": list(spec.shape[skip:])}
+
+
+def page_tensor(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor as the page needs it for its form."""
+    return {
+        **tensor_metadata(spec),
+        "content": spec.content,
+        "role": spec.role,
+        "columns": list(spec.columns),
+        "optional": spec.optional,
+    }
+
+
+def model_statistics(generation: Generation) -> dict[str, Any]:
+    """Counters in the form of the statistics extension; times in nanoseconds."""
+    statistics: ModelStatistics = generation.statistics
+    success, failure = statistics.success, statistics.failure
+    runs = {"count": statistics.num_runs, "ns": statistics.compute_ns}
+    nothing = {"count": 0, "ns": 0}
+    return {
+        "name": generation.ref.name,
+        "version": generation.ref.version,
+        "last_inference": statistics.last_call_ms,
+        "inference_count": statistics.num_rows,
+        "execution_count": statistics.num_runs,
+        "inference_stats": {
+            "success": _duration(success),
+            "fail": _duration(failure),
+            "queue": {"count": success.times + failure.times, "ns": statistics.queue_ns},
+            "compute_input": nothing,
+            "compute_infer": runs,
+            "compute_output": nothing,
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": nothing,
+                "compute_infer": _duration(duration),
+                "compute_output": nothing,
+            }
+            for size, duration in statistics.batches().items()
+        ],
+    }
+
+
+def _duration(duration: Duration) -> dict[str, int]:
+    return {"count": duration.times, "ns": duration.ns}

@@ -1,0 +1,137 @@
+"""What all connections of a process share: engine, routes, limits, buffers, and the write turn."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from salver.clock import NS_PER_S
+from salver.server.bodies import BufferPool
+from salver.server.head import HeadReader
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from salver.clock import Clock
+    from salver.config import ServerConfig
+    from salver.engine.engine import Engine
+    from salver.observe.access import AccessLog
+    from salver.server.admin import Admin
+    from salver.server.exchange import Exchange
+    from salver.server.head import HttpHead
+    from salver.server.router import Router
+
+
+class Connection(Protocol):
+    """What the app asks of a connection, whatever it speaks."""
+
+    def flush(self) -> None: ...
+
+    def sweep(self, now: int) -> None: ...
+
+    def drain(self) -> None: ...
+
+
+class App:
+    """Lives on the loop. Connections register here; what they want to write leaves once a turn."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        router: Router,
+        admin: Admin,
+        access: AccessLog | None,
+        clock: Clock,
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.router = router
+        self.admin = admin
+        self.clock = clock
+        self.now = clock()
+        self.heads = HeadReader(config.limits, router, config.api_key)
+        self.pool = BufferPool()
+        self.is_draining = False
+        self.default_timeout_ns = int(config.limits.request_timeout_s * NS_PER_S)
+        self.connections: set[Connection] = set()
+        self._access = access
+        self._dirty: set[Connection] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._origins = {origin.encode() for origin in config.cors_origins}
+
+    def opened(self, connection: Connection) -> None:
+        """Counts a connection in, or turns it away when there are too many."""
+        if len(self.connections) >= self.config.limits.connections or self.is_draining:
+            transport: asyncio.Transport = connection.transport  # type: ignore[attr-defined]
+            transport.abort()
+            return
+        self.connections.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._dirty.discard(connection)
+
+    def dirty(self, connection: Connection) -> None:
+        """The connection has something to write; all write together at the end of the turn."""
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty.add(connection)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        for connection in dirty:
+            connection.flush()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs slow work, such as a load, beside the data plane."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def common_headers(self, head: HttpHead) -> bytes:
+        """Headers of every answer: the request's id, and permission for other origins."""
+        headers = b""
+        if head.request_id:
+            headers = b"X-Request-Id: %b\r\n" % head.request_id.encode("latin-1")
+        if self._origins and (origin := head.headers.get("origin", "").encode("latin-1")):
+            headers += self._cors(origin)
+        return headers
+
+    def _cors(self, origin: bytes) -> bytes:
+        if b"*" not in self._origins and origin not in self._origins:
+            return b""
+        return (
+            b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n"
+            b"Access-Control-Allow-Methods: GET, POST, PUT, OPTIONS\r\n"
+            b"Access-Control-Allow-Headers: Authorization, Content-Type, X-Api-Key, "
+            b"X-Request-Id, X-Request-Timeout-Ms\r\nAccess-Control-Max-Age: 600\r\n" % origin
+        )
+
+    def answered(self, exchange: Exchange, status: int, length: int) -> None:
+        """Notes an answer in the access log."""
+        if self._access is not None:
+            head = exchange.head
+            self._access.write(
+                head.method,
+                head.path,
+                status,
+                length,
+                self.clock() - exchange.started,
+                head.request_id,
+            )
+
+    def sweep(self) -> None:
+        """Once a second: time limits of connections, and what the log holds."""
+        self.now = self.clock()
+        for connection in tuple(self.connections):
+            connection.sweep(self.now)
+        if self._access is not None:
+            self._access.flush()
+
+    def drain(self) -> None:
+        """Lets every connection end after its present answers."""
+        self.is_draining = True
+        for connection in tuple(self.connections):
+            connection.drain()

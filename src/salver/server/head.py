@@ -1,0 +1,248 @@
+"""HTTP/1.1 request heads: strict parsing (RFC 9112), limits, and a cache by exact bytes.
+
+Clients repeat their heads byte for byte, so everything that follows from a head alone (route,
+length, keep-alive, permission) is worked out once and kept with it.
+"""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+import httptools
+
+from salver.errors import (
+    InvalidInput,
+    SalverError,
+    TooLarge,
+    Unauthenticated,
+    Unsupported,
+    UnsupportedMedia,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from salver.config import Limits
+    from salver.interfaces import Endpoint
+    from salver.server.router import Router
+
+_MAX_CACHED_HEADS: Final = 1024
+_MAX_CACHED_BYTES: Final = 2048
+_NS_PER_MS: Final = 1_000_000
+
+
+class HttpHead:
+    """One parsed head and what it decides.
+
+    `length` is the body's in bytes, -1 for chunked; `error` is why the request is refused, and
+    `must_close` that nothing after this head can be trusted.
+    """
+
+    __slots__ = (
+        "accepts", "arguments", "encoding", "endpoint", "error", "expects_continue", "headers",
+        "keep_alive", "length", "method", "must_close", "path", "query", "request_id",
+        "timeout_ns", "version",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.version = "1.1"
+        self.headers: Mapping[str, str] = {}
+        self.endpoint: Endpoint | None = None
+        self.arguments: Mapping[str, str] = {}
+        self.length = 0
+        self.keep_alive = True
+        self.expects_continue = False
+        self.accepts = ""
+        self.encoding = ""
+        self.request_id = ""
+        self.timeout_ns = 0
+        self.error: SalverError | None = None
+        self.must_close = False
+
+
+class _Fields:
+    """Collects what httptools reports."""
+
+    __slots__ = ("fields", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+
+class HeadReader:
+    """Parses heads for all connections of a server. Everything it keeps is bounded."""
+
+    def __init__(self, limits: Limits, router: Router, api_key: str) -> None:
+        self._limits = limits
+        self._router = router
+        self._api_key = api_key
+        self._cache: dict[bytes, HttpHead] = {}
+
+    def read(self, raw: bytes) -> HttpHead:
+        """The head in `raw`, which ends with its empty line. Never raises for bad input."""
+        found = self._cache.get(raw)
+        if found is not None:
+            return found
+        head = HttpHead()
+        try:
+            self._parse(head, raw)
+        except SalverError as error:
+            head.error = error
+            head.must_close = True
+            return head
+        self._decide(head)
+        if len(raw) <= _MAX_CACHED_BYTES:
+            if len(self._cache) >= _MAX_CACHED_HEADS:
+                self._cache.clear()
+            self._cache[raw] = head
+        return head
+
+    def _parse(self, head: HttpHead, raw: bytes) -> None:
+        collected = _Fields()
+        parser = httptools.HttpRequestParser(collected)
+        try:
+            parser.feed_data(raw)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            raise InvalidInput(f"not a valid HTTP request: {error}") from None
+        if raw.count(b"\n") != raw.count(b"\r\n") or b"\x00" in raw:
+            raise InvalidInput("not a valid HTTP request: a line ends without CRLF")
+        head.version = parser.get_http_version()
+        if head.version not in ("1.0", "1.1"):
+            raise InvalidInput(f"HTTP/{head.version} is not spoken here")
+        head.method = parser.get_method().decode()
+        self._target(head, collected.url)
+        self._fields(head, collected.fields)
+        self._framing(head, collected.fields)
+
+    def _target(self, head: HttpHead, url: bytes) -> None:
+        target = url.decode("latin-1")
+        if target.startswith(("http://", "https://")):
+            target = "/" + target.split("/", 3)[3] if target.count("/") > 2 else "/"
+        path, _, head.query = target.partition("?")
+        head.path = unquote(path, errors="replace") if "%" in path else path
+
+    def _fields(self, head: HttpHead, fields: list[tuple[bytes, bytes]]) -> None:
+        if len(fields) > self._limits.headers:
+            raise TooLarge(f"more than {self._limits.headers} header fields")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in fields:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            if name != name.strip():
+                raise InvalidInput("a header name has spaces around it")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if head.version == "1.1" and ("host" not in headers or "," in headers["host"]):
+            raise InvalidInput("exactly one Host header is needed")
+        head.headers = headers
+
+    def _framing(self, head: HttpHead, fields: list[tuple[bytes, bytes]]) -> None:
+        """The body's length (RFC 9112 section 6). What is ambiguous is refused."""
+        headers = head.headers
+        lengths = [value for name, value in fields if name.lower() == b"content-length"]
+        coding = headers.get("transfer-encoding")
+        if coding is not None:
+            if lengths or head.version == "1.0":
+                raise InvalidInput("Transfer-Encoding together with Content-Length or HTTP/1.0")
+            if coding.strip().lower() != "chunked":
+                raise Unsupported(f"transfer coding {coding!r} is not spoken here")
+            head.length = -1
+        elif lengths:
+            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18:
+                raise InvalidInput("Content-Length must be one number")
+            head.length = int(lengths[0])
+        options = {word.strip() for word in headers.get("connection", "").lower().split(",")}
+        head.keep_alive = (
+            "close" not in options if head.version == "1.1" else "keep-alive" in options
+        )
+
+    def _decide(self, head: HttpHead) -> None:
+        """Route, permission and limits: everything that needs no body."""
+        headers = head.headers
+        head.request_id = headers.get("x-request-id", "")[:128]
+        head.expects_continue = headers.get("expect", "").lower() == "100-continue"
+        try:
+            head.endpoint, head.arguments = self._router.find(head.method, head.path)
+            head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
+            self._permit(head)
+            head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
+            head.encoding = content_encoding(headers.get("content-encoding", ""))
+            if head.length > self._limits.body_bytes:
+                raise TooLarge(
+                    f"the body has {head.length} bytes, at most {self._limits.body_bytes} are taken"
+                )
+        except SalverError as error:
+            head.error = error
+            # The body of a refused request is not read, unless it is small.
+            head.must_close = head.length == -1 or head.length > 1 << 16
+
+    def _permit(self, head: HttpHead) -> None:
+        if self._api_key and not is_open(head.path):
+            check_key(head.headers, self._api_key)
+
+
+def is_open(path: str) -> bool:
+    """Paths that need no key: health, and the page, which holds no data of its own."""
+    if path.startswith("/page/"):
+        return path != "/page/state"
+    return path == "/" or path.startswith("/v2/health/")
+
+
+def check_key(headers: Mapping[str, str], api_key: str) -> None:
+    """Raises: Unauthenticated unless the request carries the server's key."""
+    given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    if not compare_digest(given.encode(), api_key.encode()):
+        raise Unauthenticated(
+            "this server needs its API key: send Authorization: Bearer KEY or X-API-Key: KEY"
+        )
+
+
+def timeout_ns(value: str | None) -> int:
+    """`X-Request-Timeout-Ms` in nanoseconds; 0 if there is none.
+
+    Raises: InvalidInput.
+    """
+    if value is None:
+        return 0
+    try:
+        timeout = float(value)
+    except ValueError:
+        timeout = -1.0
+    if not 0 < timeout < 1e12:
+        raise InvalidInput(f"X-Request-Timeout-Ms: expected milliseconds, got {value[:40]!r}")
+    return int(timeout * _NS_PER_MS)
+
+
+def content_encoding(value: str) -> str:
+    """`gzip`, `deflate` or nothing.
+
+    Raises: UnsupportedMedia.
+    """
+    value = value.strip().lower()
+    if value in ("", "identity"):
+        return ""
+    if value not in ("gzip", "deflate"):
+        raise UnsupportedMedia(f"content encoding {value[:40]!r}: gzip and deflate are taken")
+    return value
+
+
+def accepted_encoding(value: str) -> str:
+    """The coding to answer with: `gzip` or `deflate` if the client takes it, else nothing."""
+    offered = {
+        word.partition(";")[0].strip()
+        for word in value.lower().split(",")
+        if word.partition("q=")[2].strip() not in ("0", "0.0", "0.00", "0.000")
+    }
+    return next((coding for coding in ("gzip", "deflate") if coding in offered), "")
