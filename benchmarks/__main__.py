@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import report
 from benchmarks.bars import CONTESTS
-from benchmarks.generator import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.measure import Bench, Outcome
 
 HERE = Path(__file__).parent

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.requests import GRPC_PATH, MARKERS, Wire
+from benchmarks.errors import BenchmarkError
+from benchmarks.requests import GRPC_PATH, MARKERS, TOLERANCE, Wire
 
 SOURCE = Path(__file__).with_name("load.c")
-
-
-class BenchmarkError(Exception):
-    """A measurement that could not be made, or whose answers were wrong."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ def command(program: Path, cases: Path, load: Load, port: int, seconds: float) -
         "streams": load.streams,
         "seconds": seconds,
         "rate": load.rate,
+        "tolerance": TOLERANCE,
     }
     arguments = [str(program), *(f"--{name}={value}" for name, value in options.items())]
     if load.wire == "grpc":

@@ -15,7 +15,8 @@ import onnxruntime as ort
 
 from benchmarks import generator
 from benchmarks.bars import Bar, Contest, Loop, Served, Side, Started
-from benchmarks.generator import BenchmarkError, Load
+from benchmarks.errors import BenchmarkError
+from benchmarks.generator import Load
 from benchmarks.models import MODELS
 from benchmarks.requests import write_cases
 from benchmarks.servers import Server, forest, machine_cpu_s, running

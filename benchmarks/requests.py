@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.models import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from benchmarks.models import Floats
 
 Wire = Literal["json", "binary", "grpc", "flask"]
+TOLERANCE = 1e-4
+"""How far a number may be from the expected one: absolute, and relative to it."""
 GRPC_PATH = "/inference.GRPCInferenceService/ModelInfer"
 MARKERS: dict[Wire, str] = {"json": '"data":', "flask": '"prediction":'}
 """Text before the numbers of an answer; other formats end with them as float32."""
@@ -95,10 +99,11 @@ def encode(wire: Wire, model: str, row: Floats) -> bytes:
 def write_cases(path: Path, wire: Wire, model: str, inputs: Floats, expected: Floats) -> None:
     """Writes the load generator's file: one case per row (layout: see load.c).
 
-    Raises: ValueError where two neighbours have the same answer: swapped answers would pass.
+    Raises: BenchmarkError where two neighbours have the same answer: swapped answers would pass.
     """
-    if any(np.allclose(a, b) for a, b in zip(expected[1:], expected, strict=False)):
-        raise ValueError(f"{model}: two neighbouring cases have the same answer")
+    same = partial(np.allclose, rtol=TOLERANCE, atol=TOLERANCE)
+    if any(same(a, b) for a, b in zip(expected[1:], expected, strict=False)):
+        raise BenchmarkError(f"{model}: two neighbouring cases have the same answer")
     with path.open("wb") as file:
         file.write(struct.pack("<II", len(inputs), expected[0].size))
         for row, answer in zip(inputs, expected, strict=True):

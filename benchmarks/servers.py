@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.generator import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.models import MODELS, tiny_weights
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 PYTRITON = "nvidia-pytriton==0.5.14"  # bundles Triton 2.51, the last one for Debian 12's glibc
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 30.0
 
 
 @dataclass

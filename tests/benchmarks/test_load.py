@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from benchmarks.generator import BenchmarkError, Load
+from benchmarks.errors import BenchmarkError
+from benchmarks.generator import Load
 from benchmarks.requests import write_cases
 from benchmarks.servers import free_port
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from benchmarks.errors import BenchmarkError
 from benchmarks.requests import grpc_message, v2_binary, v2_json, write_cases
 
 if TYPE_CHECKING:
@@ -50,5 +51,5 @@ def test_grpc_request_is_what_the_protobuf_library_reads() -> None:
 
 def test_equal_neighbours_are_refused(tmp_path: Path) -> None:
     inputs = np.zeros((2, 3), dtype=np.float32)
-    with pytest.raises(ValueError, match="same answer"):
+    with pytest.raises(BenchmarkError, match="same answer"):
         write_cases(tmp_path / "cases", "json", "m", inputs, inputs)
