@@ -15,7 +15,7 @@ Metric = Literal[
     "p99_us",
     "cpu_us",  # server CPU time per request, all its processes
     "ready_s",  # from the start of the process to its first good readiness probe
-    "rss_mb",  # once ready
+    "rss_mb",  # after the load
 ]
 
 
@@ -31,9 +31,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Started:
-    """A server that is started and stopped."""
+    """A server that is started, must answer a load at once, and is stopped."""
 
     server: Peer
+    load: Load
     label: str = ""
 
 
@@ -167,7 +168,7 @@ CONTESTS: tuple[Contest, ...] = (
     Contest(
         "start",
         "Start with a tiny ONNX model",
-        Started(Salver(_TINY)),
+        Started(Salver(_TINY), _JSON),
         None,
         (Bar("ready_s", at_most=1), Bar("rss_mb", at_most=120)),
     ),

@@ -16,8 +16,7 @@ import onnxruntime as ort
 from benchmarks import generator
 from benchmarks.bars import Bar, Contest, Loop, Served, Side, Started
 from benchmarks.errors import BenchmarkError
-from benchmarks.generator import Load
-from benchmarks.models import MODELS
+from benchmarks.models import INPUT, MODELS
 from benchmarks.requests import write_cases
 from benchmarks.servers import Server, forest, machine_cpu_s, running
 from benchmarks.statistics import bound, order
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from benchmarks.generator import Load
     from benchmarks.models import Floats
 
 Measurement = dict[str, float]
@@ -112,7 +112,8 @@ class Bench:
             return self._loop(side)
         if isinstance(side, Started):
             with running([side.server], self.cache) as (started,):
-                return {"ready_s": started.ready_s, "rss_mb": started.rss_mb()}
+                found = self._served(side.load, started)
+                return {"ready_s": started.ready_s, "rss_mb": found["rss_mb"]}
         assert server is not None
         if side.beside is None:
             return self._served(side.load, server)
@@ -162,7 +163,8 @@ class Bench:
         path = self.cache / "cases" / f"{load.model}-{load.wire}-{load.cases}.bin"
         if not path.exists():
             inputs, expected = self._answers(load.model, load.cases)
-            write_cases(path, load.wire, load.model, inputs, expected)
+            tensor = "input" if load.model == "forest" else INPUT
+            write_cases(path, load.wire, load.model, inputs, expected, tensor)
         return path
 
     def _answers(self, name: str, count: int) -> tuple[Floats, Floats]:
@@ -173,7 +175,7 @@ class Bench:
         session = ort.InferenceSession(
             str(model.save(self.cache / "models")), providers=["CPUExecutionProvider"]
         )
-        answers = [session.run(None, {"x": row[None]})[0][0] for row in inputs]
+        answers = [session.run(None, {INPUT: row[None]})[0][0] for row in inputs]
         return inputs, np.array(answers, dtype=np.float32)
 
 

@@ -38,19 +38,19 @@ def _http(path: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def v2_json(model: str, row: Floats) -> bytes:
+def v2_json(model: str, row: Floats, tensor: str = INPUT) -> bytes:
     """One row as an HTTP request with JSON numbers."""
-    tensor = json.dumps({"name": INPUT, "shape": [1, *row.shape], "datatype": "FP32"})
-    body = f'{{"inputs":[{tensor[:-1]},"data":[{_numbers(row)}]}}]}}'.encode()
+    head = json.dumps({"name": tensor, "shape": [1, *row.shape], "datatype": "FP32"})
+    body = f'{{"inputs":[{head[:-1]},"data":[{_numbers(row)}]}}]}}'.encode()
     return _http(f"/v2/models/{model}/infer", body, "Content-Type: application/json")
 
 
-def v2_binary(model: str, row: Floats) -> bytes:
+def v2_binary(model: str, row: Floats, tensor: str = INPUT) -> bytes:
     """One row as an HTTP request of the binary tensor extension, both ways."""
     raw = row.astype("<f4").tobytes()
-    tensor = {"name": INPUT, "shape": [1, *row.shape], "datatype": "FP32"}
+    described = {"name": tensor, "shape": [1, *row.shape], "datatype": "FP32"}
     head = {
-        "inputs": [{**tensor, "parameters": {"binary_data_size": len(raw)}}],
+        "inputs": [{**described, "parameters": {"binary_data_size": len(raw)}}],
         "outputs": [{"name": OUTPUT, "parameters": {"binary_data": True}}],
     }
     text = json.dumps(head, separators=(",", ":")).encode()
@@ -62,7 +62,7 @@ def v2_binary(model: str, row: Floats) -> bytes:
     )
 
 
-def flask_json(row: Floats) -> bytes:
+def flask_json(_model: str, row: Floats, _tensor: str = INPUT) -> bytes:
     """One row for the Flask example."""
     body = f'{{"input":[[{_numbers(row)}]]}}'.encode()
     return _http("/predict", body, "Content-Type: application/json")
@@ -80,24 +80,24 @@ def _field(number: int, value: bytes) -> bytes:
     return bytes([number << 3 | 2]) + _varint(len(value)) + value
 
 
-def grpc_message(model: str, row: Floats) -> bytes:
+def grpc_message(model: str, row: Floats, tensor: str = INPUT) -> bytes:
     """One row as a length-prefixed ModelInferRequest with raw contents."""
     shape = b"".join(_varint(size) for size in (1, *row.shape))
-    tensor = _field(1, INPUT.encode()) + _field(2, b"FP32") + _field(3, shape)
+    described = _field(1, tensor.encode()) + _field(2, b"FP32") + _field(3, shape)
     raw = _field(7, row.astype("<f4").tobytes())
-    message = _field(1, model.encode()) + _field(5, tensor) + raw
+    message = _field(1, model.encode()) + _field(5, described) + raw
     return struct.pack(">BI", 0, len(message)) + message
 
 
-def encode(wire: Wire, model: str, row: Floats) -> bytes:
-    """One row as the bytes that the load generator sends."""
-    if wire == "flask":
-        return flask_json(row)
-    return {"json": v2_json, "binary": v2_binary, "grpc": grpc_message}[wire](model, row)
+_ENCODERS = {"json": v2_json, "binary": v2_binary, "grpc": grpc_message, "flask": flask_json}
 
 
-def write_cases(path: Path, wire: Wire, model: str, inputs: Floats, expected: Floats) -> None:
+def write_cases(
+    path: Path, wire: Wire, model: str, inputs: Floats, expected: Floats, tensor: str = INPUT
+) -> None:
     """Writes the load generator's file: one case per row (layout: see load.c).
+
+    `tensor` is the name of the model's input.
 
     Raises: BenchmarkError where two neighbours have the same answer: swapped answers would pass.
     """
@@ -107,6 +107,6 @@ def write_cases(path: Path, wire: Wire, model: str, inputs: Floats, expected: Fl
     with path.open("wb") as file:
         file.write(struct.pack("<II", len(inputs), expected[0].size))
         for row, answer in zip(inputs, expected, strict=True):
-            request = encode(wire, model, row)
+            request = _ENCODERS[wire](model, row, tensor)
             file.write(struct.pack("<I", len(request)) + request)
             file.write(answer.astype("<f4").tobytes())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from benchmarks.bars import CONTESTS, Bar, Contest, Started
+from benchmarks.generator import Load
 from benchmarks.measure import Outcome
 from benchmarks.report import table
 from benchmarks.servers import Salver
 
-SIDE = Started(Salver(("tiny",)))
+SIDE = Started(Salver(("tiny",)), Load("tiny", "json"))
 
 
 def _outcome(bar: Bar, ours: float, peer: float | None) -> Outcome:
