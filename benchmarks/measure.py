@@ -17,7 +17,7 @@ from benchmarks import generator
 from benchmarks.bars import Bar, Contest, Loop, Served, Side, Started
 from benchmarks.errors import BenchmarkError
 from benchmarks.models import INPUT, MODELS
-from benchmarks.requests import write_cases
+from benchmarks.requests import TENSOR, Tensor, write_cases
 from benchmarks.servers import Server, forest, machine_cpu_s, running
 from benchmarks.statistics import bound, order
 
@@ -163,7 +163,7 @@ class Bench:
         path = self.cache / "cases" / f"{load.model}-{load.wire}-{load.cases}.bin"
         if not path.exists():
             inputs, expected = self._answers(load.model, load.cases)
-            tensor = "input" if load.model == "forest" else INPUT
+            tensor = Tensor("input", "FP64") if load.model == "forest" else TENSOR
             write_cases(path, load.wire, load.model, inputs, expected, tensor)
         return path
 

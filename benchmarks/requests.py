@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,24 @@ MARKERS: dict[Wire, str] = {"json": '"data":', "flask": '"prediction":'}
 """Text before the numbers of an answer; other formats end with them as float32."""
 
 
+class Tensor(NamedTuple):
+    """A model's input."""
+
+    name: str
+    datatype: Literal["FP32", "FP64"]
+
+    def describe(self, row: Floats) -> dict[str, Any]:
+        """Name, shape and type of a batch of one row, as V2 writes them."""
+        return {"name": self.name, "shape": [1, *row.shape], "datatype": self.datatype}
+
+    def raw(self, row: Floats) -> bytes:
+        """Its bytes on the wire."""
+        return row.astype("<f4" if self.datatype == "FP32" else "<f8").tobytes()
+
+
+TENSOR = Tensor(INPUT, "FP32")
+
+
 def _numbers(row: Floats) -> str:
     return ",".join(str(value) for value in row.ravel())
 
@@ -38,19 +56,18 @@ def _http(path: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def v2_json(model: str, row: Floats, tensor: str = INPUT) -> bytes:
+def v2_json(model: str, row: Floats, tensor: Tensor = TENSOR) -> bytes:
     """One row as an HTTP request with JSON numbers."""
-    head = json.dumps({"name": tensor, "shape": [1, *row.shape], "datatype": "FP32"})
+    head = json.dumps(tensor.describe(row))
     body = f'{{"inputs":[{head[:-1]},"data":[{_numbers(row)}]}}]}}'.encode()
     return _http(f"/v2/models/{model}/infer", body, "Content-Type: application/json")
 
 
-def v2_binary(model: str, row: Floats, tensor: str = INPUT) -> bytes:
+def v2_binary(model: str, row: Floats, tensor: Tensor = TENSOR) -> bytes:
     """One row as an HTTP request of the binary tensor extension, both ways."""
-    raw = row.astype("<f4").tobytes()
-    described = {"name": tensor, "shape": [1, *row.shape], "datatype": "FP32"}
+    raw = tensor.raw(row)
     head = {
-        "inputs": [{**described, "parameters": {"binary_data_size": len(raw)}}],
+        "inputs": [{**tensor.describe(row), "parameters": {"binary_data_size": len(raw)}}],
         "outputs": [{"name": OUTPUT, "parameters": {"binary_data": True}}],
     }
     text = json.dumps(head, separators=(",", ":")).encode()
@@ -62,7 +79,7 @@ def v2_binary(model: str, row: Floats, tensor: str = INPUT) -> bytes:
     )
 
 
-def flask_json(_model: str, row: Floats, _tensor: str = INPUT) -> bytes:
+def flask_json(_model: str, row: Floats, _tensor: Tensor = TENSOR) -> bytes:
     """One row for the Flask example."""
     body = f'{{"input":[[{_numbers(row)}]]}}'.encode()
     return _http("/predict", body, "Content-Type: application/json")
@@ -80,11 +97,12 @@ def _field(number: int, value: bytes) -> bytes:
     return bytes([number << 3 | 2]) + _varint(len(value)) + value
 
 
-def grpc_message(model: str, row: Floats, tensor: str = INPUT) -> bytes:
+def grpc_message(model: str, row: Floats, tensor: Tensor = TENSOR) -> bytes:
     """One row as a length-prefixed ModelInferRequest with raw contents."""
     shape = b"".join(_varint(size) for size in (1, *row.shape))
-    described = _field(1, tensor.encode()) + _field(2, b"FP32") + _field(3, shape)
-    raw = _field(7, row.astype("<f4").tobytes())
+    described = _field(1, tensor.name.encode()) + _field(2, tensor.datatype.encode())
+    described += _field(3, shape)
+    raw = _field(7, tensor.raw(row))
     message = _field(1, model.encode()) + _field(5, described) + raw
     return struct.pack(">BI", 0, len(message)) + message
 
@@ -93,11 +111,11 @@ _ENCODERS = {"json": v2_json, "binary": v2_binary, "grpc": grpc_message, "flask"
 
 
 def write_cases(
-    path: Path, wire: Wire, model: str, inputs: Floats, expected: Floats, tensor: str = INPUT
+    path: Path, wire: Wire, model: str, inputs: Floats, expected: Floats, tensor: Tensor = TENSOR
 ) -> None:
     """Writes the load generator's file: one case per row (layout: see load.c).
 
-    `tensor` is the name of the model's input.
+    `tensor` is the model's input.
 
     Raises: BenchmarkError where two neighbours have the same answer: swapped answers would pass.
     """
