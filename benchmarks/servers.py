@@ -272,7 +272,7 @@ def forest(folder: Path) -> Path:
     path = folder / "forest.joblib"
     if not path.exists():
         rows = np.random.default_rng(2).standard_normal((2000, 4)).astype(np.float32)
-        model = RandomForestClassifier(300, random_state=0).fit(rows, rows[:, 0] > 0)
+        model = RandomForestClassifier(300, random_state=0).fit(rows, (rows[:, 0] > 0).astype(int))
         folder.mkdir(parents=True, exist_ok=True)
         joblib.dump(model, path)
     return path
