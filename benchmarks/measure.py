@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from benchmarks.models import Floats
 
 Measurement = dict[str, float]
-SETTLE_S = 1.0
-"""A load beside the measured one starts this much earlier and ends this much later."""
+OVERLAP_S = 2.0
+"""A load beside the measured one starts with it and lasts this much longer."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Bench:
         assert server is not None
         if side.beside is None:
             return self._served(side.load, server)
-        beside = self._start(side.beside, server, self.seconds + 2 * SETTLE_S)
+        beside = self._start(side.beside, server, self.seconds + OVERLAP_S)
         try:
             found = self._served(side.load, server)
             found["beside_requests_per_s"] = _rate(generator.result(beside))
