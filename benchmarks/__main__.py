@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ NAMES = [contest.name for contest in CONTESTS]
 )
 def main(only: tuple[str, ...], pairs: int, seconds: float, quick: bool, out: Path) -> None:
     """Measure Salver and its peers side by side. Exit code 1: a bar was missed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     if quick:
         pairs, seconds = 3, 1.0
     console = Console() if sys.stdout.isatty() else Console(width=120)

@@ -112,12 +112,15 @@ def _start(
             env={**os.environ, **(environment or {})},
         )
     server = Server(process, *server_ports)
-    while not _answers(ready_url):
-        if process.poll() is not None or time.monotonic() - began > READY_TIMEOUT_S:
-            server.stop()
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-            raise BenchmarkError(f"{' '.join(command[:4])} … did not become ready:\n{tail}")
-        time.sleep(0.005)
+    try:
+        while not _answers(ready_url):
+            if process.poll() is not None or time.monotonic() - began > READY_TIMEOUT_S:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+                raise BenchmarkError(f"{' '.join(command[:4])} … did not become ready:\n{tail}")
+            time.sleep(0.005)
+    except BaseException:
+        server.stop()
+        raise
     server.ready_s = time.monotonic() - began
     return server
 
