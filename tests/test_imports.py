@@ -91,6 +91,8 @@ IMPORTS = {module: imports(module) for module in SOURCES}
 def folder(module: str) -> str:
     """The folder of a module, empty for those beside the folders."""
     inner = module.split(".")[1:]
+    if inner == ["__main__"]:
+        return "cli"
     is_folder = len(inner) > 1 or (ROOT / "/".join(inner)).is_dir()
     return inner[0] if inner and is_folder else ""
 

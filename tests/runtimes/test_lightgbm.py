@@ -46,8 +46,8 @@ def test_several_classes(tmp_path, load, run):
 def test_two_classes(tmp_path, load, run):
     rows, classes = load_breast_cancer(return_X_y=True)
     booster = fitted(lightgbm.LGBMClassifier(), (rows, classes)).booster_
-    booster.save_model(tmp_path / "m.lgb")
-    model = load(RUNTIME, tmp_path / "m.lgb")
+    booster.save_model(tmp_path / "m.bst")
+    model = load(RUNTIME, tmp_path / "m.bst")
     positive = booster.predict(rows)
     found = run(model, {"input": rows}, "predict_proba")["probabilities"]
     np.testing.assert_array_equal(found, np.stack((1 - positive, positive), axis=1))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 
@@ -17,6 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     ExtraTreesRegressor,
     HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
     VotingClassifier,
@@ -24,8 +26,9 @@ from sklearn.ensemble import (
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -65,7 +68,7 @@ def serve(tmp_path, load):
         HistGradientBoostingClassifier(max_iter=3),
         KNeighborsClassifier(4, n_jobs=2),
         LogisticRegression(max_iter=500),
-        MLPClassifier((4,), max_iter=2000),
+        MLPClassifier((4,), solver="lbfgs", max_iter=500, random_state=0),
         RandomForestClassifier(9, n_jobs=2),
         VotingClassifier([("a", RandomForestClassifier(3)), ("b", GaussianNB())], voting="soft"),
         make_pipeline(StandardScaler(), RandomForestClassifier(5)),
@@ -124,13 +127,21 @@ def test_without_probabilities(serve, run):
 
 @pytest.mark.parametrize(
     "estimator",
-    [LinearRegression(), RandomForestRegressor(7), ExtraTreesRegressor(7, n_jobs=2)],
+    [
+        ExtraTreesRegressor(7, n_jobs=2),
+        HistGradientBoostingRegressor(max_iter=3),
+        LinearRegression(),
+        RandomForestRegressor(7),
+        Ridge(),
+    ],
     ids=lambda estimator: type(estimator).__name__,
 )
 @pytest.mark.parametrize("num_targets", [1, 2])
 def test_regressors(serve, run, estimator, num_targets):
     target = DIABETES.target
     if num_targets == 2:
+        if isinstance(estimator, HistGradientBoostingRegressor):
+            estimator = MultiOutputRegressor(estimator)
         target = np.stack((target, -target), axis=1)
     estimator.fit(DIABETES.data, target)
     model = serve(estimator)
@@ -165,9 +176,15 @@ def test_sparse_transforms_become_dense(serve, run):
 def test_missing_values_are_refused_by_models_that_do_not_take_them(serve, run):
     rows = IRIS.data.copy()
     rows[0, 1] = np.nan
-    model = serve(make_pipeline(StandardScaler(), SVC()).fit(IRIS.data, IRIS.target))
-    with pytest.raises(InvalidInput, match=r"^Input X contains NaN\.$"):
-        run(model, {"input": rows})
+    for estimator in (
+        LogisticRegression(max_iter=500),
+        LinearRegression(),
+        MLPClassifier((4,), solver="lbfgs", max_iter=500, random_state=0),
+        make_pipeline(StandardScaler(), SVC()),
+    ):
+        model = serve(estimator.fit(IRIS.data, IRIS.target))
+        with pytest.raises(InvalidInput, match=r"^Input X contains NaN\.$"):
+            run(model, {"input": rows})
     for estimator in (
         HistGradientBoostingClassifier(max_iter=3),
         RandomForestClassifier(5),
@@ -249,7 +266,7 @@ def test_text_and_numbers_come_as_columns(serve, run):
     np.testing.assert_array_equal(found["probabilities"], estimator.predict_proba(frame))
     one = {name: values[:1] for name, values in columns.items()}
     assert run(model, one)["predict"].tolist() == ["no"]
-    with pytest.raises(InvalidInput, match="^Found unknown categories .*9"):
+    with pytest.raises(InvalidInput, match=r"^Found unknown categories .*9"):
         run(model, one | {"class": [9.0]})
 
 
@@ -312,6 +329,18 @@ def test_a_pipeline_of_unknown_width(serve, run):
     np.testing.assert_array_equal(found, estimator.transform(IRIS.data))
 
 
+def test_configured_columns_make_frames_for_user_code(run):
+    estimator = make_pipeline(FunctionTransformer(lambda frame: frame[["b"]]), GaussianNB())
+    rows = IRIS.data[:, :2]
+    estimator.fit(pandas.DataFrame(rows, columns=["a", "b"]), SPECIES)
+    expected = estimator.predict(pandas.DataFrame(rows, columns=["a", "b"]))
+    for name in ("n_features_in_", "feature_names_in_"):
+        vars(estimator.steps[0][1]).pop(name, None)
+    model = SklearnModel(estimator, "m.joblib", ModelConfig(columns=("a", "b")))
+    assert model.signature.methods["predict"].inputs[0].columns == ("a", "b")
+    np.testing.assert_array_equal(run(model, {"input": rows})["predict"], expected)
+
+
 def test_pickles_need_trust(tmp_path, load):
     joblib.dump(GaussianNB().fit(IRIS.data, IRIS.target), tmp_path / "clf.joblib")
     probe = RUNTIME.probe(tmp_path / "clf.joblib", ModelConfig())
@@ -342,15 +371,14 @@ def test_skops_needs_no_trust(tmp_path, load, run):
 
 
 def test_skops_lists_the_types_to_trust(tmp_path, load, run):
-    estimator = make_pipeline(FunctionTransformer(joblib.hash), GaussianNB())
+    estimator = GaussianNB().fit(IRIS.data, SPECIES)
+    estimator.note = argparse.Namespace(author="somebody")
     skops.io.dump(estimator, tmp_path / "m.skops")
-    with pytest.raises(
-        TrustRequired, match=r"options: \{trusted_types: \[joblib\.hashing\.hash\]\}"
-    ):
+    with pytest.raises(TrustRequired, match=r"options: \{trusted_types: \[argparse\.Namespace\]\}"):
         load(RUNTIME, tmp_path / "m.skops")
-    options = {"trusted_types": ["joblib.hashing.hash"]}
-    with pytest.raises(LoadFailed, match="before it was fitted"):
-        load(RUNTIME, tmp_path / "m.skops", options=options)
+    model = load(RUNTIME, tmp_path / "m.skops", options={"trusted_types": ["argparse.Namespace"]})
+    found = run(model, {"input": IRIS.data})["predict"]
+    np.testing.assert_array_equal(found, estimator.predict(IRIS.data))
 
 
 def test_another_version_is_a_warning(tmp_path, load):
@@ -378,8 +406,22 @@ def test_a_damaged_file_and_a_missing_module(tmp_path, load):
     with pytest.raises(LoadFailed, match=r"^m\.pkl could not be opened"):
         load(RUNTIME, tmp_path / "m.pkl", trusted=True)
     (tmp_path / "m.pkl").write_bytes(b"cnowhere_at_all\nThing\n.")
-    with pytest.raises(LoadFailed, match="needs the Python package 'nowhere_at_all'"):
+    with pytest.raises(LoadFailed, match="needs the Python module 'nowhere_at_all'"):
         load(RUNTIME, tmp_path / "m.pkl", trusted=True)
+
+
+def test_a_pickle_from_a_script_that_is_not_here(tmp_path, load):
+    (tmp_path / "m.pkl").write_bytes(b"cargparse\nTransformer\n.")
+    with pytest.raises(LoadFailed, match="from the script that saved it"):
+        load(RUNTIME, tmp_path / "m.pkl", trusted=True)
+
+
+def test_frames_need_pandas(monkeypatch):
+    scaled = ColumnTransformer([("scale", StandardScaler(), list(FRAME.columns))])
+    estimator = make_pipeline(scaled, GaussianNB()).fit(FRAME, SPECIES)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match="needs `pip install pandas`"):
+        SklearnModel(estimator, "m.joblib", ModelConfig())
 
 
 def test_a_missing_framework(tmp_path, load, monkeypatch):

@@ -145,7 +145,10 @@ def test_knows_its_files_by_their_heads(tmp_path):
         probe = RUNTIME.probe(path, ModelConfig())
         assert (probe.runtime, probe.file, probe.trust) == ("xgboost", path.name, "")
         assert probe.size_bytes == path.stat().st_size
-    for name, text in (("a.json", '{"model_type": "bert"}'), ("b.ubj", "{}"), ("c.txt", "tree")):
+    booster = estimator.get_booster()
+    (tmp_path / "model.bst").write_bytes(booster.save_raw("ubj"))
+    assert RUNTIME.probe(tmp_path / "model.bst", ModelConfig()).runtime == "xgboost"
+    for name, text in (("a.json", '{"model_type": "bert"}'), ("b.ubj", "{}"), ("c.bst", "tree")):
         (tmp_path / name).write_text(text)
         assert RUNTIME.probe(tmp_path / name, ModelConfig()) is None
 

@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 _MODEL_FLAGS = ("class_name", "runtime")
 
 
+def flag_of(option: str) -> str:
+    """`limits.header_timeout_s` as `--limits-header-timeout`: seconds are a flag's usual unit."""
+    return "--" + option.removesuffix("_s").replace("_", "-").replace(".", "-")
+
+
 def option_flags(command: Any) -> Any:
     """Adds a flag for every server option, from its one definition."""
     for name, kind, meta, default in reversed(list(walk(ServerConfig))):
-        flag = "--" + name.replace("_", "-").replace(".", "-")
+        flag = flag_of(name)
         help_text = (meta.description or "") + (f" [{default}]" if default not in ("", ()) else "")
         parameter = "option_" + name.replace(".", "__")
         if kind is bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from salver.engine.cost import INLINE_BUDGET_NS
 from salver.engine.generation import Generation
-from salver.engine.instances import InlineInstance, ThreadInstance
+from salver.engine.inline import INLINE_BUDGET_NS
+from salver.engine.instances import InlineInstance, ThreadInstance, run
+from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
@@ -19,18 +22,32 @@ from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
+from salver.schedulers.slo import SloScheduler
 from salver.signature import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from salver.clock import Clock
     from salver.config import ModelConfig, ServerConfig
-    from salver.engine.cost import LoopBudget
+    from salver.engine.caller import LoopCaller
+    from salver.engine.inline import LoopBudget
     from salver.engine.warmup import Cost
-    from salver.interfaces import Caller, Instance, Model, Runtime, Traits, VersionOnDisk
+    from salver.interfaces import (
+        Instance,
+        Model,
+        Results,
+        Runtime,
+        Scheduler,
+        Traits,
+        VersionOnDisk,
+    )
+    from salver.types import Work
 
 log = logging.getLogger("salver.engine")
+
+CODE_RUNTIMES: Final = frozenset({"python"})
+"""What these run is somebody's program: it may crash, hang or hold the interpreter for long."""
 
 
 class Placement(NamedTuple):
@@ -47,28 +64,36 @@ def place(isolation: str, traits: Traits, cost_ns: int | None) -> Placement:
     Code that holds the interpreter lock keeps the loop waiting from a thread as much as from the
     loop itself, so it gets a process for everything that is not certainly short.
     """
-    if isolation == "inline":
-        return Placement(True, False, False)
-    if isolation == "thread":
-        return Placement(False, True, False)
-    if isolation == "process":
-        return Placement(False, False, True)
+    if isolation != "auto":
+        return Placement(isolation == "inline", isolation == "thread", isolation == "process")
     is_short = cost_ns is not None and cost_ns <= INLINE_BUDGET_NS
     if traits.holds_gil:
         return Placement(is_short, False, True)
     return Placement(is_short and traits.thread_safe, True, False)
 
 
+class Loaded(NamedTuple):
+    """A model and what runs it. `model` is None when it lives in workers only."""
+
+    signature: Signature
+    traits: Traits
+    costs: Sequence[Cost]
+    model: Model | None
+    inline: InlineInstance | None
+    instances: Sequence[Instance]
+
+
 class Loader:
     """Turns versions on disk into generations. Blocking work happens in its own threads."""
 
     def __init__(
-        self, config: ServerConfig, clock: Clock, budget: LoopBudget, caller: Caller | None
+        self, config: ServerConfig, clock: Clock, budget: LoopBudget, caller: LoopCaller
     ) -> None:
         self._config = config
         self._clock = clock
         self._budget = budget
         self._caller = caller
+        self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="salver-load")
 
     def close(self) -> None:
@@ -81,27 +106,23 @@ class Loader:
         """
         if version.problem is not None:
             raise version.problem
-        loop = asyncio.get_running_loop()
         try:
-            runtime, model, costs = await loop.run_in_executor(
-                self._executor, self._load_here, version
-            )
+            runtime, _ = await self._blocking(detect, version.path, version.config)
+            spec = self._spec(version)
+            isolation = version.config.instances.isolation
+            if isolation == "process" or (isolation == "auto" and runtime.name in CODE_RUNTIMES):
+                loaded = await self._in_workers(runtime, spec)
+            else:
+                loaded = await self._here(runtime, spec)
         except SalverError:
             raise
         except Exception as error:
             log.exception("loading %s failed", version.ref)
             raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
-        return self._generation(version, number, runtime, model, costs)
+        return self._generation(spec, number, runtime, loaded)
 
-    def _load_here(self, version: VersionOnDisk) -> tuple[Runtime, Model, list[Cost]]:
-        runtime, _ = detect(version.path, version.config)
-        model = runtime.load(self._spec(version))
-        try:
-            model.signature = with_default(model.signature, version.config.default_method)
-            return runtime, model, warm_up(model, version.config)
-        except BaseException:
-            model.close()
-            raise
+    async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._executor, function, *arguments)
 
     def _spec(self, version: VersionOnDisk) -> LoadSpec:
         config = version.config
@@ -116,49 +137,135 @@ class Loader:
             warn=lambda message: log.warning("%s: %s", version.ref, message),
         )
 
+    async def _here(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        """Loads into this process; goes on in workers if that turns out to be the better place."""
+        model: Model = await self._blocking(runtime.load, spec)
+        try:
+            signature = with_default(model.signature, spec.config.default_method)
+            costs = await warm_up(
+                lambda work: self._blocking(run, model, work, drop_item), signature, spec.config
+            )
+            default = next((cost.ns for cost in costs if cost.method == signature.default), None)
+            placement = place(spec.config.instances.isolation, model.traits, default)
+            workers = await self._launch(runtime, spec) if placement.processes else []
+        except BaseException:
+            model.close()
+            raise
+        if not (placement.inline or placement.threads):
+            model.close()
+            return Loaded(signature, model.traits, costs, None, None, workers)
+        count = (spec.config.instances.count or 1) if model.traits.thread_safe else 1
+        threads = [ThreadInstance(model, f"{spec.ref}-{i}", self._loop) for i in range(count)]
+        return Loaded(
+            signature,
+            model.traits,
+            costs,
+            model,
+            InlineInstance(model) if placement.inline else None,
+            threads if placement.threads else workers,
+        )
+
+    async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        workers = await self._launch(runtime, spec)
+        try:
+            signature = with_default(workers[0].signature, spec.config.default_method)
+            costs = await warm_up(lambda work: one_run(workers[0], work), signature, spec.config)
+        except BaseException:
+            await asyncio.gather(*(worker.stop(0) for worker in workers))
+            raise
+        return Loaded(signature, workers[0].traits, costs, None, None, workers)
+
+    async def _launch(self, runtime: Runtime, spec: LoadSpec) -> list[ProcessInstance]:
+        """Starts all workers of a version; if one fails, none is left."""
+        found = await asyncio.gather(
+            *(
+                ProcessInstance.launch(
+                    runtime.name,
+                    spec,
+                    loop=self._loop,
+                    clock=self._clock,
+                    caller=self._caller.ask,
+                )
+                for _ in range(spec.config.instances.count or 1)
+            ),
+            return_exceptions=True,
+        )
+        workers = [worker for worker in found if isinstance(worker, ProcessInstance)]
+        failures = [failure for failure in found if isinstance(failure, BaseException)]
+        if failures:
+            await asyncio.gather(*(worker.stop(0) for worker in workers))
+            raise failures[0]
+        return workers
+
     def _generation(
-        self,
-        version: VersionOnDisk,
-        number: int,
-        runtime: Runtime,
-        model: Model,
-        costs: list[Cost],
+        self, spec: LoadSpec, number: int, runtime: Runtime, loaded: Loaded
     ) -> Generation:
-        config, ref = version.config, version.ref
-        loop = asyncio.get_running_loop()
-        first = next((cost.ns for cost in costs if cost.method == model.signature.default), None)
-        placement = place(config.instances.isolation, model.traits, first)
-        instances: Sequence[Instance] = ()
-        if placement.threads:
-            count = (config.instances.count or 1) if model.traits.thread_safe else 1
-            instances = [ThreadInstance(model, f"{ref.name}-{i}", loop) for i in range(count)]
+        config, ref = spec.config, spec.ref
         statistics = ModelStatistics()
-        max_rows = max_batch(config, model.traits)
+        max_rows = max_batch(config, loaded.traits)
         batches = max_rows != 1
+        idempotent = config.idempotent
         target = BatchedTarget(
             ref,
-            model.signature,
-            DynamicScheduler(config, max_rows) if batches else DirectScheduler(config),
-            inline=InlineInstance(model) if placement.inline or not instances else None,
-            instances=instances,
+            loaded.signature,
+            scheduler(config, max_rows),
+            inline=loaded.inline,
+            instances=loaded.instances,
             statistics=statistics,
             budget=self._budget,
             clock=self._clock,
-            loop=loop,
+            loop=self._loop,
+            is_idempotent=loaded.traits.idempotent if idempotent is None else idempotent,
         )
-        for cost in costs:
+        for instance in loaded.instances:
+            if isinstance(instance, ProcessInstance):
+                instance.watcher = target
+        for cost in loaded.costs:
             target.learn(cost.method, cost.size, cost.ns)
         return Generation(
             ref,
             number,
             config=config,
             runtime=runtime.name,
-            signature=model.signature,
+            signature=loaded.signature,
             target=target,
             statistics=statistics,
             batches=batches,
-            close=model.close,
+            close=lambda: release(loaded.model),
         )
+
+
+def scheduler(config: ModelConfig, max_rows: int) -> Scheduler:
+    """How calls become batches: singly, by a latency objective, or whatever waits."""
+    if max_rows == 1:
+        return DirectScheduler(config)
+    if config.batching.slo_ms:
+        return SloScheduler(config, max_rows)
+    return DynamicScheduler(config, max_rows)
+
+
+def drop_item(index: int, item: Any) -> None:
+    """Takes stream items that nobody reads."""
+
+
+async def one_run(instance: Instance, work: Work) -> tuple[Results | Exception, int]:
+    """Runs one work in an instance that nothing else uses."""
+    ended: asyncio.Future[tuple[Results | Exception, int]] = (
+        asyncio.get_running_loop().create_future()
+    )
+    instance.start(work, drop_item, lambda results, ns: ended.set_result((results, ns)))
+    return await ended
+
+
+def release(model: Model | None) -> None:
+    """Closes a model and gives its memory back to the system."""
+    if model is not None:
+        model.close()
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def with_default(signature: Signature, method: str) -> Signature:

@@ -1,7 +1,8 @@
 """The batched target: a scheduler in front of instances.
 
 A batch is formed only when an instance asks; a batch that fails is split until only the bad calls
-fail; every accepted call gets exactly one final answer.
+fail; calls of a worker that died are run again if that is allowed; every accepted call gets exactly
+one final answer.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
-from salver.engine.cost import CostModel
 from salver.engine.gather import check_results, gather
+from salver.engine.inline import InlineCosts
+from salver.engine.rerun import WorkerDied, judge
 from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed, SalverError, Unavailable
 from salver.interfaces import Slot
 from salver.types import Batch, Response, Rows, Tensors
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from salver.clock import Clock
-    from salver.engine.cost import LoopBudget
+    from salver.engine.inline import LoopBudget
     from salver.engine.instances import InlineInstance
     from salver.interfaces import Instance, Results, Scheduler
     from salver.observe.statistics import ModelStatistics
@@ -34,15 +36,16 @@ _ANY = Slot(0)
 
 
 class Running:
-    """A batch in an instance."""
+    """A batch in an instance. `begun` are the calls whose stream has items."""
 
-    __slots__ = ("batch", "instance", "started", "work")
+    __slots__ = ("batch", "begun", "instance", "started", "work")
 
     def __init__(self, batch: Batch, work: Work, instance: Instance, started: int) -> None:
         self.batch = batch
         self.work = work
         self.instance = instance
         self.started = started
+        self.begun: set[int] = set()
 
 
 class BatchedTarget:
@@ -60,6 +63,7 @@ class BatchedTarget:
         budget: LoopBudget,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
+        is_idempotent: bool = False,
     ) -> None:
         self._ref = ref
         self._signature = signature
@@ -71,7 +75,9 @@ class BatchedTarget:
         self._budget = budget
         self._clock = clock
         self._loop = loop
-        self._costs = {name: CostModel() for name in signature.methods}
+        self._is_idempotent = is_idempotent
+        self._failed: set[Instance] = set()
+        self._costs = {name: InlineCosts() for name in signature.methods}
         self._running: set[Running] = set()
         self._retries: list[list[Call]] = []
         self._is_pump_scheduled = False
@@ -90,7 +96,7 @@ class BatchedTarget:
     @property
     def is_ready(self) -> bool:
         """It takes calls."""
-        return not self._is_stopped
+        return not (self._is_stopped or self._is_given_up)
 
     @property
     def num_running(self) -> int:
@@ -107,6 +113,8 @@ class BatchedTarget:
         """
         if self._is_stopped:
             raise Unavailable(f"{self._ref} is being unloaded; try again")
+        if self._is_given_up:
+            raise self._crashed()
         self._scheduler.add(call, now)
         self._schedule_pump()
 
@@ -126,10 +134,12 @@ class BatchedTarget:
         self._arm(now)
 
     def _next(self, now: int) -> tuple[Batch, Instance] | None:
-        if self._inline is not None and (size := self._inline_size(now)) is not None:
+        size = self._inline_size(now) if self._inline is not None else None
+        # Cutting what waits into pieces that are short enough would cost more than one large run.
+        if size is not None and (not self._idle or not size or len(self._scheduler) <= size):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
-                return batch, self._inline
+                return batch, self._inline  # type: ignore[return-value]
         if self._idle:
             batch = self._scheduler.next(_ANY, now)
             if batch is not None:
@@ -143,7 +153,7 @@ class BatchedTarget:
         if not self._budget.allows(now):
             return None
         # The smallest over the methods is safe for whichever method stands first.
-        sizes = [cost.inline_size for cost in self._costs.values() if cost.inline_size is not None]
+        sizes = [costs.size for costs in self._costs.values() if costs.size is not None]
         return (min(sizes) or None) if sizes else 1
 
     def _start_retry(self, now: int) -> bool:
@@ -175,7 +185,32 @@ class BatchedTarget:
         if instance is not self._inline:
             self._idle.append(instance)
 
+    def instance_up(self, instance: Instance) -> None:
+        """A worker was started again and takes work."""
+        if instance not in self._idle:
+            self._idle.append(instance)
+        self._schedule_pump()
+
+    def instance_down(self, instance: Instance) -> None:
+        """A worker died; if it was at work, its run ends with `WorkerDied` besides."""
+        if instance in self._idle:
+            self._idle.remove(instance)
+
+    def instance_failed(self, instance: Instance) -> None:
+        """A worker died too often. Without any that is left, nothing that waits can be run."""
+        self._failed.add(instance)
+        if self._is_given_up:
+            self._end_waiting(self._crashed())
+
+    @property
+    def _is_given_up(self) -> bool:
+        return bool(self._failed) and len(self._failed) == len(self._instances)
+
+    def _crashed(self) -> Unavailable:
+        return Unavailable(f"{self._ref} crashed too often and was given up; load it again")
+
     def _emit(self, running: Running, index: int, item: Tensors) -> None:
+        running.begun.add(index)
         call = running.batch.calls[index]
         if not call.ended:
             call.sink.push(call, self._respond(call, Rows(item)), False)
@@ -183,10 +218,20 @@ class BatchedTarget:
     def _done(self, running: Running, results: Results | Exception, cost: int) -> None:
         self._running.discard(running)
         now = self._clock()
-        batch, work = running.batch, running.work
+        batch = running.batch
         if running.instance is self._inline:
             self._budget.spend(cost, now)
-        self._give_back(running.instance)
+        if isinstance(results, WorkerDied):
+            self._rerun(running, results, now)
+        else:
+            self._give_back(running.instance)
+            self._end_run(running, results, cost, now)
+        self._scheduler.finished(batch, cost, now)
+        if len(self._scheduler) or self._retries:
+            self._schedule_pump()
+
+    def _end_run(self, running: Running, results: Results | Exception, cost: int, now: int) -> None:
+        batch, work = running.batch, running.work
         if not isinstance(results, Exception):
             try:
                 check_results(results, work, self._signature.methods[work.method])
@@ -198,9 +243,23 @@ class BatchedTarget:
             self._costs[work.method].learn(sum(call.size for call in batch.calls), cost)
             self._statistics.batch(batch.rows, batch.reason, cost)
             self._answer(batch.calls, work, results, now)
-        self._scheduler.finished(batch, cost, now)
-        if len(self._scheduler) or self._retries:
-            self._schedule_pump()
+
+    def _rerun(self, running: Running, died: WorkerDied, now: int) -> None:
+        """Each call of a lost run is run again alone, or ended. The instance reports by itself."""
+        calls = running.batch.calls
+        for index, call in enumerate(calls):
+            call.attempt += len(calls) == 1
+            error = judge(
+                died,
+                idempotent=self._is_idempotent,
+                had_chunks=index in running.begun,
+                batch_size=len(calls),
+                crashes_alone=call.attempt,
+            )
+            if error is not None:
+                self._finish(call, error, now)
+            elif not call.ended:
+                self._retries.append([call])
 
     def _respond(self, call: Call, rows: Rows, start: int = 0, stop: int = -1) -> Response:
         method = self._signature.methods[call.method]
@@ -265,8 +324,8 @@ class BatchedTarget:
         expired, again = self._scheduler.expire(now)
         for call in expired:
             self._finish(call, _too_late(call), now)
-        for running in tuple(self._running):
-            for call in running.batch.calls:
+        for calls in (*(running.batch.calls for running in self._running), *self._retries):
+            for call in calls:
                 if not call.deadline or call.ended:
                     continue
                 if call.deadline <= now:
@@ -290,17 +349,20 @@ class BatchedTarget:
         if self._timer is not None:
             self._timer.cancel()
         gone = Unavailable(f"{self._ref} was unloaded before this call ran; try again")
-        now = self._clock()
-        for calls in self._retries:
-            for call in calls:
-                self._finish(call, gone, now)
-        while (batch := self._scheduler.next(_ANY, 1 << 62)) is not None:
-            for call in batch.calls:
-                self._finish(call, gone, now)
+        self._end_waiting(gone)
         for running in tuple(self._running):
             for call in running.batch.calls:
                 self.cancel(call, gone)
         await asyncio.gather(*(instance.stop(grace_s) for instance in self._instances))
+
+    def _end_waiting(self, why: SalverError) -> None:
+        now = self._clock()
+        while self._retries:
+            for call in self._retries.pop():
+                self._finish(call, why, now)
+        while (batch := self._scheduler.next(_ANY, 1 << 62)) is not None:
+            for call in batch.calls:
+                self._finish(call, why, now)
 
 
 def _too_late(call: Call) -> DeadlineExceeded:

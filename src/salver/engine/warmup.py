@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from salver.codecs.bind import bind
-from salver.engine.instances import run
 from salver.errors import LoadFailed, SalverError
 from salver.types import BYTES, Object, Tensor, Tensors, Work
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from salver.config import ModelConfig
-    from salver.interfaces import Model
-    from salver.signature import Method
+    from salver.interfaces import Results
+    from salver.signature import Method, Signature
+
+    Run = Callable[[Work], Awaitable[tuple[Results | Exception, int]]]
 
 log = logging.getLogger("salver.engine")
 
@@ -28,24 +31,21 @@ class Cost(NamedTuple):
     ns: int
 
 
-def warm_up(model: Model, config: ModelConfig) -> list[Cost]:
+async def warm_up(run: Run, signature: Signature, config: ModelConfig) -> list[Cost]:
     """Runs every method `config.warmup.runs` times on one input and tells the best times.
 
     Raises: LoadFailed if the default method fails on the example that `model.yaml` gives. Made-up
     inputs prove nothing, so a method that fails on them is only left unmeasured.
     """
     costs = []
-    for name, method in model.signature.methods.items():
-        has_example = name == model.signature.default and config.example is not None
-        try:
-            inputs = example(method, config) if has_example else made_up(method)
-        except SalverError as error:
-            raise LoadFailed(f"the example in model.yaml does not fit: {error.message}") from None
+    for name, method in signature.methods.items():
+        has_example = name == signature.default and config.example is not None
+        inputs = example(method, config) if has_example else made_up(method)
         if inputs is None or method.streams:
             continue
         best = 0
         for _ in range(config.warmup.runs):
-            results, ns = run(model, work_of(name, method, inputs), lambda index, item: None)
+            results, ns = await run(work_of(name, method, inputs))
             if isinstance(results, Exception):
                 if has_example:
                     raise LoadFailed(f"the model fails on its own example: {results}")
@@ -61,10 +61,13 @@ def warm_up(model: Model, config: ModelConfig) -> list[Cost]:
 def example(method: Method, config: ModelConfig) -> Tensors:
     """The configured example as the method's inputs.
 
-    Raises: InvalidInput if it does not fit the signature.
+    Raises: LoadFailed if it does not fit the signature.
     """
-    inputs = bind(method, Object("row", config.example))
-    method.check(inputs)
+    try:
+        inputs = bind(method, Object("row", config.example))
+        method.check(inputs)
+    except SalverError as error:
+        raise LoadFailed(f"the example in model.yaml does not fit: {error.message}") from None
     return inputs
 
 

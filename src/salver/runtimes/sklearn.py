@@ -49,6 +49,7 @@ _PREDICTS_BY_ARGMAX: Final = {
 }
 """Classifiers whose `predict` is the class of the highest `predict_proba`."""
 
+# Catching warnings swaps a list that all threads share.
 _warnings = threading.Lock()
 
 
@@ -100,7 +101,12 @@ def _open(file: Path, spec: LoadSpec) -> Any:
         except SalverError:
             raise
         except ModuleNotFoundError as error:
-            raise _missing(file, (error.name or "").partition(".")[0]) from None
+            raise _missing(file, error.name or "") from None
+        except AttributeError as error:
+            raise LoadFailed(
+                f"{file.name} uses a class or function that is not here: one from the script that "
+                "saved it, which belongs into a module, or from another version of a package"
+            ) from error
         except Exception as error:
             raise LoadFailed(
                 f"{file.name} could not be opened: it is damaged, or needs other versions of the "
@@ -143,15 +149,11 @@ def _read_skops(file: Path, spec: LoadSpec) -> Any:
 def _missing(file: Path, module: str) -> LoadFailed:
     if module in _EXTRAS:
         return MissingExtra(f"{file.name} needs `pip install 'salver[{module}]'`")
-    return LoadFailed(f"{file.name} needs the Python package {module!r}, which is not installed")
+    return LoadFailed(f"{file.name} needs the Python module {module!r}, which is not installed")
 
 
 class SklearnModel:
-    """Serves the methods that the estimator has; the first is the default.
-
-    scikit-learn's own checks of values stay on: without them (`assume_finite`) a row is 10 %
-    cheaper, and NaN inside a pipeline becomes a wrong answer instead of an error.
-    """
+    """Serves the methods that the estimator has; the first is the default."""
 
     traits = Traits(thread_safe=True)
 
@@ -162,6 +164,7 @@ class SklearnModel:
         self._estimator = estimator
         self._inputs = inputs_of(estimator, config)
         make_quick(estimator)
+        self._predicts_by_argmax = type(last(estimator)).__name__ in _PREDICTS_BY_ARGMAX
         self._example = self._inputs.collect(self._inputs.example)
         self._answers: dict[str, Answer] = {}
         self._methods: dict[str, Method] = {}
@@ -223,7 +226,7 @@ class SklearnModel:
         if "probabilities" in outputs:
             probabilities = np.asarray(estimator.predict_proba(rows), np.float64)
             tensors["probabilities"] = Tensor(FP64, probabilities.shape, probabilities)
-            if type(last(estimator)).__name__ in _PREDICTS_BY_ARGMAX and "predict" in outputs:
+            if self._predicts_by_argmax and "predict" in outputs:
                 tensors["predict"] = _tensor(estimator.classes_[probabilities.argmax(axis=1)])
         if "predict" in outputs and "predict" not in tensors:
             tensors["predict"] = _tensor(estimator.predict(rows))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from salver.errors import LoadFailed
-from salver.runtimes.sklearn_estimators import entry, nested
+from salver.errors import LoadFailed, MissingExtra
+from salver.runtimes.sklearn_estimators import entry, forget_names, nested
 from salver.runtimes.tabular import column_input, column_names, matrix_input, texts
 from salver.signature import ANY, TensorSpec
 from salver.types import BYTES, FP64
@@ -51,6 +51,8 @@ def inputs_of(estimator: Any, config: ModelConfig) -> Inputs:
     is_text = [isinstance(value, str) for value in values]
     if not any(is_text):
         frame = names if _needs_frame(estimator) else ()
+        if not frame:
+            forget_names(estimator)
         return _matrix(num_columns, column_names(names, num_columns, config), frame, values)
     if names:
         used = _used(first) if isinstance(first, ColumnTransformer) else range(num_columns)
@@ -113,11 +115,7 @@ def _used(transformer: Any) -> list[int]:
 
 
 def _needs_frame(estimator: Any) -> bool:
-    """Whether the rows must come as a DataFrame; if not, makes the estimator forget the names.
-
-    An estimator that was fitted with names warns on every call that comes without them. The engine
-    has checked the columns by then, and a DataFrame per call costs more than many models.
-    """
+    """Whether some estimator in it looks columns up by name, or may do so."""
     from sklearn.compose import ColumnTransformer
     from sklearn.preprocessing import FunctionTransformer
 
@@ -127,11 +125,7 @@ def _needs_frame(estimator: Any) -> bool:
             return True
         if not type(item).__module__.startswith("sklearn."):
             return True
-    if any(_gives_frames(item) for item in nested(estimator)):
-        return bool(named)
-    for item in named:
-        vars(item).pop("feature_names_in_", None)
-    return False
+    return bool(named) and any(_gives_frames(item) for item in nested(estimator))
 
 
 def _gives_frames(estimator: Any) -> bool:
@@ -140,32 +134,38 @@ def _gives_frames(estimator: Any) -> bool:
     return bool(config.get("transform", "default") != "default")
 
 
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ModuleNotFoundError:
+        raise MissingExtra("the model takes a DataFrame: needs `pip install pandas`") from None
+    return pandas
+
+
 def _matrix(
     num_columns: int, columns: tuple[str, ...], frame: tuple[str, ...], values: Sequence[float]
 ) -> Inputs:
-    def as_frame(inputs: Mapping[str, Array]) -> Any:
-        import pandas
+    pandas: Any = _pandas() if frame else None
 
+    def as_frame(inputs: Mapping[str, Array]) -> Any:
         return pandas.DataFrame(inputs["input"], columns=list(frame))
 
     return Inputs(
         (matrix_input(FP64, num_columns, columns),),
-        as_frame if frame else lambda inputs: inputs["input"],
+        as_frame if pandas else lambda inputs: inputs["input"],
         {"input": np.array([values], np.float64)},
     )
 
 
 def _columns(values: Mapping[str, Any]) -> Inputs:
     """A DataFrame. Empty text is missing, as for `pandas.read_csv`, unless the model knows it."""
-
+    pandas = _pandas()
     specs = tuple(
         column_input(name, is_text=isinstance(value, str), number=FP64)
         for name, value in values.items()
     )
 
     def collect(inputs: Mapping[str, Array]) -> Any:
-        import pandas
-
         return pandas.DataFrame({spec.name: column(spec, inputs[spec.name]) for spec in specs})
 
     def column(spec: TensorSpec, cells: Array) -> Any:
