@@ -27,6 +27,7 @@ ECHO = Method(
     outputs=(TensorSpec(name="y", dtype=FP32, shape=(-1, 4)),),
     batching="rows",
 )
+WORDS = Method(inputs=ECHO.inputs, outputs=ECHO.outputs, streams=True)
 SECOND = 1_000_000_000
 
 
@@ -138,6 +139,12 @@ class EchoEngine:
             call.ended = final
             rows = Rows(Tensors({"y": value}))
             call.sink.push(call, Response(rows, ModelRef("m", "1"), ECHO, ("y",)), final)
+
+    def push_nothing(self, call: Call) -> None:
+        """Ends a stream that had no items."""
+        call.ended = True
+        response = Response(Rows(Tensors()), ModelRef("m", "1"), WORDS, ())
+        call.sink.push(call, response, True)
 
     def fail(self, call: Call, error: Any) -> None:
         call.ended = True

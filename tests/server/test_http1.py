@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -662,7 +663,7 @@ def test_how_the_bytes_arrive_makes_no_difference(door, cuts):
     whole = here.connect().send(stream)
     client = here.connect()
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         client.send(stream[start:end])
     assert client.answers() == whole
     assert [answer.status for answer in whole] == [200, 200, 200, 400, 404, 200]
@@ -688,7 +689,7 @@ def test_whatever_arrives_is_answered_or_closed(door, pieces, cuts):
     client = here.connect()
     stream = b"".join(pieces)
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         client.feed(stream[start:end])
         here.turn(2)
     connection = client.connection

@@ -122,7 +122,7 @@ class Exchange:
         try:
             if isinstance(item, SalverError):
                 self.fail(item)
-            elif final and self.pieces is None:
+            elif final and self.pieces is None and (item.names or not item.method.streams):
                 endpoint: Any = self.head.endpoint
                 self.send(endpoint.encode(self.operation, item))
             else:
