@@ -30,13 +30,17 @@ class InlineCosts:
         self._costs.learn(size, cost_ns)
         self._judge(size)
 
-    def pass_over(self, size: int) -> None:
-        """Notes that a run of that size happened elsewhere. One that only seemed too long, on a
-        busy machine, gets another chance after a while; one that is far too long does not.
+    def pass_over(self) -> None:
+        """Notes that a run was too large for the loop. The size at which that begins gets another
+        chance after a while, for it may only have seemed long on a busy machine; what is far too
+        long does not.
         """
-        if self._costs.predict(size) <= _FORGIVEN * INLINE_BUDGET_NS:
-            self._costs.fade(size)
-            self._judge(size)
+        if self.size is None:
+            return
+        blocked = self.size + 1
+        if self._costs.predict(blocked) <= _FORGIVEN * INLINE_BUDGET_NS:
+            self._costs.fade(blocked)
+            self._judge(blocked)
 
     def _judge(self, size: int) -> None:
         """Works the limit out anew when a size changes sides."""

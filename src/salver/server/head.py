@@ -110,18 +110,15 @@ class HeadReader:
         return head
 
     def of_http2(self, request: RequestHead) -> HttpHead:
-        """The same for a head that came by HTTP/2; made once for each header block."""
-        if request.note is None:
-            head = HttpHead()
-            head.method = request.method
-            head.path = unquote(request.path, errors="replace")
-            head.query = request.query
-            head.headers = request.headers
-            head.length = max(request.content_length, 0)
-            self.decide(head)
-            request.note = head
-        found: HttpHead = request.note
-        return found
+        """The same for a head that came by HTTP/2."""
+        head = HttpHead()
+        head.method = request.method
+        head.path = unquote(request.path, errors="replace")
+        head.query = request.query
+        head.headers = request.headers
+        head.length = max(request.content_length, 0)
+        self.decide(head)
+        return head
 
     def remember(self, raw: bytes, head: HttpHead) -> None:
         """Makes `head` known, unless nothing after it can be trusted."""
