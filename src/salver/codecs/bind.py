@@ -98,7 +98,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     table = specs[0] if len(specs) == 1 else None
     if payload.schema != "rows":
         rank = _rank(value)
-        wanted = max(len(spec.shape) for spec in specs)
+        wanted = max((len(spec.shape) for spec in specs), default=0)
         if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
             payload.is_single = True
             value = [value]
@@ -107,7 +107,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     first = value[0] if len(value) else None
     if isinstance(first, dict) and table is not None and table.columns:
         return Tensors({table.name: _table(table, value)})
-    if isinstance(first, dict) and BYTES_KEY not in first:
+    if isinstance(first, dict) and not (table is not None and _is_value(table, first)):
         columns = {spec.name: _pick(value, spec) for spec in _chosen(method, first.keys())}
         return Tensors(
             {spec.name: _tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns}
@@ -120,6 +120,11 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
 
 
 BYTES_KEY = "b64"
+
+
+def _is_value(spec: TensorSpec, value: dict[str, Any]) -> bool:
+    """Whether an object is a value of the only input itself, rather than inputs by name."""
+    return BYTES_KEY in value or (spec.content == "json" and spec.name not in value)
 
 
 def _is_rows_of_objects(value: Any) -> bool:
@@ -307,8 +312,8 @@ def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
 
 def _first_odd(array: Array, dtype: Any) -> str:
     if array.dtype.kind == "f" and dtype.is_integer:
-        return _shown(array[~_is_whole(array)][0].item())
-    return _shown(array.reshape(-1)[0].item())
+        array = array[~_is_whole(array)]
+    return _shown(array.reshape(-1).tolist()[0])
 
 
 def _shown(value: Any) -> str:
