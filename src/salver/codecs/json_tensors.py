@@ -19,10 +19,10 @@ from msgspec.json import Decoder
 from salver.codecs.json_numbers import NON_FINITE, loads, tensor_text
 from salver.errors import InvalidInput, Unsupported
 from salver.types import (
+    BF16,
     BOOL,
     BYTES,
     DTYPES,
-    INT64,
     UINT64,
     DType,
     Packed,
@@ -74,6 +74,7 @@ class InferBody(Struct, gc=False):
 
 _REQUEST: Final = Decoder(JsonRequest)
 _parsers: Final = threading.local()
+_SIMD_ARRAY: Final[Any] = simdjson.Array
 
 
 def _item_type(dtype: DType) -> type:
@@ -109,7 +110,9 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
     offset = 0
     for given in request.inputs:
         parameters = given.parameters
-        if parameters is not None and "binary_data_size" in parameters:
+        if parameters and "shared_memory_region" in parameters:
+            raise Unsupported(f"input {given.name!r}: shared memory is not offered; send the data")
+        if parameters and "binary_data_size" in parameters:
             size = parameters["binary_data_size"]
             data = _binary(binary, offset, size, given.name)
             offset += size
@@ -267,7 +270,10 @@ def _decode_large(body: Buffer) -> InferBody | None:
 
 def _read_large(request: Any) -> InferBody:
     tensors = Tensors()
-    for given in request["inputs"]:
+    inputs = request["inputs"]
+    if type(inputs) is not _SIMD_ARRAY:
+        raise TypeError
+    for given in inputs:
         name = given["name"]
         dtype = DTYPES[given["datatype"]]
         shape = msgspec.convert(given["shape"].as_list(), Shape)
@@ -291,18 +297,19 @@ def _read_large(request: Any) -> InferBody:
     )
 
 
-def narrowed(data: Any, dtype: DType, name: str) -> Any:
-    """64-bit numbers as `dtype`.
+def narrowed(data: Array, dtype: DType, name: str) -> Array:
+    """Numbers as `dtype`; floats that become integers must be whole.
 
     Raises: InvalidInput for an integer outside its range.
     """
+    if dtype is BF16:
+        with np.errstate(over="ignore"):
+            return bf16_bits(data.astype(np.float32))
     if data.dtype == dtype.numpy:
         return data
-    if dtype.name == "BF16":
-        return bf16_bits(data.astype(np.float32))
-    if dtype.is_integer and dtype not in (INT64, UINT64):
+    if dtype.is_integer and data.size:
         bounds = np.iinfo(dtype.numpy)
-        if data.size and (data.min() < bounds.min or data.max() > bounds.max):
+        if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
             raise InvalidInput(
                 f"input {name!r}: a value does not fit {dtype.name} ({bounds.min} to {bounds.max})"
             )

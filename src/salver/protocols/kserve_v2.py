@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from salver.interfaces import Head
     from salver.types import Response
 
+_MAX_DIGITS = 18
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
 
@@ -145,8 +146,10 @@ class KserveV2:
 def _json_bytes(length: str | None) -> int:
     if length is None:
         return -1
-    if not length.isdecimal():
-        raise InvalidInput(f"Inference-Header-Content-Length: expected a number, got {length!r}")
+    if not length.isdecimal() or len(length) > _MAX_DIGITS:
+        raise InvalidInput(
+            f"Inference-Header-Content-Length: expected a number, got {length[:40]!r}"
+        )
     return int(length)
 
 
