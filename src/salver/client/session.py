@@ -1,0 +1,280 @@
+"""What a client does, as generators: they yield what to send or how long to wait, and are sent
+the replies. Sockets and sleeping are the driver's, so that one text serves threads and loops.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+import orjson
+
+from salver.client import wire
+from salver.client.wire import HttpReply, HttpRequest, ModelState, Result
+from salver.clock import NS_PER_S, system_clock
+from salver.errors import (
+    ConfigError,
+    InvalidInput,
+    LoadFailed,
+    NotFound,
+    SalverError,
+    Undeliverable,
+    Unsupported,
+)
+from salver.types import len_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    from salver.clock import Clock
+    from salver.types import Parameter
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 5.0
+
+
+class Pause(NamedTuple):
+    """Wait before going on."""
+
+    seconds: float
+
+
+if TYPE_CHECKING:
+    Flow = Generator[HttpRequest | Pause, HttpReply, T]
+
+
+class Session:
+    """What all calls of one client share. Safe to use from several threads.
+
+    `uniform()` gives numbers between 0 and 1 for the jitter of pauses.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        timeout_s: float | None,
+        retries: int,
+        clock: Clock = system_clock,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self.url = checked_url(url)
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._clock = clock
+        self._uniform = uniform
+        self._metadata: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def ask(self, request: HttpRequest, timeout_s: float | None = None) -> Flow[HttpReply]:
+        """Sends a request, again while that may help and there is time.
+
+        Raises: SalverError as the server meant it, or why there is no answer.
+        """
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        started = self._clock()
+        remaining = limit
+        for attempt in count():
+            try:
+                reply = yield _with_timeout(request, remaining)
+                error = wire.error_of(reply)
+                if error is None:
+                    return reply
+            except SalverError as failure:
+                error = failure
+            pause = self._pause(attempt, error)
+            if limit is not None:
+                remaining = limit - pause - (self._clock() - started) / NS_PER_S
+            is_over = remaining is not None and remaining <= 0
+            if attempt >= self._retries or is_over or not _may_repeat(request, error):
+                raise error
+            yield Pause(pause)
+        raise AssertionError
+
+    def _pause(self, attempt: int, error: SalverError) -> float:
+        """Doubles with each attempt, spread so that clients do not come back all at once."""
+        pause = min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S) * (0.5 + self._uniform() / 2)
+        return max(pause, (error.retry_after_ms or 0) / 1000)
+
+    def read(self, path: str) -> Flow[Any]:
+        """The JSON that stands at a path."""
+        reply = yield from self.ask(wire.get(path))
+        return orjson.loads(reply.body)
+
+    def is_ready(self, name: str) -> Flow[bool]:
+        """Whether the server (or one model) answers and is ready. Asks once."""
+        path = f"{wire.model_path(name)}/ready" if name else "/v2/health/ready"
+        try:
+            reply = yield _with_timeout(wire.get(path), self._timeout_s)
+        except SalverError:
+            return False
+        return reply.status == 200
+
+    def models(self) -> Flow[list[ModelState]]:
+        """Every version of every model."""
+        reply = yield from self.ask(wire.command("/v2/repository/index"))
+        return [ModelState(**entry) for entry in orjson.loads(reply.body)]
+
+    def metadata(self, name: str, version: str = "") -> Flow[dict[str, Any]]:
+        """Inputs and outputs of a model, kept for later calls."""
+        found: dict[str, Any] = yield from self.read(wire.model_path(name, version))
+        self._metadata[name, version] = found
+        return found
+
+    def statistics(self, name: str) -> Flow[list[dict[str, Any]]]:
+        """Counters of each version."""
+        path = f"{wire.model_path(name)}/stats" if name else "/v2/models/stats"
+        answer = yield from self.read(path)
+        found: list[dict[str, Any]] = answer["model_stats"]
+        return found
+
+    def change(self, name: str, what: str) -> Flow[None]:
+        """Loads or unloads a model."""
+        self._forget(name)
+        path = wire.model_path(name).replace("/v2/", "/v2/repository/")
+        try:
+            yield from self.ask(wire.command(f"{path}/{what}"))
+        except InvalidInput as error:
+            raise LoadFailed(error.message) from None
+
+    def infer(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        version: str,
+        method: str,
+        parameters: Mapping[str, Parameter],
+        timeout_s: float | None,
+    ) -> Flow[Result]:
+        """Runs a model on named inputs. A method is only reached through the plain door."""
+        if method and (outputs or version or parameters):
+            raise Unsupported("a call that names a method takes no outputs, version or parameters")
+        if method:
+            return (yield from self._call(name, dict(inputs), method, timeout_s))
+        metadata = self._metadata.get((name, version))
+        if metadata is None:
+            metadata = yield from self.metadata(name, version)
+        path = wire.model_path(name, version)
+        try:
+            request = wire.infer_request(path, inputs, outputs, metadata, parameters)
+            reply = yield from self.ask(request, timeout_s)
+        except (InvalidInput, NotFound):
+            # The model may have been replaced by one that takes other inputs.
+            self._forget(name)
+            raise
+        return wire.infer_result(reply)
+
+    def predict(
+        self, name: str, value: Any, version: str, method: str, timeout_s: float | None
+    ) -> Flow[Any]:
+        """Runs a model on what its only input, or a dict of inputs, says."""
+        if method:
+            return _bare((yield from self._call(name, value, method, timeout_s)))
+        metadata = self._metadata.get((name, version))
+        if metadata is None:
+            metadata = yield from self.metadata(name, version)
+        named = value if isinstance(value, dict) else {_only_input(metadata): value}
+        is_single = _is_single_row(named, metadata)
+        if is_single:
+            named = {key: _as_row(item) for key, item in named.items()}
+        result = yield from self.infer(name, named, (), version, "", {}, timeout_s)
+        answers = {key: readable(array) for key, array in result.items()}
+        return _bare({key: array[0] if is_single else array for key, array in answers.items()})
+
+    def _call(self, name: str, value: Any, method: str, timeout_s: float | None) -> Flow[Result]:
+        request = wire.plain_request(name, method, value, "")
+        reply = yield from self.ask(request, timeout_s)
+        return wire.plain_result(reply)
+
+    def open(
+        self, name: str, value: Any, method: str, content_type: str, timeout_s: float | None
+    ) -> Flow[HttpReply]:
+        """The plain door's answer: its lines are still to be read."""
+        request = wire.plain_request(name, method, value, content_type)
+        return (yield from self.ask(request._replace(streams=True), timeout_s))
+
+    def _forget(self, name: str) -> None:
+        for key in [key for key in list(self._metadata) if key[0] == name]:
+            self._metadata.pop(key, None)
+
+
+def checked_url(url: str) -> str:
+    """The server's address with its scheme, `http` if it has none.
+
+    Raises: ConfigError.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return f"http://{url}".rstrip("/")
+    if scheme not in ("http", "https"):
+        raise ConfigError(f"{url}: the client speaks http:// and https://, not {scheme}://")
+    return url.rstrip("/")
+
+
+def _with_timeout(request: HttpRequest, timeout_s: float | None) -> HttpRequest:
+    if timeout_s is None:
+        return request
+    header = {"X-Request-Timeout-Ms": f"{max(timeout_s * 1000, 1):.0f}"}
+    return request._replace(timeout_s=timeout_s, headers={**request.headers, **header})
+
+
+def _may_repeat(request: HttpRequest, error: SalverError) -> bool:
+    if isinstance(error, Undeliverable):
+        return request.is_safe
+    return error.retryable
+
+
+def _bare(answers: dict[str, Any]) -> Any:
+    return next(iter(answers.values())) if len(answers) == 1 else answers
+
+
+def _only_input(metadata: Mapping[str, Any]) -> str:
+    names = [spec["name"] for spec in metadata["inputs"]]
+    if len(names) != 1:
+        raise InvalidInput(
+            f"{metadata['name']} takes several inputs; give them by name: "
+            f"{{{', '.join(f'{name!r}: ...' for name in names)}}}"
+        )
+    return str(names[0])
+
+
+def _is_single_row(named: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    """Every input lacks exactly the dimension that counts rows."""
+    shapes = {spec["name"]: spec["shape"] for spec in metadata["inputs"]}
+    return (
+        bool(named)
+        and all(
+            name in shapes and shapes[name][:1] == [-1] and _ndim(value) + 1 == len(shapes[name])
+            for name, value in named.items()
+        )
+        and all(spec["shape"][:1] == [-1] for spec in metadata["outputs"])
+    )
+
+
+def _ndim(value: Any) -> int:
+    try:
+        return int(np.ndim(value))
+    except ValueError:
+        return -1
+
+
+def _as_row(value: Any) -> Any:
+    return [value] if isinstance(value, str | bytes) else np.asarray(value)[None]
+
+
+def readable(array: Any) -> Any:
+    """BYTES as text if all of them are text; everything else as it is."""
+    if array.dtype != np.object_:
+        return array
+    try:
+        texts = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
+    except UnicodeDecodeError:
+        return array
+    out = np.empty(len_of(array.shape), np.object_)
+    out[:] = texts
+    return out.reshape(array.shape)
