@@ -130,7 +130,12 @@ class Internal(SalverError):
     pass
 
 
+_LONGEST_NAME = 100
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the nearest of `known`, or nothing. Stands after a full stop."""
+    if len(word) > _LONGEST_NAME:
+        return ""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

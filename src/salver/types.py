@@ -141,12 +141,19 @@ class Packed:
 
 
 def pack_bytes(items: Iterable[Any]) -> bytes:
-    """Packs str or bytes items as the protocol's BYTES."""
-    parts: list[bytes] = []
-    for item in items:
-        raw = item.encode() if isinstance(item, str) else bytes(item)
-        parts += (len(raw).to_bytes(4, "little"), raw)
+    """Packs items as the protocol's BYTES: bytes as they are, text and all else as UTF-8 text."""
+    raws = [
+        item if isinstance(item, bytes) else item.encode() if isinstance(item, str) else _raw(item)
+        for item in items
+    ]
+    parts = [b""] * (2 * len(raws))
+    parts[::2] = [len(raw).to_bytes(4, "little") for raw in raws]
+    parts[1::2] = raws
     return b"".join(parts)
+
+
+def _raw(item: Any) -> bytes:
+    return bytes(item) if isinstance(item, (bytearray, memoryview)) else str(item).encode()
 
 
 class Tensor:

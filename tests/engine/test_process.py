@@ -18,11 +18,11 @@ import uvloop
 
 from salver.config import Instances, ModelConfig
 from salver.engine import process
-from salver.engine.cost import LoopBudget
+from salver.engine.frames import STREAM_WINDOW
+from salver.engine.inline import LoopBudget
 from salver.engine.process import ProcessInstance
 from salver.engine.rerun import WorkerDied
 from salver.engine.target import BatchedTarget
-from salver.engine.worker import STREAM_WINDOW
 from salver.errors import (
     InvalidInput,
     LoadFailed,
@@ -143,6 +143,14 @@ def numbers(items: list[Tensors]) -> list[int]:
     return [int(item["n"].array()[0]) for item in items]
 
 
+def has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 class Watch:
     """Records what an instance tells its watcher."""
 
@@ -260,10 +268,22 @@ async def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
         os.kill(killed, signal.SIGKILL)
         died = await outcome.end
         assert isinstance(died, WorkerDied)
-        assert (died.reason, died.hung) == ("was killed by SIGKILL", False)
+        assert (died.reason, died.hung) == ("was killed by signal 9 (Killed)", False)
         await watch.up.wait()
         assert watch.downs == 1
         assert instance.pid != killed
+        assert numbers(await Outcome(instance, single("print")).end) == [0]
+
+
+@on_loop
+async def test_work_for_a_worker_that_is_gone_ends_too(tmp_path: Path) -> None:
+    async with launched(tmp_path) as instance:
+        watch = Watch(instance)
+        os.kill(instance.pid, signal.SIGKILL)
+        assert isinstance(await Outcome(instance, single("print")).end, WorkerDied)
+        assert not watch.up.is_set()
+        assert isinstance(await Outcome(instance, single("print")).end, WorkerDied)
+        await watch.up.wait()
         assert numbers(await Outcome(instance, single("print")).end) == [0]
 
 
@@ -309,13 +329,28 @@ async def test_a_worker_that_crashes_too_often_is_given_up(tmp_path: Path) -> No
 async def test_a_load_that_fails_says_why_and_leaves_no_process(tmp_path: Path) -> None:
     for options, words in (
         ({"fails_to_load": True}, "there is nothing to load"),
-        ({"dies_at_load": True}, "was killed by SIGKILL while it loaded the model"),
+        ({"dies_at_load": True}, "was killed by signal 9 .* while it loaded the model"),
     ):
         with pytest.raises(LoadFailed, match=words):
             async with launched(tmp_path, options=options):
                 pass
-    with pytest.raises(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
+    assert not has_children()
+
+
+@on_loop
+async def test_a_cancelled_load_leaves_no_process(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    spec = LoadSpec(path=tmp_path, ref=REF, config=ModelConfig(options={"hangs_at_load": True}))
+    loading = loop.create_task(
+        ProcessInstance.launch(
+            RUNTIME, spec, loop=loop, clock=time.monotonic_ns, caller=no_other_model
+        )
+    )
+    await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert not has_children()
 
 
 @on_loop

@@ -153,6 +153,8 @@ class SampleRuntime:
         options = spec.config.options
         if options.get("fails_to_load"):
             raise LoadFailed("there is nothing to load")
+        if options.get("hangs_at_load"):
+            threading.Event().wait()
         if options.get("dies_at_load") or (spec.path / "dies_at_load").exists():
             die()
         return SampleModel(spec)

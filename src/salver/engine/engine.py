@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
-from salver.engine.cost import LoopBudget
+from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
 from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors

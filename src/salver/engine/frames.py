@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from salver.types import Array, Buffer
 
 ALIGNMENT: Final = 64
+STREAM_WINDOW: Final = 16
+"""Stream items that may be on their way to a reader."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -10,8 +10,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from salver.engine.cost import INLINE_BUDGET_NS
+import msgspec
+
 from salver.engine.generation import Generation
+from salver.engine.inline import INLINE_BUDGET_NS
 from salver.engine.instances import InlineInstance, ThreadInstance, run
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
@@ -22,6 +24,7 @@ from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
+from salver.schedulers.slo import SloScheduler
 from salver.signature import Signature
 
 if TYPE_CHECKING:
@@ -30,9 +33,18 @@ if TYPE_CHECKING:
     from salver.clock import Clock
     from salver.config import ModelConfig, ServerConfig
     from salver.engine.caller import LoopCaller
-    from salver.engine.cost import LoopBudget
+    from salver.engine.inline import LoopBudget
     from salver.engine.warmup import Cost
-    from salver.interfaces import Instance, Model, Results, Runtime, Traits, VersionOnDisk
+    from salver.interfaces import (
+        Instance,
+        Model,
+        Results,
+        Runtime,
+        Scheduler,
+        Traits,
+        VersionOnDisk,
+    )
+    from salver.signature import TensorSpec
     from salver.types import Work
 
 log = logging.getLogger("salver.engine")
@@ -132,7 +144,7 @@ class Loader:
         """Loads into this process; goes on in workers if that turns out to be the better place."""
         model: Model = await self._blocking(runtime.load, spec)
         try:
-            signature = with_default(model.signature, spec.config.default_method)
+            signature = chosen(model.signature, spec.config)
             costs = await warm_up(
                 lambda work: self._blocking(run, model, work, drop_item), signature, spec.config
             )
@@ -159,7 +171,7 @@ class Loader:
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         workers = await self._launch(runtime, spec)
         try:
-            signature = with_default(workers[0].signature, spec.config.default_method)
+            signature = chosen(workers[0].signature, spec.config)
             costs = await warm_up(lambda work: one_run(workers[0], work), signature, spec.config)
         except BaseException:
             await asyncio.gather(*(worker.stop(0) for worker in workers))
@@ -199,7 +211,7 @@ class Loader:
         target = BatchedTarget(
             ref,
             loaded.signature,
-            DynamicScheduler(config, max_rows) if batches else DirectScheduler(config),
+            scheduler(config, max_rows),
             inline=loaded.inline,
             instances=loaded.instances,
             statistics=statistics,
@@ -226,6 +238,15 @@ class Loader:
         )
 
 
+def scheduler(config: ModelConfig, max_rows: int) -> Scheduler:
+    """How calls become batches: singly, by a latency objective, or whatever waits."""
+    if max_rows == 1:
+        return DirectScheduler(config)
+    if config.batching.slo_ms:
+        return SloScheduler(config, max_rows)
+    return DynamicScheduler(config, max_rows)
+
+
 def drop_item(index: int, item: Any) -> None:
     """Takes stream items that nobody reads."""
 
@@ -250,18 +271,37 @@ def release(model: Model | None) -> None:
         return
 
 
-def with_default(signature: Signature, method: str) -> Signature:
-    """The signature with `method` first, which makes it the default.
+def chosen(signature: Signature, config: ModelConfig) -> Signature:
+    """A model's signature as `model.yaml` wants it: its default method first, and names for
+    columns and classes where they fit and the file itself has none.
 
     Raises: LoadFailed if there is no such method.
     """
-    if not method:
-        return signature
     try:
-        name, found = signature.method(method)
+        default, _ = signature.method(config.default_method)
     except SalverError as error:
         raise LoadFailed(f"default_method: {error.message}") from None
-    return Signature({name: found} | signature.methods)
+    methods = {
+        name: msgspec.structs.replace(
+            method,
+            inputs=tuple(_with_columns(spec, config.columns) for spec in method.inputs),
+            outputs=tuple(_with_labels(spec, config.labels) for spec in method.outputs),
+        )
+        for name, method in signature.methods.items()
+    }
+    return Signature({default: methods[default]} | methods)
+
+
+def _with_columns(spec: TensorSpec, columns: tuple[str, ...]) -> TensorSpec:
+    fits = len(spec.shape) == 2 and spec.shape[1] == len(columns)
+    return msgspec.structs.replace(spec, columns=columns) if fits and not spec.columns else spec
+
+
+def _with_labels(spec: TensorSpec, labels: tuple[str, ...]) -> TensorSpec:
+    fits = spec.role == "label" or (bool(spec.shape) and spec.shape[-1] == len(labels))
+    if not (labels and fits and not spec.labels):
+        return spec
+    return msgspec.structs.replace(spec, labels=labels)
 
 
 def device(configured: str) -> str:

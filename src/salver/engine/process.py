@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from salver.clock import NS_PER_MS, NS_PER_S
 from salver.engine.channel import BrokenFrame
 from salver.engine.frames import (
+    STREAM_WINDOW,
     Answer,
     Cancel,
     Credit,
@@ -52,8 +53,8 @@ log = logging.getLogger("salver.engine")
 HEARTBEAT_S: Final = 1.0
 SILENT_S: Final = 3.0
 """A worker that has not answered for so long holds the GIL or does not run at all."""
-CREDIT_STEP: Final = 8
-"""Stream items after which the worker hears that they were taken; half of its window."""
+CREDIT_STEP: Final = STREAM_WINDOW // 2
+"""Stream items after which the worker hears that they were taken."""
 CRASH_WINDOW_NS: Final = 60 * NS_PER_S
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
@@ -74,13 +75,13 @@ class Watcher(Protocol):
 class Ongoing:
     """The run that a worker is at."""
 
-    __slots__ = ("done", "emit", "number", "paused", "started", "taken", "work")
+    __slots__ = ("done", "emit", "num_calls", "number", "paused", "started", "taken")
 
     def __init__(
-        self, number: int, work: Work, emit: Emit, done: interfaces.Done, started: int
+        self, number: int, num_calls: int, emit: Emit, done: interfaces.Done, started: int
     ) -> None:
         self.number = number
-        self.work = work
+        self.num_calls = num_calls
         self.emit = emit
         self.done = done
         self.started = started
@@ -92,8 +93,6 @@ class ProcessInstance:
     """Runs one batch at a time in a worker. `launch` makes one; all methods are for the loop."""
 
     is_inline = False
-    signature: Signature
-    traits: Traits
 
     def __init__(
         self,
@@ -111,10 +110,12 @@ class ProcessInstance:
         self._caller = caller
         self.watcher: Watcher | None = None
         self._worker: WorkerProcess
-        self._loaded: asyncio.Future[Loaded]
+        self._loaded: asyncio.Future[None]
+        self._model: Loaded
         self._is_up = False
         self._is_stopping = False
         self._run: Ongoing | None = None
+        self._num_starts = 0
         self._num_runs = 0
         self._timer: asyncio.TimerHandle | None = None
         self._asked = 0
@@ -152,15 +153,22 @@ class ProcessInstance:
         Raises: LoadFailed and its kinds.
         """
         instance = cls(runtime, spec, loop=loop, clock=clock, caller=caller)
-        loaded = await instance._start_worker()
-        instance.signature, instance.traits = loaded.signature, loaded.traits
+        await instance._start_worker()
         return instance
+
+    @property
+    def signature(self) -> Signature:
+        return self._model.signature
+
+    @property
+    def traits(self) -> Traits:
+        return self._model.traits
 
     @property
     def pid(self) -> int:
         return self._worker.pid
 
-    async def _start_worker(self) -> Loaded:
+    async def _start_worker(self) -> None:
         spec = self._spec
         self._loaded = self._loop.create_future()
         self._worker = WorkerProcess(
@@ -182,15 +190,18 @@ class ProcessInstance:
             )
         )
         try:
-            return await self._loaded
+            await self._loaded
         except BaseException:
             self._worker.kill()
             await self._worker.exited
             raise
 
     def start(self, work: Work, emit: Emit, done: interfaces.Done) -> None:
+        if not self._is_up:
+            self._loop.call_soon(done, WorkerDied("is not there"), 0)
+            return
         self._num_runs += 1
-        self._run = Ongoing(self._num_runs, work, emit, done, self._clock())
+        self._run = Ongoing(self._num_runs, work.num_calls, emit, done, self._clock())
         try:
             self._worker.send(*pack_work(self._num_runs, work))
         except TooLarge as error:
@@ -244,12 +255,14 @@ class ProcessInstance:
     def _on_loaded(self, frame: Loaded, _: Array) -> None:
         if self._loaded.done():
             return
-        if frame.signature != getattr(self, "signature", frame.signature):
+        if self._num_starts and frame.signature != self.signature:
             changed = LoadFailed(f"{self._spec.ref}: its files changed while it was served")
             self._loaded.set_exception(changed)
             return
-        self._loaded.set_result(frame)
+        self._model = frame
+        self._num_starts += 1
         self._is_up = True
+        self._loaded.set_result(None)
         if self.watcher is not None:
             self.watcher.instance_up(self)
 
@@ -261,8 +274,8 @@ class ProcessInstance:
         run = self._run
         if run is None or run.number != frame.run:
             return
-        if not 0 <= frame.index < run.work.num_calls:
-            raise BrokenFrame(f"an item for call {frame.index} of {run.work.num_calls}")
+        if not 0 <= frame.index < run.num_calls:
+            raise BrokenFrame(f"an item for call {frame.index} of {run.num_calls}")
         run.taken += 1
         run.emit(frame.index, tensors_of(frame.tensors, payload))
         if run is self._run:
@@ -365,8 +378,8 @@ class ProcessInstance:
             try:
                 await self._start_worker()
                 return
-            except SalverError as error:
-                log.error("%s: %s", self._spec.ref, error.message)
+            except (SalverError, OSError) as error:
+                log.error("%s: %s", self._spec.ref, error)
         log.error("%s: crashed %d times in a minute", self._spec.ref, len(self._crashes))
         if self.watcher is not None:
             self.watcher.instance_failed(self)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from salver.engine.channel import Channel, InSlots, OutSlots, create_arena
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.worker")
 MAX_LINE_BYTES: Final = 8 << 10
+PIPE_BYTES: Final = 64 << 10
 _THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -51,24 +53,22 @@ class WorkerProcess:
         self._on_frame = on_frame
         self._on_exit = on_exit
         self.exited: asyncio.Future[None] = loop.create_future()
-        self._socket, their_work = _pair()
-        self._control_socket, their_control = _pair()
-        to_worker, from_worker = create_arena(), create_arena()
-        self._output, their_output = os.pipe2(os.O_CLOEXEC)
+        with ExitStack() as on_failure, ExitStack() as theirs:
+            self._socket, work_fd = _pair(on_failure, theirs)
+            self._control_socket, control_fd = _pair(on_failure, theirs)
+            self._output, output_fd = os.pipe2(os.O_CLOEXEC)
+            on_failure.callback(os.close, self._output)
+            theirs.callback(os.close, output_fd)
+            out_fd, in_fd = _arena(theirs), _arena(theirs)
+            slots = OutSlots(out_fd), InSlots(in_fd)
+            descriptors = (work_fd, control_fd, in_fd, out_fd)
+            self._process = _execute(descriptors, output_fd, threads)
+            self._end = os.pidfd_open(self._process.pid)
+            on_failure.pop_all()
         os.set_blocking(self._output, False)
-        theirs = (their_work.fileno(), their_control.fileno(), from_worker, to_worker)
-        try:
-            self._process = _execute(theirs, their_output, threads)
-            slots = OutSlots(to_worker), InSlots(from_worker)
-        finally:
-            their_work.close()
-            their_control.close()
-            for fd in (to_worker, from_worker, their_output):
-                os.close(fd)
         self._channel = self._open(self._socket, *slots)
         self._control = self._open(self._control_socket, *slots)
         self._line = b""
-        self._end = os.pidfd_open(self._process.pid)
         loop.add_reader(self._socket, self._on_readable)
         loop.add_reader(self._output, self._on_output)
         loop.add_reader(self._end, self._on_end)
@@ -133,7 +133,7 @@ class WorkerProcess:
             self.kill()
             return False
         except Exception:
-            log.exception("%s: the worker sent what makes no sense and is ended", self._name)
+            log.exception("%s: what the worker sent cannot be handled; it is ended", self._name)
             self._loop.remove_reader(self._socket)
             self.kill()
             return False
@@ -168,8 +168,9 @@ class WorkerProcess:
         status = self._process.wait()
         while self._on_readable():
             pass
-        while self._on_output():
-            pass
+        # Whoever else still writes there must not keep the loop from going on.
+        for _ in range(PIPE_BYTES // MAX_LINE_BYTES):
+            self._on_output()
         self._print(self._line)
         for sock in (self._socket, self._control_socket):
             self._loop.remove_writer(sock)
@@ -183,10 +184,19 @@ class WorkerProcess:
         self._on_exit(_how(status))
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+def _pair(on_failure: ExitStack, theirs: ExitStack) -> tuple[socket.socket, int]:
+    """Our end of a connection, and the descriptor of the worker's."""
+    ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    on_failure.enter_context(ours)
+    theirs.enter_context(other)
     ours.setblocking(False)
-    return ours, theirs
+    return ours, other.fileno()
+
+
+def _arena(theirs: ExitStack) -> int:
+    fd = create_arena()
+    theirs.callback(os.close, fd)
+    return fd
 
 
 def _execute(descriptors: tuple[int, ...], output_fd: int, threads: int) -> subprocess.Popen[bytes]:
@@ -207,4 +217,4 @@ def _execute(descriptors: tuple[int, ...], output_fd: int, threads: int) -> subp
 def _how(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
-    return f"was killed by {signal.Signals(-status).name}"
+    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

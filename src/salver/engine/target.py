@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
-from salver.engine.cost import CostModel
 from salver.engine.gather import check_results, gather
+from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
 from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed, SalverError, Unavailable
 from salver.interfaces import Slot
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from salver.clock import Clock
-    from salver.engine.cost import LoopBudget
+    from salver.engine.inline import LoopBudget
     from salver.engine.instances import InlineInstance
     from salver.interfaces import Instance, Results, Scheduler
     from salver.observe.statistics import ModelStatistics
@@ -77,7 +77,7 @@ class BatchedTarget:
         self._loop = loop
         self._is_idempotent = is_idempotent
         self._failed: set[Instance] = set()
-        self._costs = {name: CostModel() for name in signature.methods}
+        self._costs = {name: InlineCosts() for name in signature.methods}
         self._running: set[Running] = set()
         self._retries: list[list[Call]] = []
         self._is_pump_scheduled = False
@@ -134,10 +134,12 @@ class BatchedTarget:
         self._arm(now)
 
     def _next(self, now: int) -> tuple[Batch, Instance] | None:
-        if self._inline is not None and (size := self._inline_size(now)) is not None:
+        size = self._inline_size(now) if self._inline is not None else None
+        # Cutting what waits into pieces that are short enough would cost more than one large run.
+        if size is not None and (not self._idle or not size or len(self._scheduler) <= size):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
-                return batch, self._inline
+                return batch, self._inline  # type: ignore[return-value]
         if self._idle:
             batch = self._scheduler.next(_ANY, now)
             if batch is not None:
@@ -151,7 +153,7 @@ class BatchedTarget:
         if not self._budget.allows(now):
             return None
         # The smallest over the methods is safe for whichever method stands first.
-        sizes = [cost.inline_size for cost in self._costs.values() if cost.inline_size is not None]
+        sizes = [costs.size for costs in self._costs.values() if costs.size is not None]
         return (min(sizes) or None) if sizes else 1
 
     def _start_retry(self, now: int) -> bool:
@@ -185,7 +187,8 @@ class BatchedTarget:
 
     def instance_up(self, instance: Instance) -> None:
         """A worker was started again and takes work."""
-        self._idle.append(instance)
+        if instance not in self._idle:
+            self._idle.append(instance)
         self._schedule_pump()
 
     def instance_down(self, instance: Instance) -> None:

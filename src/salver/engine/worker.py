@@ -24,6 +24,7 @@ import msgspec
 
 from salver.engine.channel import Channel, InSlots, OutSlots
 from salver.engine.frames import (
+    STREAM_WINDOW,
     Answer,
     Cancel,
     Credit,
@@ -48,6 +49,7 @@ from salver.engine.instances import run
 from salver.engine.packing import pack_request, pack_results, unpack_work
 from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
 
 if TYPE_CHECKING:
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from salver.interfaces import Model, Results, Runtime
     from salver.types import Array, CallContext, ModelRef, Request, Work
 
-STREAM_WINDOW: Final = 16
-"""Stream items that may be on their way to a reader."""
 MAX_HOME_CALLS: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -173,8 +173,11 @@ class Worker:
         call, payload = pack_request(number, ref, request, context, depth)
         with self._home_slots:
             answered = self._home_calls[number] = queue.SimpleQueue()
-            self._channel.send(call, payload)
-            answer, received = answered.get()
+            try:
+                self._channel.send(call, payload)
+                answer, received = answered.get()
+            finally:
+                del self._home_calls[number]
         if answer.fault is not None:
             raise error_of(answer.fault)
         return tensors_of(answer.tensors or {}, received)
@@ -198,7 +201,7 @@ class Worker:
                 case Cancel():
                     self._cancel(frame)
                 case Answer():
-                    self._home_calls.pop(frame.id).put((frame, payload))
+                    self._home_calls[frame.id].put((frame, payload))
                 case Ping():
                     self._channel.send(Pong())
                 case MetricsQuery():
@@ -230,8 +233,6 @@ def _runtime(name: str) -> Runtime:
         module, _, attribute = name.partition(":")
         found: Runtime = getattr(importlib.import_module(module), attribute)()
         return found
-    from salver.runtimes.table import runtimes
-
     return runtimes.get(name)()
 
 
@@ -257,7 +258,11 @@ def _metrics() -> bytes:
         return b""
     import prometheus_client
 
-    return prometheus_client.generate_latest()
+    try:
+        return prometheus_client.generate_latest()
+    except Exception:
+        traceback.print_exc()
+        return b""
 
 
 def _die_with(parent: int) -> None:

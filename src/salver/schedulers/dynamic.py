@@ -6,7 +6,7 @@ configured, holds an incomplete batch back for a while; preferred sizes release 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from salver.clock import NS_PER_MS
 from salver.schedulers.queue import CallQueue
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from salver.types import Call
 
 UNLIMITED = 1 << 30
+
+
+class Release(NamedTuple):
+    """A batch of at most so many rows, and so much size, may leave, for this reason."""
+
+    rows: int
+    size: int
+    reason: str
 
 
 class DynamicScheduler:
@@ -45,26 +53,27 @@ class DynamicScheduler:
                 continue
             if first.group is None:
                 return Batch([self._queue.take(lane)], first.rows, "single")
-            limit, reason = self._release(lane, now)
-            if limit:
-                return self._gather(lane, limit, slot.max_size or UNLIMITED, reason)
+            release = self._release(lane, now)
+            if release is not None:
+                return self._gather(lane, release, slot.max_size or UNLIMITED)
         return None
 
-    def _release(self, lane: Lane, now: int) -> tuple[int, str]:
-        """How many rows may leave now, and why; 0 while it is better to wait."""
+    def _release(self, lane: Lane, now: int) -> Release | None:
+        """How much of a lane may leave now, and why; None while it is better to wait."""
         if lane.rows >= self._max_rows:
-            return self._max_rows, "full"
+            return Release(self._max_rows, UNLIMITED, "full")
         if not self._delay:
-            return self._max_rows, "idle"
+            return Release(self._max_rows, UNLIMITED, "idle")
         if now >= lane.first().queued + self._delay:
-            return self._max_rows, "delay"
-        for size in self._preferred:
-            if lane.rows >= size:
-                return size, "preferred"
-        return 0, ""
+            return Release(self._max_rows, UNLIMITED, "delay")
+        for rows in self._preferred:
+            if lane.rows >= rows:
+                return Release(rows, UNLIMITED, "preferred")
+        return None
 
-    def _gather(self, lane: Lane, max_rows: int, max_size: int, reason: str) -> Batch:
+    def _gather(self, lane: Lane, release: Release, slot_size: int) -> Batch:
         queue = self._queue
+        max_rows, max_size = release.rows, min(release.size, slot_size)
         call = queue.take(lane)
         calls, rows, size = [call], call.rows, call.size
         while lane.calls:
@@ -75,7 +84,7 @@ class DynamicScheduler:
                 rows -= head.rows
                 break
             calls.append(queue.take(lane))
-        return Batch(calls, rows, reason)
+        return Batch(calls, rows, release.reason)
 
     def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
         expired, again = self._queue.expire(now)

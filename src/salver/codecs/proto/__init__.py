@@ -1,0 +1,1 @@
+"""Our interface definitions, and the descriptors compiled from them."""

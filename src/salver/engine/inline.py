@@ -1,0 +1,51 @@
+"""When a run may happen on the loop itself: it is certainly short, and the loop has time left."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from salver.clock import NS_PER_MS
+from salver.schedulers.cost import CostModel
+
+INLINE_BUDGET_NS: Final = 100_000
+_WINDOW_NS: Final = 100 * NS_PER_MS
+
+
+class InlineCosts:
+    """One method's costs, and the largest size that is taken for short: `size`, None if unknown."""
+
+    __slots__ = ("_costs", "_was_short", "size")
+
+    def __init__(self) -> None:
+        self._costs = CostModel()
+        self._was_short: dict[int, bool] = {}
+        self.size: int | None = None
+
+    def learn(self, size: int, cost_ns: int) -> None:
+        """Notes a run; the limit is worked out anew only when a size changes sides."""
+        self._costs.learn(size, cost_ns)
+        bucket = size.bit_length()
+        is_short = self._costs.predict(size) <= INLINE_BUDGET_NS
+        if self._was_short.get(bucket) is not is_short:
+            self._was_short[bucket] = is_short
+            self.size = self._costs.largest_tried_within(INLINE_BUDGET_NS)
+
+
+class LoopBudget:
+    """Keeps inline runs under half of the loop's time, over windows of a tenth of a second."""
+
+    __slots__ = ("_spent", "_window_start")
+
+    def __init__(self) -> None:
+        self._window_start = 0
+        self._spent = 0
+
+    def spend(self, cost_ns: int, now: int) -> None:
+        if now - self._window_start > _WINDOW_NS:
+            self._window_start = now
+            self._spent = 0
+        self._spent += cost_ns
+
+    def allows(self, now: int) -> bool:
+        elapsed = now - self._window_start
+        return elapsed > _WINDOW_NS or self._spent * 2 < max(elapsed, _WINDOW_NS // 10)
