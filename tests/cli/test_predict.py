@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-PYTHON = '''
+PYTHON = """
 from collections.abc import Iterator
 import salver
 
@@ -38,7 +38,7 @@ class Toy:
 
     def count(self, upto: int) -> Iterator[int]:
         yield from range(upto)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,11 @@ def test_csv_to_csv(iris: Path, tmp_path: Path, size: str) -> None:
         "prediction", "label", "probability_setosa", "probability_versicolor",
         "probability_virginica",
     ]  # fmt: skip
-    assert [line[:2] for line in lines[1:]] == [["0", "setosa"], ["2", "virginica"], ["0", "setosa"]]
+    assert [line[:2] for line in lines[1:]] == [
+        ["0", "setosa"],
+        ["2", "virginica"],
+        ["0", "setosa"],
+    ]
     assert sum(map(float, lines[1][2:])) == pytest.approx(1)
 
 
@@ -93,10 +97,10 @@ def test_columns_may_come_in_any_order(iris: Path, tmp_path: Path) -> None:
 
 
 def test_json_lines(iris: Path, tmp_path: Path) -> None:
-    rows = '[5.1, 3.5, 1.4, 0.2]\n\n[6.7, 3.0, 5.2, 2.3]\n'
+    rows = "[5.1, 3.5, 1.4, 0.2]\n\n[6.7, 3.0, 5.2, 2.3]\n"
     (tmp_path / "rows.jsonl").write_text(rows)
     run(iris, tmp_path / "rows.jsonl", "-o", tmp_path / "out.jsonl", "--trust")
-    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["label"] for answer in answers] == ["setosa", "virginica"]
     assert set(answers[0]["probabilities"]) == {"setosa", "versicolor", "virginica"}
 
@@ -140,7 +144,7 @@ def test_a_bad_row_is_named_by_its_line(iris: Path, tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_an_older_file_alone(toy: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("1,x\n2,3\n")
+    (tmp_path / "rows.csv").write_text("1,2\n2,x\n")
     (tmp_path / "out.csv").write_text("older")
     assert run(toy, tmp_path / "rows.csv", "-o", tmp_path / "out.csv").exit_code == 1
     assert (tmp_path / "out.csv").read_text() == "older"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from salver.engine.instances import run
-from salver.engine.loader import device, drop_item, place, thread_budget, with_default
+from salver.engine.loader import chosen, device, drop_item, place, thread_budget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, TrustRequired
 from salver.interfaces import LoadSpec
@@ -78,7 +78,7 @@ def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], Non
         warn=warn,
     )
     model = runtime.load(spec)
-    signature = with_default(model.signature, version.config.default_method)
+    signature = chosen(model.signature, version.config)
     return Opened(version, runtime.name, model, signature)
 
 

@@ -282,9 +282,8 @@ class _NpyWriter:
         if self._like is None:
             self._like = array[:0]
             self._header()
-        if self._like.shape[1:] != array.shape[1:] or not np.can_cast(
-            array.dtype, self._like.dtype
-        ):
+        like = self._like
+        if like.shape[1:] != array.shape[1:] or not np.can_cast(array.dtype, like.dtype):
             raise InvalidInput("the answers differ in shape or type; write them to a .jsonl file")
         self._file.write(array.astype(like.dtype, copy=False).tobytes())
         self._rows += len(array)
