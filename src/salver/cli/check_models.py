@@ -13,7 +13,7 @@ from salver.cli.yaml_mistakes import Finding, finding_of, line_of, mistakes
 from salver.config import ModelConfig
 from salver.engine.loader import chosen
 from salver.engine.warmup import example
-from salver.errors import ConfigError, LoadFailed, SalverError, TrustRequired
+from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import VersionOnDisk
 from salver.runtimes.table import detect
 from salver.sources.folder import (
@@ -134,9 +134,9 @@ class Checker:
         elif file.config.file:
             yield file.finding("file", problem.message, "correct the name")
         else:
-            remedy = "" if "name one" in problem.message else f"add one: {', '.join(DATA_SUFFIXES)}"
             found = finding_of(problem.message, self._shown(folder), 0, "file")
-            yield found._replace(remedy=found.remedy or remedy)
+            remedy = found.remedy or "add one, or let the folder's name start with _"
+            yield found._replace(remedy=remedy)
 
     def _version(
         self, path: Path, version: str, folder: Path, file: ConfigFile
@@ -164,10 +164,8 @@ class Checker:
             on_disk = VersionOnDisk(ModelRef("m", version), path, "", config, None, trusted)
             try:
                 signature = self._loaded(on_disk)
-            except TrustRequired as error:
-                yield finding_of(error.message, shown)
             except LoadFailed as error:
-                yield _located(error.message, path.name, shown)
+                yield _of_loading(error.message, path.name, shown, file)
         if signature is not None:
             yield from check_signature(signature, file)
 
@@ -179,6 +177,16 @@ class Checker:
         finally:
             opened.model.close()
         return opened.signature
+
+
+def _of_loading(message: str, name: str, shown: str, file: ConfigFile) -> Finding:
+    """Why a model does not load: an option of `model.yaml` that does not fit, or its own file."""
+    named = re.match(r"`?(\w+)(?:`|:) (.*)", message, re.DOTALL)
+    if named and named[1] in ModelConfig.__struct_fields__:
+        return finding_of(named[2], file.name, line_of(file.text, named[1]), named[1])
+    if "example" in message.partition(":")[0]:
+        return file.finding("example", message)
+    return _located(message, name, shown)
 
 
 def _located(message: str, name: str, shown: str) -> Finding:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=Options)
 
 _MOST: Final = 100
+_WORDS: Final = {
+    "bool": "yes or no",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "array": "a list",
+    "object": "a group of options",
+    "null": "nothing",
+}
 
 
 class Finding(NamedTuple):
@@ -63,9 +72,8 @@ def finding_of(message: str, file: str, line: int = 0, key: str = "") -> Finding
             problem, _, remedy = message.rpartition(mark)
             remedy = (mark + remedy).lstrip(".;: ").removeprefix("Remedy: ")
             break
-    if " Did you mean" in problem:
-        problem, _, rest = problem.partition(" Did you mean")
-        remedy = f"Did you mean{rest}" + (f"; {remedy}" if remedy else "")
+    if near := re.search(r" Did you mean '(.+?)'\?", message):
+        problem, remedy = message[: near.start()], f"did you mean {near[1]!r}?"
     return Finding(file, line, key, problem.removesuffix("."), remedy)
 
 
@@ -78,8 +86,13 @@ def _finding(message: str, struct: type[Options], where: str) -> Finding:
     key, separator, problem = rest.partition(": ")
     if not separator or " " in key:
         return finding_of(rest, where, line)
-    problem = problem.replace("`", "")
+    problem = re.sub(r"`([^`]+)`", lambda found: _in_words(found[1]), problem)
     return Finding(where, line, key, problem[:1].lower() + problem[1:], _help(struct, key))
+
+
+def _in_words(types: str) -> str:
+    """`int | null` as somebody who writes YAML would say it."""
+    return " or ".join(_WORDS.get(name, name) for name in types.split(" | "))
 
 
 def _help(struct: type[Options], key: str) -> str:
