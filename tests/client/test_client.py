@@ -432,7 +432,7 @@ def test_an_asynchronous_client_waits_too() -> None:
 
 
 def test_a_scheme_that_is_not_spoken() -> None:
-    with pytest.raises(ConfigError, match="not ftp://"):
+    with pytest.raises(ConfigError, match="and grpcs, not ftp"):
         salver.Client("ftp://server")
 
 

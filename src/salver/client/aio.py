@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from salver.client.connect import connect
+from salver.client.http_wire import plain_answer
 from salver.client.session import Pause, Session
-from salver.client.transport import build, library, meaning, options, reply_of
-from salver.client.wire import plain_answer
 from salver.errors import SalverError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from salver.client.session import Flow
-    from salver.client.wire import HttpReply, HttpRequest, ModelState, Result
+    from salver.client.wire import ModelState, Result
     from salver.types import Parameter
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[None]] | None = None,
         **session: Any,
     ) -> None:
-        self._session = Session(url, api_key, timeout_s, retries, **session)
-        self._http = library().AsyncClient(**options(self._session, transport))
+        wire, self._transport = connect(url, api_key, transport, is_async=True)
+        self._session = Session(wire, timeout_s, retries, **session)
         self._sleep = sleep or _sleep
 
     async def __aenter__(self) -> AsyncClient:
@@ -59,7 +59,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """As `Client.close`."""
-        await self._http.aclose()
+        await self._transport.close()
 
     async def predict(
         self,
@@ -111,13 +111,10 @@ class AsyncClient:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """As `Client.answers`."""
         reply = await self._run(self._session.open(model, value, method, content_type, timeout_s))
-        try:
-            async for line in reply.source.aiter_lines():
+        lines = self._transport.lines(reply)
+        async with aclosing(lines):
+            async for line in lines:
                 yield plain_answer(line)
-        except library().HTTPError as error:
-            raise meaning(error, self._session.url) from error
-        finally:
-            await reply.source.aclose()
 
     async def is_ready(self, model: str = "") -> bool:
         """As `Client.is_ready`."""
@@ -137,8 +134,7 @@ class AsyncClient:
 
     async def state(self) -> dict[str, Any]:
         """As `Client.state`."""
-        found: dict[str, Any] = await self._run(self._session.read("/page/state"))
-        return found
+        return await self._run(self._session.state())
 
     async def load(self, model: str) -> None:
         """As `Client.load`."""
@@ -158,7 +154,7 @@ class AsyncClient:
                     step = next(flow)
                     continue
                 try:
-                    reply = await self._send(step)
+                    reply = await self._transport.send(step)
                 except SalverError as error:
                     step = flow.throw(error)
                 else:
@@ -166,15 +162,6 @@ class AsyncClient:
         except StopIteration as end:
             result: T = end.value
             return result
-
-    async def _send(self, request: HttpRequest) -> HttpReply:
-        try:
-            response = await self._http.send(build(self._http, request), stream=request.streams)
-            if request.streams and response.is_success:
-                return reply_of(response, b"", response)
-            return reply_of(response, await response.aread())
-        except library().HTTPError as error:
-            raise meaning(error, self._session.url) from error
 
 
 async def _sleep(seconds: float) -> None:

@@ -9,13 +9,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
-import orjson
 
-from salver.client import wire
-from salver.client.wire import HttpReply, HttpRequest, ModelState, Result
+from salver.client.wire import input_tensors
 from salver.clock import NS_PER_S, system_clock
 from salver.errors import (
-    ConfigError,
     InvalidInput,
     LoadFailed,
     NotFound,
@@ -28,6 +25,7 @@ from salver.types import len_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
+    from salver.client.wire import ModelState, Question, Request, Result, Wire
     from salver.clock import Clock
     from salver.types import Parameter
 
@@ -44,7 +42,7 @@ class Pause(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Flow = Generator[HttpRequest | Pause, HttpReply, T]
+    Flow = Generator[Request | Pause, Any, T]
 
 
 class Session:
@@ -55,23 +53,21 @@ class Session:
 
     def __init__(
         self,
-        url: str,
-        api_key: str | None,
+        wire: Wire,
         timeout_s: float | None,
         retries: int,
         clock: Clock = system_clock,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        self.url = checked_url(url)
-        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._wire = wire
         self._timeout_s = timeout_s
         self._retries = retries
         self._clock = clock
         self._uniform = uniform
         self._metadata: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def ask(self, request: HttpRequest, timeout_s: float | None = None) -> Flow[HttpReply]:
-        """Sends a request, again while that may help and there is time.
+    def ask(self, question: Question[T], timeout_s: float | None = None) -> Flow[T]:
+        """Sends a request, again while that may help and there is time, and reads the reply.
 
         Raises: SalverError as the server meant it, or why there is no answer.
         """
@@ -80,17 +76,15 @@ class Session:
         remaining = limit
         for attempt in count():
             try:
-                reply = yield _with_timeout(request, remaining)
-                error = wire.error_of(reply)
-                if error is None:
-                    return reply
+                reply = yield question.request.within(remaining)
+                return question.read(reply)
             except SalverError as failure:
                 error = failure
             pause = self._pause(attempt, error)
             if limit is not None:
                 remaining = limit - pause - (self._clock() - started) / NS_PER_S
             is_over = remaining is not None and remaining <= 0
-            if attempt >= self._retries or is_over or not _may_repeat(request, error):
+            if attempt >= self._retries or is_over or not _may_repeat(question.request, error):
                 raise error
             yield Pause(pause)
         raise AssertionError
@@ -100,44 +94,38 @@ class Session:
         pause = min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S) * (0.5 + self._uniform() / 2)
         return max(pause, (error.retry_after_ms or 0) / 1000)
 
-    def read(self, path: str) -> Flow[Any]:
-        """The JSON that stands at a path."""
-        reply = yield from self.ask(wire.get(path))
-        return orjson.loads(reply.body)
-
     def is_ready(self, name: str) -> Flow[bool]:
         """Whether the server (or one model) answers and is ready. Asks once."""
-        path = f"{wire.model_path(name)}/ready" if name else "/v2/health/ready"
+        question = self._wire.ready(name)
         try:
-            reply = yield _with_timeout(wire.get(path), self._timeout_s)
+            reply = yield question.request.within(self._timeout_s)
         except SalverError:
             return False
-        return reply.status == 200
+        return question.read(reply)
 
     def models(self) -> Flow[list[ModelState]]:
         """Every version of every model."""
-        reply = yield from self.ask(wire.command("/v2/repository/index"))
-        return [ModelState(**entry) for entry in orjson.loads(reply.body)]
+        return self.ask(self._wire.models())
 
     def metadata(self, name: str, version: str = "") -> Flow[dict[str, Any]]:
         """Inputs and outputs of a model, kept for later calls."""
-        found: dict[str, Any] = yield from self.read(wire.model_path(name, version))
+        found = yield from self.ask(self._wire.metadata(name, version))
         self._metadata[name, version] = found
         return found
 
     def statistics(self, name: str) -> Flow[list[dict[str, Any]]]:
         """Counters of each version."""
-        path = f"{wire.model_path(name)}/stats" if name else "/v2/models/stats"
-        answer = yield from self.read(path)
-        found: list[dict[str, Any]] = answer["model_stats"]
-        return found
+        return self.ask(self._wire.statistics(name))
+
+    def state(self) -> Flow[dict[str, Any]]:
+        """What the server's page shows."""
+        return self.ask(self._wire.state())
 
     def change(self, name: str, what: str) -> Flow[None]:
         """Loads or unloads a model."""
         self._forget(name)
-        path = wire.model_path(name).replace("/v2/", "/v2/repository/")
         try:
-            yield from self.ask(wire.command(f"{path}/{what}"))
+            yield from self.ask(self._wire.change(name, what))
         except InvalidInput as error:
             raise LoadFailed(error.message) from None
 
@@ -155,26 +143,25 @@ class Session:
         if method and (outputs or version or parameters):
             raise Unsupported("a call that names a method takes no outputs, version or parameters")
         if method:
-            return (yield from self._call(name, dict(inputs), method, timeout_s))
+            return (yield from self.ask(self._wire.call(name, method, dict(inputs)), timeout_s))
         metadata = self._metadata.get((name, version))
         if metadata is None:
             metadata = yield from self.metadata(name, version)
-        path = wire.model_path(name, version)
         try:
-            request = wire.infer_request(path, inputs, outputs, metadata, parameters)
-            reply = yield from self.ask(request, timeout_s)
+            tensors = input_tensors(inputs, metadata)
+            question = self._wire.infer(name, version, tensors, outputs, parameters)
+            return (yield from self.ask(question, timeout_s))
         except (InvalidInput, NotFound):
             # The model may have been replaced by one that takes other inputs.
             self._forget(name)
             raise
-        return wire.infer_result(reply)
 
     def predict(
         self, name: str, value: Any, version: str, method: str, timeout_s: float | None
     ) -> Flow[Any]:
         """Runs a model on what its only input, or a dict of inputs, says."""
         if method:
-            return _bare((yield from self._call(name, value, method, timeout_s)))
+            return _bare((yield from self.ask(self._wire.call(name, method, value), timeout_s)))
         metadata = self._metadata.get((name, version))
         if metadata is None:
             metadata = yield from self.metadata(name, version)
@@ -186,44 +173,18 @@ class Session:
         answers = {key: readable(array) for key, array in result.items()}
         return _bare({key: array[0] if is_single else array for key, array in answers.items()})
 
-    def _call(self, name: str, value: Any, method: str, timeout_s: float | None) -> Flow[Result]:
-        request = wire.plain_request(name, method, value, "")
-        reply = yield from self.ask(request, timeout_s)
-        return wire.plain_result(reply)
-
     def open(
         self, name: str, value: Any, method: str, content_type: str, timeout_s: float | None
-    ) -> Flow[HttpReply]:
+    ) -> Flow[Any]:
         """The plain door's answer: its lines are still to be read."""
-        request = wire.plain_request(name, method, value, content_type)
-        return (yield from self.ask(request._replace(streams=True), timeout_s))
+        return self.ask(self._wire.open(name, method, value, content_type), timeout_s)
 
     def _forget(self, name: str) -> None:
         for key in [key for key in list(self._metadata) if key[0] == name]:
             self._metadata.pop(key, None)
 
 
-def checked_url(url: str) -> str:
-    """The server's address with its scheme, `http` if it has none.
-
-    Raises: ConfigError.
-    """
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        return f"http://{url}".rstrip("/")
-    if scheme not in ("http", "https"):
-        raise ConfigError(f"{url}: the client speaks http:// and https://, not {scheme}://")
-    return url.rstrip("/")
-
-
-def _with_timeout(request: HttpRequest, timeout_s: float | None) -> HttpRequest:
-    if timeout_s is None:
-        return request
-    header = {"X-Request-Timeout-Ms": f"{max(timeout_s * 1000, 1):.0f}"}
-    return request._replace(timeout_s=timeout_s, headers={**request.headers, **header})
-
-
-def _may_repeat(request: HttpRequest, error: SalverError) -> bool:
+def _may_repeat(request: Request, error: SalverError) -> bool:
     if isinstance(error, Undeliverable):
         return request.is_safe
     return error.retryable

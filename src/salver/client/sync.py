@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from salver.client.connect import connect
+from salver.client.http_wire import plain_answer
 from salver.client.session import Pause, Session
-from salver.client.transport import build, library, meaning, options, reply_of
-from salver.client.wire import plain_answer
 from salver.errors import SalverError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from salver.client.session import Flow
-    from salver.client.wire import HttpReply, HttpRequest, ModelState, Result
+    from salver.client.wire import ModelState, Result
     from salver.types import Parameter
 
 T = TypeVar("T")
@@ -45,8 +45,8 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
         **session: Any,
     ) -> None:
-        self._session = Session(url, api_key, timeout_s, retries, **session)
-        self._http = library().Client(**options(self._session, transport))
+        wire, self._transport = connect(url, api_key, transport, is_async=False)
+        self._session = Session(wire, timeout_s, retries, **session)
         self._sleep = sleep
 
     def __enter__(self) -> Client:
@@ -62,7 +62,7 @@ class Client:
 
     def close(self) -> None:
         """Closes all connections."""
-        self._http.close()
+        self._transport.close()
 
     def predict(
         self,
@@ -127,13 +127,8 @@ class Client:
         One, or one per item of a stream. With a content type `value` is a file's bytes.
         """
         reply = self._run(self._session.open(model, value, method, content_type, timeout_s))
-        try:
-            for line in reply.source.iter_lines():
-                yield plain_answer(line)
-        except library().HTTPError as error:
-            raise meaning(error, self._session.url) from error
-        finally:
-            reply.source.close()
+        for line in self._transport.lines(reply):
+            yield plain_answer(line)
 
     def is_ready(self, model: str = "") -> bool:
         """Whether the server, or a model, is there and ready. Never raises, never tries again."""
@@ -153,8 +148,7 @@ class Client:
 
     def state(self) -> dict[str, Any]:
         """What the server's page shows: rates, latencies and methods of every model."""
-        found: dict[str, Any] = self._run(self._session.read("/page/state"))
-        return found
+        return self._run(self._session.state())
 
     def load(self, model: str) -> None:
         """Loads or reloads a model, on a server started with `--mode explicit`."""
@@ -174,7 +168,7 @@ class Client:
                     step = next(flow)
                     continue
                 try:
-                    reply = self._send(step)
+                    reply = self._transport.send(step)
                 except SalverError as error:
                     step = flow.throw(error)
                 else:
@@ -182,12 +176,3 @@ class Client:
         except StopIteration as end:
             result: T = end.value
             return result
-
-    def _send(self, request: HttpRequest) -> HttpReply:
-        try:
-            response = self._http.send(build(self._http, request), stream=request.streams)
-            if request.streams and response.is_success:
-                return reply_of(response, b"", response)
-            return reply_of(response, response.read())
-        except library().HTTPError as error:
-            raise meaning(error, self._session.url) from error

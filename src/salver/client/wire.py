@@ -1,61 +1,39 @@
-"""Requests and replies of the client over HTTP: arrays to bytes and back, without any I/O."""
+"""What the client's wire formats share: questions, results, and arrays as tensors."""
 
 from __future__ import annotations
 
-import base64
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import orjson
 
-from salver.codecs.json_numbers import dumps
 from salver.codecs.json_tensors import narrowed, tensor_of_bytes
-from salver.codecs.status import from_http
-from salver.errors import InvalidInput, ModelFailed, Undeliverable, Unsupported, did_you_mean
-from salver.types import (
-    BF16,
-    BOOL,
-    BYTES,
-    Tensor,
-    bf16_bits,
-    bf16_floats,
-    dtype_of,
-)
+from salver.errors import InvalidInput, did_you_mean
+from salver.types import BF16, BOOL, BYTES, Tensor, Tensors, bf16_bits, bf16_floats, dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from salver.errors import SalverError
     from salver.types import Array, Parameter
 
-JSON_LENGTH: Final = "inference-header-content-length"
-NDJSON: Final = "application/x-ndjson"
-_FIRST_NO_SUCCESS: Final = 300
+T = TypeVar("T")
 
 
-class HttpRequest(NamedTuple):
-    """What to send. `timeout_s` bounds the whole exchange; None for no bound.
+class Request(Protocol):
+    """What a transport sends. A safe one may be sent again even if it may have arrived."""
 
-    A safe request may be sent again even if it may have arrived.
-    """
+    @property
+    def is_safe(self) -> bool: ...
 
-    method: str
-    path: str
-    headers: Mapping[str, str] = {}
-    body: bytes = b""
-    is_safe: bool = False
-    streams: bool = False
-    timeout_s: float | None = None
+    def within(self, timeout_s: float | None) -> Request:
+        """The same with a bound on the whole exchange; None for no bound."""
+        ...
 
 
-class HttpReply(NamedTuple):
-    """What came back. Header names are lower-case; `body` is empty while a stream is open."""
+class Question(NamedTuple, Generic[T]):
+    """A request, and what its reply means."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-    source: Any = None
+    request: Request
+    read: Callable[[Any], T]
 
 
 class Result(dict[str, Any]):
@@ -78,64 +56,56 @@ class ModelState(NamedTuple):
     reason: str = ""
 
 
-def get(path: str) -> HttpRequest:
-    """Reads state."""
-    return HttpRequest("GET", path, is_safe=True)
+class Wire(Protocol):
+    """A protocol as the client speaks it: every question that there is, as bytes."""
+
+    def ready(self, name: str) -> Question[bool]: ...
+
+    def models(self) -> Question[list[ModelState]]: ...
+
+    def metadata(self, name: str, version: str) -> Question[dict[str, Any]]: ...
+
+    def statistics(self, name: str) -> Question[list[dict[str, Any]]]: ...
+
+    def state(self) -> Question[dict[str, Any]]: ...
+
+    def change(self, name: str, what: str) -> Question[None]:
+        """`load` or `unload`; doing it twice leaves what doing it once does."""
+        ...
+
+    def infer(
+        self,
+        name: str,
+        version: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> Question[Result]: ...
+
+    def call(self, name: str, method: str, value: Any) -> Question[Result]:
+        """One input to a method by name."""
+        ...
+
+    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Any]:
+        """The same, the reply being a stream that is still to be read."""
+        ...
 
 
-def command(path: str) -> HttpRequest:
-    """Changes state; loading a model twice leaves what loading it once does."""
-    return HttpRequest("POST", path, is_safe=True)
-
-
-def model_path(name: str, version: str = "") -> str:
-    """Where a model, or one version of it, is found in the Open Inference Protocol."""
-    path = f"/v2/models/{quote(name, safe='')}"
-    return f"{path}/versions/{quote(version, safe='')}" if version else path
-
-
-def infer_request(
-    path: str,
-    inputs: Mapping[str, Any],
-    outputs: Sequence[str],
-    metadata: Mapping[str, Any],
-    parameters: Mapping[str, Parameter],
-) -> HttpRequest:
-    """Inference with inputs and outputs as bytes (binary tensor data extension).
+def input_tensors(inputs: Mapping[str, Any], metadata: Mapping[str, Any]) -> Tensors:
+    """Inputs in the types that the model's metadata tell.
 
     Raises: InvalidInput for an input that the model does not know or that does not fit its type.
     """
-    described, tail = [], []
-    for name, value in inputs.items():
-        tensor = to_tensor(value, _datatype(name, metadata), name)
-        data = tensor.to_bytes()
-        described.append(
-            {
-                "name": name,
-                "shape": tensor.shape,
-                "datatype": tensor.dtype.name,
-                "parameters": {"binary_data_size": len(data)},
-            }
-        )
-        tail.append(data)
-    head: dict[str, Any] = {
-        "inputs": described,
-        "parameters": {**parameters, "binary_data_output": True},
-    }
-    if outputs:
-        head["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    text = orjson.dumps(head)
-    headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(text))}
-    return HttpRequest("POST", f"{path}/infer", headers, b"".join([text, *tail]))
-
-
-def _datatype(name: str, metadata: Mapping[str, Any]) -> str:
     known = {spec["name"]: spec["datatype"] for spec in metadata["inputs"]}
-    if name not in known:
-        raise InvalidInput(
-            f"unexpected input {name!r}.{did_you_mean(name, known)} Expected: {', '.join(known)}"
-        )
-    return str(known[name])
+    tensors = Tensors()
+    for name, value in inputs.items():
+        if name not in known:
+            raise InvalidInput(
+                f"unexpected input {name!r}.{did_you_mean(name, known)} "
+                f"Expected: {', '.join(known)}"
+            )
+        tensors[name] = to_tensor(value, known[name], name)
+    return tensors
 
 
 def to_tensor(value: Any, datatype: str, name: str) -> Tensor:
@@ -172,98 +142,15 @@ def _kind(value: Any) -> str:
     return f"{what} of shape {list(array.shape)}"
 
 
-def infer_result(reply: HttpReply) -> Result:
-    """The outputs in an inference reply, as arrays of their own.
+def array_of(name: str, datatype: str, shape: Sequence[int], data: Any) -> Array:
+    """An output as an array of its own, from bytes or a list of values; BF16 as float32.
 
-    Raises: InvalidInput when the reply contradicts itself.
+    Raises: InvalidInput when its length does not fit.
     """
-    length = reply.headers.get(JSON_LENGTH)
-    text = reply.body[: int(length)] if length else reply.body
-    head = orjson.loads(text)
-    tail, offset = memoryview(reply.body)[len(text) :], 0
-    outputs = {}
-    for entry in head["outputs"]:
-        name, dtype = entry["name"], dtype_of(entry["datatype"])
-        shape = tuple(entry["shape"])
-        size = (entry.get("parameters") or {}).get("binary_data_size")
-        if size is None:
-            tensor = Tensor(dtype, shape, entry["data"])
-        else:
-            tensor = tensor_of_bytes(dtype, shape, tail[offset : offset + size], name)
-            offset += size
-        array = tensor.array(name)
-        outputs[name] = bf16_floats(array) if dtype is BF16 else array.copy()
-    return Result(outputs, head.get("model_version") or "", head.get("parameters") or {})
-
-
-def plain_request(name: str, method: str, value: Any, content_type: str) -> HttpRequest:
-    """One input for the plain door: a file as it is if it has a content type, else JSON."""
-    path = "/predict" + "".join(f"/{quote(part, safe='')}" for part in (name, method) if part)
-    body = value if content_type else dumps({"input": _jsonable(value)})
-    headers = {"Content-Type": content_type or "application/json"}
-    return HttpRequest("POST", path, headers, body)
-
-
-def _jsonable(value: Any) -> Any:
-    """`value` with what only Python knows in a form that JSON has."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, bytes):
-        return {"b64": base64.b64encode(value).decode()}
-    if isinstance(value, np.ndarray) and not value.flags.c_contiguous:
-        return np.ascontiguousarray(value)
-    return value
-
-
-def plain_answer(line: bytes | str) -> dict[str, Any]:
-    """One answer of the plain door.
-
-    Raises: ModelFailed when a stream ended with an error; Undeliverable when it broke off.
-    """
-    try:
-        answer: dict[str, Any] = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        raise Undeliverable("the connection broke in the middle of an item") from None
-    if "error" in answer:
-        raise ModelFailed(answer["error"])
-    return answer
-
-
-def plain_result(reply: HttpReply) -> Result:
-    """The plain door's one answer as arrays: by output name if it has several outputs.
-
-    Raises: Unsupported when the method streams.
-    """
-    if reply.headers.get("content-type", "").startswith(NDJSON):
-        raise Unsupported("this method streams; iterate over client.stream(...)")
-    answer = plain_answer(reply.body)
-    value = answer["prediction"] if "prediction" in answer else answer["predictions"]
-    if isinstance(value, dict):
-        outputs = {key: np.asarray(item) for key, item in value.items()}
-    elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        outputs = {key: np.asarray([row[key] for row in value]) for key in value[0]}
+    dtype = dtype_of(datatype)
+    if isinstance(data, list):
+        tensor = Tensor(dtype, tuple(shape), data)
     else:
-        outputs = {"prediction": np.asarray(value)}
-    return Result(outputs, answer["model_version"], {})
-
-
-def error_of(reply: HttpReply) -> SalverError | None:
-    """The error that a reply stands for, with the server's own message; None if it is none."""
-    if reply.status < _FIRST_NO_SUCCESS:
-        return None
-    try:
-        message = orjson.loads(reply.body)["error"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        # Something between us and the server answered, or the body is for machines only.
-        message = reply.body[:200].decode(errors="replace").strip() or "no message"
-        message = f"the server answered {reply.status}: {message}"
-    error = from_http(reply.status, str(message))
-    error.retry_after_ms = _retry_after_ms(reply.headers.get("retry-after", ""))
-    return error
-
-
-def _retry_after_ms(value: str) -> int | None:
-    """Whole seconds, as RFC 9110 section 10.2.3 has them; its dates are not understood."""
-    return int(value) * 1000 if value.isdecimal() else None
+        tensor = tensor_of_bytes(dtype, tuple(shape), memoryview(data), name)
+    array = tensor.array(name)
+    return bf16_floats(array) if dtype is BF16 else array.copy()
