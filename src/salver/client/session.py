@@ -71,23 +71,30 @@ class Session:
 
         Raises: SalverError as the server meant it, or why there is no answer.
         """
+        return self._until(self._deadline(timeout_s), question)
+
+    def _deadline(self, timeout_s: float | None) -> int | None:
+        """When a call that starts now must be over, by our clock; None for never."""
         limit = self._timeout_s if timeout_s is None else timeout_s
-        started = self._clock()
-        remaining = limit
+        return None if limit is None else self._clock() + int(limit * NS_PER_S)
+
+    def _until(self, deadline: int | None, question: Question[T]) -> Flow[T]:
         for attempt in count():
             try:
-                reply = yield question.request.within(remaining)
+                reply = yield question.request.within(self._left_s(deadline))
                 return question.read(reply)
             except SalverError as failure:
                 error = failure
             pause = self._pause(attempt, error)
-            if limit is not None:
-                remaining = limit - pause - (self._clock() - started) / NS_PER_S
-            is_over = remaining is not None and remaining <= 0
+            left_s = self._left_s(deadline)
+            is_over = left_s is not None and left_s <= pause
             if attempt >= self._retries or is_over or not _may_repeat(question.request, error):
                 raise error
             yield Pause(pause)
         raise AssertionError
+
+    def _left_s(self, deadline: int | None) -> float | None:
+        return None if deadline is None else max(deadline - self._clock(), 0) / NS_PER_S
 
     def _pause(self, attempt: int, error: SalverError) -> float:
         """Doubles with each attempt, spread so that clients do not come back all at once."""
@@ -107,10 +114,17 @@ class Session:
         """Every version of every model."""
         return self.ask(self._wire.models())
 
-    def metadata(self, name: str, version: str = "") -> Flow[dict[str, Any]]:
-        """Inputs and outputs of a model, kept for later calls."""
-        found = yield from self.ask(self._wire.metadata(name, version))
-        self._metadata[name, version] = found
+    def metadata(self, name: str, version: str) -> Flow[dict[str, Any]]:
+        """Inputs and outputs of a model."""
+        self._forget(name)
+        return self._described(self._deadline(None), name, version)
+
+    def _described(self, deadline: int | None, name: str, version: str) -> Flow[dict[str, Any]]:
+        """A model's metadata, asked for once."""
+        found = self._metadata.get((name, version))
+        if found is None:
+            found = yield from self._until(deadline, self._wire.metadata(name, version))
+            self._metadata[name, version] = found
         return found
 
     def statistics(self, name: str) -> Flow[list[dict[str, Any]]]:
@@ -144,13 +158,23 @@ class Session:
             raise Unsupported("a call that names a method takes no outputs, version or parameters")
         if method:
             return (yield from self.ask(self._wire.call(name, method, dict(inputs)), timeout_s))
-        metadata = self._metadata.get((name, version))
-        if metadata is None:
-            metadata = yield from self.metadata(name, version)
+        deadline = self._deadline(timeout_s)
+        return (yield from self._infer(deadline, name, inputs, outputs, version, parameters))
+
+    def _infer(
+        self,
+        deadline: int | None,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        version: str,
+        parameters: Mapping[str, Parameter],
+    ) -> Flow[Result]:
+        metadata = yield from self._described(deadline, name, version)
         try:
             tensors = input_tensors(inputs, metadata)
             question = self._wire.infer(name, version, tensors, outputs, parameters)
-            return (yield from self.ask(question, timeout_s))
+            return (yield from self._until(deadline, question))
         except (InvalidInput, NotFound):
             # The model may have been replaced by one that takes other inputs.
             self._forget(name)
@@ -162,14 +186,13 @@ class Session:
         """Runs a model on what its only input, or a dict of inputs, says."""
         if method:
             return _bare((yield from self.ask(self._wire.call(name, method, value), timeout_s)))
-        metadata = self._metadata.get((name, version))
-        if metadata is None:
-            metadata = yield from self.metadata(name, version)
+        deadline = self._deadline(timeout_s)
+        metadata = yield from self._described(deadline, name, version)
         named = value if isinstance(value, dict) else {_only_input(metadata): value}
         is_single = _is_single_row(named, metadata)
         if is_single:
             named = {key: _as_row(item) for key, item in named.items()}
-        result = yield from self.infer(name, named, (), version, "", {}, timeout_s)
+        result = yield from self._infer(deadline, name, named, (), version, {})
         answers = {key: readable(array) for key, array in result.items()}
         return _bare({key: array[0] if is_single else array for key, array in answers.items()})
 
