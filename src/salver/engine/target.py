@@ -240,7 +240,11 @@ class BatchedTarget:
         if isinstance(results, Exception):
             self._fail(batch.calls, results)
         else:
-            self._costs[work.method].learn(sum(call.size for call in batch.calls), cost)
+            size = sum([call.size for call in batch.calls])
+            if running.instance is self._inline:
+                self._costs[work.method].learn(size, cost)
+            elif self._inline is not None:
+                self._costs[work.method].pass_over(size)
             self._statistics.batch(batch.rows, batch.reason, cost)
             self._answer(batch.calls, work, results, now)
 

@@ -42,7 +42,9 @@ class HttpRequest:
         self.touched = app.now
         self._max_bytes = app.config.limits.body_bytes
         self._body = bytearray()
-        self.exchange = Exchange(app, socket, app.heads.of_http2(head))
+        http_head = app.heads.of_http2(head)
+        http_head.common_headers = app.common_headers(http_head)
+        self.exchange = Exchange(app, socket, http_head)
         self.exchange.stream = stream
 
     def feed(self, data: Buffer, end_stream: bool) -> None:
@@ -241,8 +243,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         if answer is not None:
             self._send_head(stream, exchange)
         if exchange.pieces is not None:
-            self._sender.send_data(stream, exchange.pieces, end_stream=not exchange.is_open)
-            exchange.pieces = []
+            self._sender.send_data(stream, exchange.take_pieces(), end_stream=not exchange.is_open)
             if stream.queued > _MAX_QUEUED_BYTES:
                 exchange.abandon()
                 self._http2.reset(stream, 11)
@@ -252,7 +253,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         answer = exchange.answer
         assert answer is not None
         exchange.answer = None
-        headers = answer.headers + self.app.common_headers(exchange.head)
+        headers = answer.headers + exchange.head.common_headers
         length = sum(map(len, answer.body))
         has_body = exchange.head.method != "HEAD" and length > 0
         if exchange.pieces is None:
