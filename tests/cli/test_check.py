@@ -177,6 +177,24 @@ def test_labels_and_columns_of_a_file_that_tells(tmp_path: Path) -> None:
     assert found[2].remedy == "name 3 columns, in order"
 
 
+def test_weights_without_their_class(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    (tmp_path / "net").mkdir()
+    torch.save({"w": torch.zeros(2)}, tmp_path / "net" / "model.pt")
+    (found,) = findings(tmp_path)
+    assert (found.file, found.key, found.problem) == (
+        "net/model.pt", "class_name", "holds weights only",
+    )  # fmt: skip
+    assert found.remedy == "name the class in net/model.yaml: `class_name: module:Class`"
+
+
+def test_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08not a model")
+    (found,) = findings(tmp_path)
+    assert found.file == "model.onnx"
+    assert found.problem
+
+
 def test_trust_is_a_mistake_until_it_is_given(tmp_path: Path) -> None:
     model(tmp_path / "a")
     (found,) = findings(tmp_path)

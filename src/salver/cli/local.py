@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from salver.engine.instances import run
 from salver.engine.loader import chosen, device, drop_item, place, thread_budget
 from salver.engine.warmup import warm_up
-from salver.errors import LoadFailed, TrustRequired
+from salver.errors import LoadFailed, SalverError, TrustRequired
 from salver.interfaces import LoadSpec
 from salver.runtimes.table import detect
 from salver.sources.folder import FolderSource, Place
@@ -77,7 +77,12 @@ def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], Non
         trusted=trust or version.trusted,
         warn=warn,
     )
-    model = runtime.load(spec)
+    try:
+        model = runtime.load(spec)
+    except SalverError:
+        raise
+    except Exception as error:
+        raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
     signature = chosen(model.signature, version.config)
     return Opened(version, runtime.name, model, signature)
 
