@@ -83,7 +83,11 @@ def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], Non
         raise
     except Exception as error:
         raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
-    signature = chosen(model.signature, version.config)
+    try:
+        signature = chosen(model.signature, version.config)
+    except LoadFailed:
+        model.close()
+        raise
     return Opened(version, runtime.name, model, signature)
 
 

@@ -31,7 +31,8 @@ class Client:
     attempts and pauses together (None: no bound), and is passed on to the server; `retries` is how
     often a call is sent again where that may help: the server is busy, not ready or not there yet.
 
-    Every method raises the errors of `salver.errors`, with the server's own message.
+    Every method raises the errors of `salver.errors`, with the server's own message. `transport`
+    (of httpx), `sleep`, `clock` and `uniform` replace sockets, time and chance in tests.
     """
 
     def __init__(
