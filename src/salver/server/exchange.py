@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from salver.interfaces import Endpoint
     from salver.server.app import App
     from salver.server.head import HttpHead
+    from salver.server.stream import Stream
     from salver.types import Call, Response
 
 log = logging.getLogger("salver.server")
@@ -32,14 +33,14 @@ class Exchange:
 
     __slots__ = (
         "answer", "app", "call", "connection", "head", "is_open", "operation", "pieces", "started",
-        "stream_id",
+        "stream",
     )  # fmt: skip
 
-    def __init__(self, app: App, connection: Any, head: HttpHead, stream_id: int = 0) -> None:
+    def __init__(self, app: App, connection: Any, head: HttpHead) -> None:
         self.app = app
         self.connection = connection
         self.head = head
-        self.stream_id = stream_id
+        self.stream: Stream | None = None
         self.started = app.clock()
         self.call: Call | None = None
         self.operation: Any = None

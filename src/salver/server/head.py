@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from salver.config import Limits
     from salver.interfaces import Endpoint
+    from salver.server.http2_head import RequestHead
     from salver.server.router import Router
 
 _MAX_CACHED_HEADS: Final = 1024
@@ -108,6 +109,20 @@ class HeadReader:
                 self._cache.clear()
             self._cache[raw] = head
         return head
+
+    def of_http2(self, request: RequestHead) -> HttpHead:
+        """The same for a head that came by HTTP/2; made once for each header block."""
+        if request.note is None:
+            head = HttpHead()
+            head.method = request.method
+            head.path = unquote(request.path, errors="replace")
+            head.query = request.query
+            head.headers = request.headers
+            head.length = max(request.content_length, 0)
+            self._decide(head)
+            request.note = head
+        found: HttpHead = request.note
+        return found
 
     def _parse(self, head: HttpHead, raw: bytes) -> None:
         collected = _Fields()

@@ -18,8 +18,11 @@ from salver.errors import SalverError
 from salver.interfaces import JSON_HEADERS, HttpAnswer
 from salver.server.bodies import ChunkedBody, compress
 from salver.server.exchange import Exchange
+from salver.server.http2_socket import Http2Socket
 
 if TYPE_CHECKING:
+    import ssl
+
     from salver.server.app import App
     from salver.server.head import HttpHead
 
@@ -33,7 +36,7 @@ _DIRECT_BYTES: Final = 8192
 _JOINED_BYTES: Final = 1 << 16
 _COMPRESSED_BYTES: Final = 1024
 _MAX_REST: Final = 1 << 20
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 
 
 class Http1Connection(asyncio.BufferedProtocol):
@@ -53,10 +56,14 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._is_closing = False
         self._is_discarding = False
         self._is_writable = True
+        self._num_requests = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.app.opened(self)
+        secure: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if secure is not None and secure.selected_alpn_protocol() == "h2":
+            self._switch_to_http2(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.app.closed(self)
@@ -114,12 +121,22 @@ class Http1Connection(asyncio.BufferedProtocol):
                     return
                 break
             raw = data[position:end] if position or end < size else data
+            if not position and raw == PREFACE_HEAD and not self._num_requests:
+                self._switch_to_http2(data)
+                return
             if len(raw) > self.app.config.limits.header_bytes:
                 self._refuse_head()
                 return
             position = self._take(self.app.heads.read(raw), data, end)
         if position < size and not self._is_discarding:
             self._keep(data, position)
+
+    def _switch_to_http2(self, data: bytes) -> None:
+        """The client speaks HTTP/2 by prior knowledge (RFC 9113 section 3.3)."""
+        self.app.closed(self)
+        connection = Http2Socket(self.app)
+        self.transport.set_protocol(connection)
+        connection.take_over(self.transport, data)
 
     def _awaits_head(self, data: bytes, position: int) -> bool:
         """Whether more of a head may come. Empty lines in front of it are skipped by clients."""
@@ -181,6 +198,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         return len(data) - len(rest)
 
     def _start(self, head: HttpHead, body: Any) -> None:
+        self._num_requests += 1
         exchange = Exchange(self.app, self, head)
         self._exchanges.append(exchange)
         if not head.keep_alive or head.must_close or self.app.is_draining:
