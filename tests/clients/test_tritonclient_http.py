@@ -137,8 +137,6 @@ def test_every_datatype(client, case, request_is_binary, answer_is_binary):
     if case.datatype == "BYTES":
         found = np.array([[str(item, "utf-8") if isinstance(item, bytes) else item
                            for item in found[0]]], np.object_)  # fmt: skip
-    if case.datatype == "BF16" and not answer_is_binary:
-        found = found.astype(np.float32)
     np.testing.assert_array_equal(found, case.values)
 
 
@@ -177,13 +175,13 @@ def test_parameters_reach_the_model(client):
     given = {"text": "a", "number": 3, "yes": True}
     result = client.infer("echo", [number("n", 1)], parameters=given, priority=2, timeout=10**7)
     (name,) = [output["name"] for output in result.get_response()["outputs"]]
-    assert result.as_numpy(name).tolist() == [b'{"number": 3, "text": "a", "yes": true}']
+    assert result.as_numpy(name).item() == b'{"number": 3, "text": "a", "yes": true}'
 
 
 def test_the_timeout_ends_a_request(client):
     status, message = refused(client.infer, "stuck", [number("n", 1)], timeout=20_000)
     assert status == "504"
-    assert "deadline" in message
+    assert message == "the request's time was over while running"
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
@@ -261,7 +259,7 @@ def test_wrong_length_of_bytes(client):
     inputs[0].set_shape([3, 4])
     status, message = refused(client.infer, "two", inputs)
     assert status == "400"
-    assert message == "input 'a': expected 48 bytes for FP32 [3, 4], got 32"
+    assert message == "input 'a': FP32 of shape [3, 4] expects 48 bytes, got 32"
 
 
 def test_wrong_number_of_values(client):

@@ -190,7 +190,9 @@ class HeadReader:
         head.expects_continue = headers.get("expect", "").lower() == "100-continue"
         try:
             head.endpoint, head.arguments = self._router.find(head.method, head.path)
-            head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
+            if not head.path.startswith("/v2") or head.path.endswith("/infer"):
+                # Triton's asyncio client always offers gzip, but undoes it for inference only.
+                head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
             self._permit(head)
             head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
             head.encoding = content_encoding(headers.get("content-encoding", ""))
