@@ -68,6 +68,7 @@ class Repository:
         self._before = await asyncio.to_thread(self._source.scan)
         if self._config.mode != "explicit":
             await self._apply(decide(self._before, {}, {}))
+        self._engine.is_started = True
 
     async def follow(self) -> None:
         """Polls until cancelled."""
