@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-onnx = pytest.importorskip("onnx")
-ml_dtypes = pytest.importorskip("ml_dtypes")
+pytest.importorskip("onnx")
+pytest.importorskip("ml_dtypes")
+import ml_dtypes
+import onnx
 from onnx import TensorProto, helper
 
 LABELS = ("ant", "bee", "cat", "dog")

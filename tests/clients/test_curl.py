@@ -186,7 +186,7 @@ def test_two_urls_share_a_connection(server):
 
 
 def test_http_1_0(server):
-    status, headers, body = ask("--http1.0", server.url + INFER, "-d", REQUEST)
+    status, _, body = ask("--http1.0", server.url + INFER, "-d", REQUEST)
     assert status == 200
     assert sums(body) == EXPECTED
 
@@ -219,9 +219,6 @@ def test_http_2_errors_and_methods(server):
     assert json.loads(body)["error"] == "GET is not offered here; POST is"
     status, headers, body = ask("--http2-prior-knowledge", "--head", server.url + "/v2")
     assert (status, body) == (200, b"")
-    written = ("--http2-prior-knowledge", "--write-out", "%{num_connects} ")
-    written += ("--output", "/dev/null", server.url + "/v2")
-    assert curl(*written, *written[1:]).split() == [b"1", b"0"]
 
 
 @needs_http2
@@ -285,7 +282,7 @@ def secure(serve, repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "cert.pem", folder / "key.pem"
     command = f"{OPENSSL} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
     subprocess.run(
         [*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
     )
@@ -303,6 +300,9 @@ def test_tls_speaks_what_was_negotiated(secure, flag, version, tmp_path):
     url = f"https://localhost:{server.port}{INFER}"
     assert curl("--cacert", certificate, flag, *written, url, "-d", REQUEST) == version
     assert sums((tmp_path / "answer").read_bytes()) == EXPECTED
+    # Over TLS only: curl before 8.0 cannot reuse connections of prior knowledge.
+    written = ("--write-out", "%{num_connects} ", "--output", "/dev/null", url, "-d", REQUEST)
+    assert curl("--cacert", certificate, flag, *written, *written).split() == [b"1", b"0"]
 
 
 def test_tls_without_negotiation(secure):

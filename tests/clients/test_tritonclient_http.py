@@ -7,7 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-http = pytest.importorskip("tritonclient.http")
+pytest.importorskip("tritonclient.http")
+import tritonclient.http as http
 from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
 
@@ -197,9 +198,7 @@ def test_compression(client, coding):
 
 
 def test_async_infer_batches(client):
-    pending = [
-        client.async_infer("two", [tensor("a", A + i), tensor("b", B)]) for i in range(16)
-    ]
+    pending = [client.async_infer("two", [tensor("a", A + i), tensor("b", B)]) for i in range(16)]
     for index, request in enumerate(pending):
         np.testing.assert_array_equal(request.get_result().as_numpy("sum"), A + index + B)
 
