@@ -139,8 +139,8 @@ class Repository:
             await self._engine.unload(ref)
 
     def _demand_explicit(self) -> None:
-        if self._config.mode == "poll":
+        if self._config.mode != "explicit":
             raise Conflict(
-                "models follow their files here; start with --mode explicit to load and unload "
-                "by command"
+                "the files alone decide here what is served; start with --mode explicit to load "
+                "and unload by command"
             )

@@ -108,12 +108,17 @@ class GrpcCall:
         """The client is gone or does not want the answer any more."""
         raise NotImplementedError
 
+    def give_up(self, error: SalverError) -> None:
+        """Ends the call with the error's status and what still runs for it."""
+        # In this order, because what is cancelled may answer at once.
+        self.fail(error)
+        self.abandon()
+
     def sweep(self, now: int) -> None:
         """Ends what has lasted too long without being in the engine's care."""
         timeout = self.head.timeout_ns
         if timeout and now > self.started + timeout:
-            self.abandon()
-            self.fail(DeadlineExceeded("the call's time was over"))
+            self.give_up(DeadlineExceeded("the call's time was over"))
 
 
 class UnaryCall(GrpcCall):
@@ -162,8 +167,7 @@ class UnaryCall(GrpcCall):
         if self.is_over:
             return
         if not final:
-            self.abandon()
-            self.fail(Unsupported("this method streams; call it by ModelStreamInfer"))
+            self.give_up(Unsupported("this method streams; call it by ModelStreamInfer"))
             return
         self.call = None
         if isinstance(item, SalverError):
@@ -250,8 +254,7 @@ class StreamCall(GrpcCall):
                 raise item
             parts = self.method.encode(asked.operation, item, final)
         except SalverError as error:
-            self.abandon()
-            self.fail(error)
+            self.give_up(error)
             return
         if parts is not None:
             asked.parts += frame(parts)
@@ -269,8 +272,9 @@ class StreamCall(GrpcCall):
         self._begin()
         self.socket.send(self.stream, parts)
         if self.stream.queued > MAX_QUEUED_BYTES:
-            self.abandon()
-            self.fail(Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread"))
+            self.give_up(
+                Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread")
+            )
 
     def _begin(self) -> None:
         if not self._has_begun:

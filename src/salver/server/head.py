@@ -193,7 +193,9 @@ class HeadReader:
             head.endpoint, head.arguments = self._router.find(head.method, head.path)
             if self._api_key and not is_open(head.path):
                 check_key(headers, self._api_key)
-            head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
+            if not head.path.startswith("/v2") or head.path.endswith("/infer"):
+                # Triton's asyncio client always offers gzip, but undoes it for inference only.
+                head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
             head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
             head.encoding = content_encoding(headers.get("content-encoding", ""))
             if head.length > self._limits.body_bytes:
