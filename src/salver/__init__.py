@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from salver.authoring import Array, context, model, use
     from salver.errors import InvalidInput
+    from salver.observe.monitor import monitor_inference
 
 _PLACES = {
     "Array": "salver.authoring",
@@ -19,6 +20,7 @@ _PLACES = {
     "InvalidInput": "salver.errors",
     "context": "salver.authoring",
     "model": "salver.authoring",
+    "monitor_inference": "salver.observe.monitor",
     "use": "salver.authoring",
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "__version__",
     "context",
     "model",
+    "monitor_inference",
     "use",
 ]
 

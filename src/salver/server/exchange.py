@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from salver.codecs.json_numbers import dumps
@@ -14,6 +15,8 @@ from salver.server.bodies import decompress
 from salver.types import CallContext
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from salver.interfaces import Endpoint
     from salver.server.app import App
     from salver.server.head import HttpHead
@@ -62,9 +65,13 @@ class Exchange:
             if type(operation) is Infer:
                 self._submit(operation, head)
             elif isinstance(operation, Query):
-                self._send(endpoint.encode(operation, self.app.admin.query(operation)))
+                found = self.app.admin.query(operation)
+                if isawaitable(found):
+                    self.app.spawn(self._answer(endpoint, found))
+                else:
+                    self._send(endpoint.encode(operation, found))
             else:
-                self.app.spawn(self._command(endpoint))
+                self.app.spawn(self._answer(endpoint, self.app.admin.command(self.operation)))
         except SalverError as error:
             self.fail(error)
         except Exception:
@@ -82,10 +89,9 @@ class Exchange:
             CallContext(deadline, operation.priority),
         )
 
-    async def _command(self, endpoint: Endpoint) -> None:
+    async def _answer(self, endpoint: Endpoint, result: Awaitable[Any]) -> None:
         try:
-            result = await self.app.admin.command(self.operation)
-            self._send(endpoint.encode(self.operation, result))
+            self._send(endpoint.encode(self.operation, await result))
         except SalverError as error:
             self.fail(error)
         except asyncio.CancelledError:

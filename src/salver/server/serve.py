@@ -120,12 +120,8 @@ class Server:
         while True:
             await asyncio.sleep(1)
             self.app.sweep()
-            latest = {
-                name: model.latest.statistics
-                for name, model in self.engine.models.items()
-                if model.latest is not None
-            }
-            rates.sample(latest, system_clock())
+            statistics = {name: model.statistics for name, model in self.engine.models.items()}
+            rates.sample(statistics, system_clock())
 
     async def _drain(self) -> None:
         """Takes no new connections, ends accepted calls, at most `drain_timeout_s`."""
