@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from salver.clock import NS_PER_S
+from salver.interfaces import Infer
+from salver.observe.access import Record
 from salver.server.bodies import BufferPool
 from salver.server.head import HeadReader
 
@@ -111,16 +114,22 @@ class App:
 
     def answered(self, exchange: Exchange, status: int, length: int) -> None:
         """Notes an answer in the access log."""
-        if self._access is not None:
-            head = exchange.head
-            self._access.write(
+        if self._access is None:
+            return
+        head, operation = exchange.head, exchange.operation
+        model = operation.ref.name if isinstance(operation, Infer) else ""
+        self._access.write(
+            Record(
+                time.time(),
                 head.method,
                 head.path,
+                model or head.arguments.get("model", ""),
                 status,
                 length,
                 self.clock() - exchange.started,
                 head.request_id,
             )
+        )
 
     def sweep(self) -> None:
         """Once a second: time limits of connections, and what the log holds."""

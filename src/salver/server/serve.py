@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import io
 import logging
 import os
 import signal
@@ -224,4 +225,4 @@ def _access_log(config: ServerConfig) -> AccessLog | None:
     as_json = config.access_log == "json" or (
         config.access_log == "auto" and not sys.stdout.isatty()
     )
-    return AccessLog(sys.stdout, as_json=as_json)
+    return AccessLog(io.FileIO(sys.stdout.fileno(), "w", closefd=False), as_json=as_json)
