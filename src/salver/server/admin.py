@@ -20,15 +20,16 @@ from salver.types import ModelRef
 from salver.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from salver.config import ServerConfig
     from salver.control.reload import Repository
     from salver.engine.engine import Engine, ServedModel
     from salver.engine.generation import Generation
-    from salver.interfaces import Command, Endpoint, Query
+    from salver.interfaces import Command, Query
     from salver.observe.rates import Rates
     from salver.observe.statistics import Duration, ModelStatistics
+    from salver.server.router import Router
     from salver.signature import Method, TensorSpec
 
 
@@ -50,7 +51,7 @@ class Admin:
         self._repository = repository
         self._rates = rates
         self._started = time.monotonic()
-        self.endpoints: Sequence[Endpoint] = ()
+        self.router: Router
         self._queries = {
             "live": lambda arguments: {"live": True},
             "ready": lambda arguments: {"ready": engine.is_ready},
@@ -219,7 +220,9 @@ class Admin:
         return b"".join(parts)
 
     def _openapi(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return describe(self.endpoints, self._engine)
+        latest = (model.latest for _, model in sorted(self._engine.models.items()))
+        ready = [generation for generation in latest if generation is not None]
+        return describe(self.router, ready, keyed=bool(self._config.api_key))
 
 
 def observed_version(generation: Generation) -> ObservedVersion:

@@ -68,7 +68,7 @@ class Server:
         admin = Admin(config, self.engine, repository, rates)
         limits = config.limits
         router = Router([PlainDoor(limits), KserveV2(limits), Pages()])
-        admin.endpoints = router.endpoints
+        admin.router = router
         access = _access_log(config)
         self.app = App(config, self.engine, router, admin, access, system_clock)
         try:
