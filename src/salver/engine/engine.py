@@ -201,7 +201,7 @@ class Engine:
                 raise
             old = model.put(generation)
             log.info(
-                "%s %s: %s, %d instances, %.0f MB, loaded in %.2f s",
+                "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
                 ref,
                 "is ready" if old is None else "is swapped",
                 generation.runtime,

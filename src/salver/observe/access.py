@@ -16,7 +16,7 @@ import orjson
 from salver.clock import NS_PER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from io import RawIOBase
 
 log = logging.getLogger("salver.server")
@@ -37,6 +37,9 @@ class Record(NamedTuple):
     length: int
     duration_ns: int
     request_id: str
+
+
+Formatter = "Callable[[Record], bytes]"
 
 
 class AccessLog:

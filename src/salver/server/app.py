@@ -116,20 +116,26 @@ class App:
         """Notes an answer in the access log."""
         if self._access is None:
             return
-        head, operation = exchange.head, exchange.operation
-        model = operation.ref.name if isinstance(operation, Infer) else ""
+        head = exchange.head
         self._access.write(
             Record(
                 time.time(),
                 head.method,
                 head.path,
-                model or head.arguments.get("model", ""),
+                self._model_of(exchange),
                 status,
                 length,
                 self.clock() - exchange.started,
                 head.request_id,
             )
         )
+
+    def _model_of(self, exchange: Exchange) -> str:
+        """The model that a request was for; an empty name in it means the only one."""
+        operation, models = exchange.operation, self.engine.models
+        if not isinstance(operation, Infer):
+            return exchange.head.arguments.get("model", "")
+        return operation.ref.name or (next(iter(models)) if len(models) == 1 else "")
 
     def sweep(self) -> None:
         """Once a second: time limits of connections, and what the log holds."""

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from salver.server.router import Router
     from salver.signature import Method, TensorSpec
 
-_MODELS: Final = "Models"
+_MODELS: Final = ("Models", "What is served here, each with its own form of input.")
 _TAGS: Final = {
-    _MODELS: "What is served here, each with its own form of input.",
-    "plain": "JSON, CSV or a file in, predictions out.",
-    "kserve_v2": "The Open Inference Protocol, with Triton's extensions.",
-    "pages": "What people and monitors look at.",
+    "plain": ("Predictions", "JSON, CSV or a file in, predictions out."),
+    "kserve_v2": ("Open Inference Protocol", "What Triton's and KServe's clients speak."),
+    "pages": ("Operations", "What people and monitors look at."),
 }
+"""Title and meaning by protocol."""
 _JSON_TYPES: Final = {"BOOL": "boolean", "BYTES": "string"}
 _MAX_EXAMPLE: Final = 1024
 _MEDIA: Final = {"image": "image/*", "bytes": "application/octet-stream", "text": "text/plain"}
@@ -74,18 +74,18 @@ def describe(router: Router, generations: Iterable[Generation], *, keyed: bool) 
     paths: dict[str, dict[str, Any]] = {
         f"/predict/{name}": {"post": _of_model(generation)} for name, generation in models.items()
     }
-    used = [_MODELS] if models else []
+    tags = dict([_MODELS]) if models else {}
     for endpoint in router.endpoints:
         protocol = router.protocol_of(endpoint).name
-        if protocol not in used:
-            used.append(protocol)
+        tag, meaning = _TAGS.get(protocol, (protocol, ""))
+        tags[tag] = meaning
         for method in endpoint.methods:
-            operation = _operation(endpoint, method, protocol, first)
+            operation = _operation(endpoint, method, tag, first)
             paths.setdefault(endpoint.path, {})[method.lower()] = operation
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Salver", "version": __version__},
-        "tags": [{"name": tag, "description": _TAGS.get(tag, "")} for tag in used],
+        "tags": [{"name": tag, "description": meaning} for tag, meaning in tags.items()],
         "paths": paths,
         "components": _COMPONENTS,
     }
@@ -96,12 +96,12 @@ def describe(router: Router, generations: Iterable[Generation], *, keyed: bool) 
 
 
 def _operation(
-    endpoint: Endpoint, method: str, protocol: str, first: Generation | None
+    endpoint: Endpoint, method: str, tag: str, first: Generation | None
 ) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "operationId": _identifier(f"{method.lower()}{endpoint.path}"),
-        "tags": [protocol],
+        "tags": [tag],
         "responses": _responses({"description": "The answer."}),
     }
     arguments = re.findall(r"\{(\w+)\}", endpoint.path)
@@ -168,7 +168,7 @@ def _of_model(generation: Generation) -> dict[str, Any]:
     return {
         "summary": generation.config.description or f"Predict with {generation.ref.name}.",
         "operationId": _identifier(f"predict_{generation.ref.name}"),
-        "tags": [_MODELS],
+        "tags": [_MODELS[0]],
         "requestBody": {"required": True, "content": _content(generation, method)},
         "responses": _responses(
             {
