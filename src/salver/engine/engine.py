@@ -46,8 +46,7 @@ class ServedModel:
         return merged([*(generation.statistics for generation in generations), self._past])
 
     async def retire(self, generation: Generation, drain_s: float) -> None:
-        """Ends a generation that is no longer visible."""
-        self._retiring.add(generation)
+        """Ends a generation that was taken or replaced."""
         await generation.retire(drain_s)
         self._retiring.discard(generation)
         self._past.add(generation.statistics)
@@ -56,6 +55,8 @@ class ServedModel:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
+        if old is not None:
+            self._retiring.add(old)
         self.versions[version] = generation
         self.states[version] = ("READY", "")
         self.labels = generation.config.version_labels
@@ -64,6 +65,8 @@ class ServedModel:
 
     def take(self, version: str) -> Generation | None:
         found = self.versions.pop(version, None)
+        if found is not None:
+            self._retiring.add(found)
         self._choose_latest()
         return found
 
@@ -210,7 +213,7 @@ class Engine:
                 (self._clock() - started) / NS_PER_S,
             )
             if old is not None:
-                self._retire(old, "its successor is ready")
+                self._retire(model, old, "its successor is ready")
             return generation
 
     async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
@@ -227,7 +230,7 @@ class Engine:
                 generation = model.take(version)
                 if generation is not None:
                     model.states[version] = ("UNAVAILABLE", "unloaded")
-                    self._retire(generation, why)
+                    self._retire(model, generation, why)
 
     def forget(self, name: str) -> None:
         """Drops a name that has no versions left, so that it counts as unknown."""
@@ -235,14 +238,14 @@ class Engine:
         if model is not None and not model.versions:
             del self.models[name]
 
-    def _retire(self, generation: Generation, why: str) -> None:
-        task = asyncio.ensure_future(self._end(generation, why))
+    def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
+        task = asyncio.ensure_future(self._end(model, generation, why))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _end(self, generation: Generation, why: str) -> None:
+    async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
         started, size = self._clock(), generation.memory_bytes
-        await self.models[generation.ref.name].retire(generation, self.config.drain_timeout_s)
+        await model.retire(generation, self.config.drain_timeout_s)
         seconds = (self._clock() - started) / NS_PER_S
         log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
 

@@ -16,7 +16,7 @@ import orjson
 from salver.clock import NS_PER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from io import RawIOBase
 
 log = logging.getLogger("salver.server")

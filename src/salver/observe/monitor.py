@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import aclosing
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,8 +32,9 @@ def monitor_inference(model_name: str) -> Callable[[F], F]:
             @wraps(function)
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
                 with _Observed(model_name):
-                    async for item in function(*args, **kwargs):
-                        yield item
+                    async with aclosing(function(*args, **kwargs)) as items:
+                        async for item in items:
+                            yield item
 
         elif inspect.isgeneratorfunction(function):
 
