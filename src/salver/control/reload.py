@@ -68,6 +68,7 @@ class Repository:
         self._before = await asyncio.to_thread(self._source.scan)
         if self._config.mode != "explicit":
             await self._apply(decide(self._before, {}, {}))
+        self._engine.is_started = True
 
     async def follow(self) -> None:
         """Polls until cancelled."""
@@ -135,8 +136,8 @@ class Repository:
             await self._engine.unload(ref)
 
     def _demand_explicit(self) -> None:
-        if self._config.mode == "poll":
+        if self._config.mode != "explicit":
             raise Conflict(
-                "models follow their files here; start with --mode explicit to load and unload "
-                "by command"
+                "the files alone decide here what is served; start with --mode explicit to load "
+                "and unload by command"
             )

@@ -109,6 +109,8 @@ class Engine:
         self.config = config
         self.models: dict[str, ServedModel] = {}
         self.is_draining = False
+        self.is_started = False
+        """Every model that was there at the start has been tried."""
         self.num_calls = 0
         self._clock = clock
         self._budget = LoopBudget()
@@ -258,10 +260,14 @@ class Engine:
     @property
     def is_ready(self) -> bool:
         """Every version that is wanted is ready."""
-        return not self.is_draining and all(
-            state == "READY" or reason == "unloaded"
-            for model in self.models.values()
-            for state, reason in model.states.values()
+        return (
+            self.is_started
+            and not self.is_draining
+            and all(
+                state == "READY" or reason == "unloaded"
+                for model in self.models.values()
+                for state, reason in model.states.values()
+            )
         )
 
     async def stop(self, drain_s: float) -> None:

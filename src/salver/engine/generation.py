@@ -79,6 +79,7 @@ class Generation:
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
         }
+        self._default_plan = self.plans[signature.default]
         self._close = close
         self._workers = tuple(workers)
         self._loaded_bytes = loaded_bytes
@@ -87,6 +88,8 @@ class Generation:
 
     def plan(self, method: str) -> Plan:
         """Raises: NotFound for a method that the model does not have."""
+        if not method:
+            return self._default_plan
         found = self.plans.get(method)
         return found if found is not None else self.plans[self.signature.method(method)[0]]
 

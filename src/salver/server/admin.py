@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.v2 import EXTENSIONS
 from salver.engine.engine import version_key
-from salver.errors import Internal, InvalidInput
+from salver.errors import Internal, InvalidInput, NotFound, Unavailable
 from salver.observe import user_metrics
 from salver.observe.memory import device_bytes
 from salver.observe.metrics import ObservedModel, ObservedVersion, exposition
@@ -56,6 +56,7 @@ class Admin:
             "live": lambda arguments: {"live": True},
             "ready": lambda arguments: {"ready": engine.is_ready},
             "model_ready": self._model_ready,
+            "is_model_ready": self._is_model_ready,
             "server_metadata": self._server_metadata,
             "model_metadata": self._model_metadata,
             "model_config": self._model_config,
@@ -93,6 +94,13 @@ class Admin:
 
     def _model_ready(self, arguments: Mapping[str, Any]) -> dict[str, bool]:
         return {"ready": self._find(arguments).target.is_ready}
+
+    def _is_model_ready(self, arguments: Mapping[str, Any]) -> dict[str, bool]:
+        """The same for gRPC, whose clients expect an answer for what is not there, too."""
+        try:
+            return self._model_ready(arguments)
+        except (NotFound, Unavailable):
+            return {"ready": False}
 
     def _server_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": "salver", "version": __version__, "extensions": list(EXTENSIONS)}

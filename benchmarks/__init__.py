@@ -1,0 +1,1 @@
+"""Measures Salver against its peers on one machine: `python -m benchmarks`."""

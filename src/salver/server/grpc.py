@@ -1,0 +1,276 @@
+"""gRPC over HTTP/2 (grpc PROTOCOL-HTTP2.md), without sockets: heads, messages, statuses."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import zlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from salver.clock import NS_PER_MS, NS_PER_S
+from salver.errors import InvalidInput, TooLarge, Unsupported, UnsupportedMedia
+from salver.server import hpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from salver.server.http2_head import RequestHead
+    from salver.types import Buffer
+
+CONTENT_TYPE: Final = "application/grpc"
+ACCEPTED_ENCODINGS: Final = "identity, deflate, gzip"
+OK: Final = 0
+
+_PREFIX_BYTES: Final = 5
+_MAX_STATUS_MESSAGE_BYTES: Final = 4096
+_FIRST_BUFFER_BYTES: Final = 64 << 10
+_BUFFER_GROWTH: Final = 8
+_TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
+_UNIT_NS: Final = {
+    "H": 3600 * NS_PER_S,
+    "M": 60 * NS_PER_S,
+    "S": NS_PER_S,
+    "m": NS_PER_MS,
+    "u": 1_000,
+    "n": 1,
+}
+_ZLIB_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+_PLAIN_IN_STATUS: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_CUT_ESCAPE: Final = re.compile(r"%.?$")
+# Headers that concern the transport and are no metadata of the call.
+_NO_METADATA: Final = frozenset({"content-type", "host", "te", "user-agent", "content-length"})
+
+_ANSWER_FIELDS: Final = (
+    (":status", "200"),
+    ("content-type", CONTENT_TYPE),
+    ("grpc-accept-encoding", ACCEPTED_ENCODINGS),
+)
+ANSWER_BLOCK: Final = hpack.encode(_ANSWER_FIELDS)
+"""The header block before the first message of an answer."""
+OK_BLOCK: Final = hpack.encode([("grpc-status", "0")])
+"""The trailer block of a call that succeeded."""
+
+
+class CallHead:
+    """What a gRPC request's head says; made once per header block.
+
+    `timeout_ns` is 0 when the client set none. `encoding` is that of compressed messages. `method`
+    is for whoever knows what stands behind `path`.
+    """
+
+    __slots__ = ("encoding", "headers", "method", "path", "timeout_ns")
+
+    def __init__(self, head: RequestHead) -> None:
+        """Raises: InvalidInput, Unsupported, UnsupportedMedia."""
+        headers = head.headers
+        if head.method != "POST":
+            raise InvalidInput(f"gRPC calls are POST requests, not {head.method}")
+        if not is_grpc(head):
+            raise UnsupportedMedia(f"the content type must be {CONTENT_TYPE}")
+        self.path = head.path
+        self.method: Any = None
+        self.headers = headers
+        timeout = headers.get("grpc-timeout")
+        self.timeout_ns = 0 if timeout is None else parse_timeout(timeout)
+        self.encoding = headers.get("grpc-encoding", "identity")
+        if self.encoding != "identity" and self.encoding not in _ZLIB_WINDOW_BITS:
+            raise Unsupported(
+                f"messages compressed with {self.encoding!r} are not taken; there are: "
+                f"{ACCEPTED_ENCODINGS}"
+            )
+
+    def metadata(self) -> dict[str, str | bytes]:
+        """The call's custom metadata; values of keys that end in `-bin` are decoded bytes.
+
+        Raises: InvalidInput.
+        """
+        return {
+            name: decode_binary(value) if name.endswith("-bin") else value
+            for name, value in self.headers.items()
+            if name not in _NO_METADATA and not name.startswith("grpc-")
+        }
+
+
+class Compressed(NamedTuple):
+    """A message as it travelled; `decompress` it off the loop unless it is small."""
+
+    data: bytes
+    encoding: str
+
+
+class Deframer:
+    """Cuts one call's body into messages of at most `max_message_bytes`.
+
+    A message is bytes, or a memoryview of its own buffer when it came in pieces, or `Compressed`.
+    Memory grows with what has come, not with what a prefix promises.
+    """
+
+    __slots__ = ("_encoding", "_filled", "_head", "_max_bytes", "_message", "_size")
+
+    def __init__(self, max_message_bytes: int, encoding: str = "identity") -> None:
+        self._max_bytes = max_message_bytes
+        self._encoding = encoding
+        self._head = b""
+        self._size = 0
+        self._filled = 0
+        self._message: memoryview | None = None
+
+    def feed(self, data: Buffer) -> Sequence[Buffer | Compressed]:
+        """Takes a piece of the body, which may be reused after; returns the messages it ends.
+
+        Raises: InvalidInput, TooLarge.
+        """
+        size = len(data) - _PREFIX_BYTES
+        if self._message is None and not self._head and size >= 0:
+            prefix = bytes(data[:_PREFIX_BYTES])
+            if prefix[0] == 0 and int.from_bytes(prefix, "big") == size <= self._max_bytes:
+                return (bytes(data[_PREFIX_BYTES:]),)
+        return self._feed(memoryview(data))
+
+    def finish(self) -> None:
+        """Raises: InvalidInput if the body ended inside a message."""
+        if self._head:
+            raise InvalidInput("the body ends inside a gRPC message")
+
+    def _feed(self, data: memoryview) -> list[Buffer | Compressed]:
+        messages: list[Buffer | Compressed] = []
+        while data:
+            if self._message is None:
+                missing = _PREFIX_BYTES - len(self._head)
+                self._head += bytes(data[:missing])
+                data = data[missing:]
+                if len(self._head) < _PREFIX_BYTES:
+                    break
+                self._size = self._read_prefix(self._head)
+                self._message = _buffer(self._size, len(data))
+                self._filled = 0
+            data = self._fill(self._message, data)
+            if self._filled == self._size:
+                messages.append(self._take(self._message))
+        return messages
+
+    def _read_prefix(self, prefix: bytes) -> int:
+        flag, size = prefix[0], int.from_bytes(prefix[1:], "big")
+        if flag > 1:
+            raise InvalidInput(f"a gRPC message begins with {flag}, neither plain nor compressed")
+        if flag and self._encoding == "identity":
+            raise InvalidInput("a message is compressed, but grpc-encoding does not say how")
+        if size > self._max_bytes:
+            raise TooLarge(f"a message of {size} bytes; at most {self._max_bytes} are allowed")
+        return size
+
+    def _fill(self, message: memoryview, data: memoryview) -> memoryview:
+        """Copies what belongs to the message; returns what comes after it."""
+        filled = self._filled
+        stop = filled + min(len(data), self._size - filled)
+        if stop > len(message):
+            larger = _buffer(self._size, stop)
+            larger[:filled] = message[:filled]
+            self._message = message = larger
+        message[filled:stop] = data[: stop - filled]
+        self._filled = stop
+        return data[stop - filled :]
+
+    def _take(self, message: memoryview) -> Buffer | Compressed:
+        compressed = self._head[0]
+        self._head, self._message = b"", None
+        return Compressed(bytes(message), self._encoding) if compressed else message
+
+
+def _buffer(size: int, num_bytes: int) -> memoryview:
+    """Room for a message of `size` bytes, of which `num_bytes` are there."""
+    capacity = min(size, max(_FIRST_BUFFER_BYTES, _BUFFER_GROWTH * num_bytes))
+    return np.empty(capacity, np.uint8).data
+
+
+def decompress(message: Compressed, max_bytes: int) -> bytes:
+    """Opens a compressed message without ever holding more than `max_bytes` of it.
+
+    Raises: InvalidInput, TooLarge.
+    """
+    stream = zlib.decompressobj(_ZLIB_WINDOW_BITS[message.encoding])
+    try:
+        data = stream.decompress(message.data, max_bytes + 1)
+    except zlib.error:
+        raise InvalidInput(f"a message is not valid {message.encoding}") from None
+    if len(data) > max_bytes:
+        raise TooLarge(f"a message of more than {max_bytes} bytes after decompression")
+    if not stream.eof or stream.unused_data:
+        raise InvalidInput(f"a message is not one whole {message.encoding} stream")
+    return data
+
+
+def is_grpc(head: RequestHead) -> bool:
+    """Whether a request is a gRPC call, of whatever message format."""
+    content_type = head.headers.get("content-type", "")
+    return content_type.startswith(CONTENT_TYPE) and content_type[16:17] in ("", "+", ";")
+
+
+def parse_timeout(text: str) -> int:
+    """A `grpc-timeout` in ns: at most eight digits and a unit.
+
+    Raises: InvalidInput.
+    """
+    match = _TIMEOUT.fullmatch(text)
+    if match is None:
+        raise InvalidInput(f"grpc-timeout {text!r} is not up to 8 digits and one of H M S m u n")
+    return int(match[1]) * _UNIT_NS[match[2]]
+
+
+def decode_binary(value: str) -> bytes:
+    """A `-bin` value: base64 with or without padding; of several, joined by commas.
+
+    Raises: InvalidInput.
+    """
+    try:
+        return b",".join(
+            base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
+            for part in re.split(r", ?", value)
+        )
+    except (binascii.Error, ValueError):
+        raise InvalidInput("binary metadata is not valid base64") from None
+
+
+def encode_binary(value: bytes) -> str:
+    """Bytes as the value of a `-bin` key."""
+    return base64.b64encode(value).decode().rstrip("=")
+
+
+def frame(parts: Iterable[Buffer]) -> list[Buffer]:
+    """One uncompressed message, its prefix in front of its parts."""
+    framed: list[Buffer] = [b"", *parts]
+    framed[0] = sum(map(len, framed)).to_bytes(_PREFIX_BYTES, "big")
+    return framed
+
+
+def status_block(code: int, message: str = "", metadata: Mapping[str, str] | None = None) -> bytes:
+    """The trailer block that ends a call whose answer has begun."""
+    if code == OK and not metadata:
+        return OK_BLOCK
+    return hpack.encode(_status_fields(code, message, metadata))
+
+
+def error_block(code: int, message: str = "", metadata: Mapping[str, str] | None = None) -> bytes:
+    """The only header block of a call that fails before its first message (`Trailers-Only`)."""
+    return hpack.encode((*_ANSWER_FIELDS, *_status_fields(code, message, metadata)))
+
+
+def _status_fields(
+    code: int, message: str, metadata: Mapping[str, str] | None
+) -> list[hpack.Field]:
+    fields = [("grpc-status", str(code))]
+    if message:
+        fields.append(("grpc-message", encode_status_message(message)))
+    return [*fields, *metadata.items()] if metadata else fields
+
+
+def encode_status_message(message: str) -> str:
+    """Percent-encodes the UTF-8 of a `grpc-message`, and cuts it to 4 kB."""
+    text = quote(message[:_MAX_STATUS_MESSAGE_BYTES], safe=_PLAIN_IN_STATUS, errors="replace")
+    if len(text) <= _MAX_STATUS_MESSAGE_BYTES:
+        return text
+    return _CUT_ESCAPE.sub("", text[:_MAX_STATUS_MESSAGE_BYTES])

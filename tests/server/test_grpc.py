@@ -1,0 +1,221 @@
+"""gRPC's heads, messages and statuses as PROTOCOL-HTTP2.md defines them."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salver.errors import InvalidInput, TooLarge, Unsupported, UnsupportedMedia
+from salver.server import grpc, hpack
+from salver.server.grpc import CallHead, Compressed, Deframer
+from salver.server.http2_head import RequestHead
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def head(
+    *fields: tuple[str, str], method: str = "POST", kind: str = grpc.CONTENT_TYPE
+) -> RequestHead:
+    return RequestHead(
+        [
+            (":method", method),
+            (":scheme", "http"),
+            (":path", "/package.Service/Method"),
+            ("content-type", kind),
+            ("te", "trailers"),
+            *fields,
+        ]
+    )
+
+
+def opened(messages: Sequence[object]) -> list[bytes]:
+    return [
+        grpc.decompress(m, 1 << 20) if isinstance(m, Compressed) else bytes(m)  # type: ignore[call-overload]
+        for m in messages
+    ]
+
+
+def test_reads_a_call() -> None:
+    call = CallHead(
+        head(
+            ("grpc-timeout", "250m"),
+            ("grpc-encoding", "gzip"),
+            ("user-agent", "x"),
+            ("tenant", "a"),
+            ("key-bin", "AAH/"),
+        )
+    )
+    assert (call.path, call.timeout_ns) == ("/package.Service/Method", 250_000_000)
+    assert call.encoding == "gzip"
+    assert call.metadata() == {"tenant": "a", "key-bin": b"\x00\x01\xff"}
+
+
+def test_a_head_without_options_has_none() -> None:
+    call = CallHead(head())
+    assert (call.timeout_ns, call.encoding) == (0, "identity")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/grpc", "application/grpc+proto", "application/grpc;x"]
+)
+def test_takes_every_message_format(kind: str) -> None:
+    assert grpc.is_grpc(head(kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (head(method="GET"), InvalidInput),
+        (head(kind="application/grpc-web"), UnsupportedMedia),
+        (head(kind="application/json"), UnsupportedMedia),
+        (head(("grpc-timeout", "soon")), InvalidInput),
+        (head(("grpc-encoding", "snappy")), Unsupported),
+    ],
+)
+def test_refuses_heads(wrong: RequestHead, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        CallHead(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_ns"),
+    [
+        ("1H", 3600 * 10**9),
+        ("2M", 120 * 10**9),
+        ("3S", 3 * 10**9),
+        ("4m", 4 * 10**6),
+        ("5u", 5000),
+        ("99999999n", 99_999_999),
+    ],
+)
+def test_timeouts(text: str, expected_ns: int) -> None:
+    assert grpc.parse_timeout(text) == expected_ns
+
+
+@pytest.mark.parametrize("text", ["", "1", "S", "1s", "-1S", "100000000S", "1.5S", "1S ", "١S"])
+def test_refuses_timeouts(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        grpc.parse_timeout(text)
+
+
+@given(st.binary(max_size=100))
+def test_binary_metadata_round_trip(value: bytes) -> None:
+    assert grpc.decode_binary(grpc.encode_binary(value)) == value
+
+
+def test_binary_metadata_of_several_values_and_with_padding() -> None:
+    assert grpc.decode_binary("YQ==, Yg") == b"a,b"
+    with pytest.raises(InvalidInput):
+        grpc.decode_binary("a%b")
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=6),
+    st.sampled_from(["gzip", "deflate"]),
+    st.lists(st.integers(1, 100), max_size=40),
+)
+def test_messages_survive_any_division_into_pieces(
+    messages: list[tuple[bytes, bool]], encoding: str, sizes: list[int]
+) -> None:
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    body = b""
+    for message, compressed in messages:
+        data = pack(message) if compressed else message
+        framed = b"".join(grpc.frame([data[:7], data[7:]]))
+        body += bytes((compressed,)) + framed[1:]
+    deframer, found = Deframer(1000, encoding), []
+    for size in [*sizes, len(body) + 1]:
+        found += opened(deframer.feed(body[:size]))
+        body = body[size:]
+    deframer.finish()
+    assert found == [message for message, _ in messages]
+
+
+def test_a_large_message_in_many_pieces_is_one_buffer() -> None:
+    message = bytes(range(256)) * 8000
+    body = memoryview(b"".join(grpc.frame([message])))
+    deframer, found = Deframer(1 << 22), []
+    for start in range(0, len(body), 10_000):
+        found += deframer.feed(body[start : start + 10_000])
+    assert [bytes(one) for one in found] == [message]
+
+
+def test_memory_grows_with_what_came() -> None:
+    deframer = Deframer(1 << 40)
+    deframer.feed(b"\0\xff\xff\xff\xff" + bytes(100))
+    assert len(deframer._message or b"") == 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"\x02\0\0\0\0", InvalidInput),
+        (b"\x01\0\0\0\0", InvalidInput),
+        (b"\0\0\0\0\x65" + bytes(0x65), TooLarge),
+        (b"\0\xff\xff\xff\xff", TooLarge),
+    ],
+)
+def test_refuses_messages(body: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Deframer(100).feed(body)
+
+
+@pytest.mark.parametrize("body", [b"\0", b"\0\0\0\0\x05", b"\0\0\0\0\x05abc"])
+def test_refuses_an_unfinished_body(body: bytes) -> None:
+    deframer = Deframer(100)
+    assert not deframer.feed(body)
+    with pytest.raises(InvalidInput):
+        deframer.finish()
+
+
+def test_decompression_is_bounded() -> None:
+    bomb = Compressed(gzip.compress(bytes(1 << 20)), "gzip")
+    with pytest.raises(TooLarge):
+        grpc.decompress(bomb, 1000)
+    assert len(grpc.decompress(bomb, 1 << 20)) == 1 << 20
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"nonsense", gzip.compress(b"x")[:-1], gzip.compress(b"x") + b"y"]
+)
+def test_refuses_broken_compression(data: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        grpc.decompress(Compressed(data, "gzip"), 1000)
+
+
+def test_statuses() -> None:
+    decode = hpack.Decoder(1 << 16, 100).decode
+    assert grpc.status_block(0) is grpc.OK_BLOCK
+    assert decode(grpc.OK_BLOCK) == [("grpc-status", "0")]
+    assert decode(grpc.status_block(5, "no model 'ä'", {"a": "b"})) == [
+        ("grpc-status", "5"),
+        ("grpc-message", "no model '%C3%A4'"),
+        ("a", "b"),
+    ]
+    assert decode(grpc.error_block(12, "no")) == [
+        (":status", "200"),
+        ("content-type", "application/grpc"),
+        ("grpc-accept-encoding", "identity, deflate, gzip"),
+        ("grpc-status", "12"),
+        ("grpc-message", "no"),
+    ]
+
+
+@given(st.text())
+def test_status_messages_round_trip(message: str) -> None:
+    text = grpc.encode_status_message(message)
+    assert all(" " <= c <= "~" for c in text)
+    assert unquote(text) == message.encode("utf-8", "replace").decode()
+
+
+def test_long_status_messages_are_cut_between_escapes() -> None:
+    text = grpc.encode_status_message("é" * 5000)
+    assert 4090 <= len(text) <= 4096
+    assert len(text) % 3 == 0

@@ -1,0 +1,678 @@
+"""The server side of HTTP/2 against `h2` as a client, and against frames no client should send."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import hyperframe.frame as oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salver.server import frames, hpack
+from salver.server.flood import WINDOW_NS
+from salver.server.frames import ErrorCode, Setting
+from salver.server.http2 import STREAM_WINDOW_BYTES, Http2Connection, Http2Limits
+
+if TYPE_CHECKING:
+    from salver.server.http2_head import RequestHead
+    from salver.server.stream import Stream
+
+POST = [(":method", "POST"), (":scheme", "http"), (":path", "/p"), (":authority", "h")]
+POST_BLOCK = hpack.encode(POST)
+OK = hpack.encode([(":status", "200")])
+TRAILERS = hpack.encode([("grpc-status", "0")])
+HELLO = frames.PREFACE + frames.settings({})
+
+
+class Recorder:
+    """Notes what happens; `answers` makes it answer every whole request."""
+
+    def __init__(self, answers: list[Any] | None = None) -> None:
+        self.events: list[Any] = []
+        self.streams: dict[int, Stream] = {}
+        self.bodies: dict[int, bytes] = {}
+        self.answers = answers
+        self.connection: Http2Connection
+
+    def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
+        self.events.append(("request", stream.id, head.path))
+        self.streams[stream.id] = stream
+        self.bodies[stream.id] = b""
+        if end_stream:
+            self.on_whole(stream)
+
+    def on_data(self, stream: Stream, data: Any, end_stream: bool) -> None:
+        self.bodies[stream.id] += bytes(data)
+        if end_stream:
+            self.on_whole(stream)
+
+    def on_whole(self, stream: Stream) -> None:
+        self.events.append(("whole", stream.id, self.bodies[stream.id]))
+        if self.answers is not None:
+            self.connection.sender.send_unary(stream, OK, self.answers, TRAILERS)
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        self.events.append(("reset", stream.id, code))
+
+    def on_writable(self, stream: Stream) -> None:
+        self.events.append(("writable", stream.id))
+
+    def on_goaway(self, code: int) -> None:
+        self.events.append(("goaway", code))
+
+
+def serve(answers: list[Any] | None = None, **limits: int) -> tuple[Http2Connection, Recorder]:
+    recorder = Recorder(answers)
+    connection = Http2Connection(recorder, Http2Limits(**limits), 0)
+    recorder.connection = connection
+    return connection, recorder
+
+
+def started(answers: list[Any] | None = None, **limits: int) -> tuple[Http2Connection, Recorder]:
+    """A connection after the greeting, whose output is empty."""
+    connection, recorder = serve(answers, **limits)
+    connection.receive(HELLO, 0)
+    written(connection)
+    return connection, recorder
+
+
+def written(connection: Http2Connection) -> bytes:
+    data = b""
+    while parts := connection.sender.take_output():
+        data += b"".join(parts)
+    return data
+
+
+def frames_of(data: bytes) -> list[oracle.Frame]:
+    found, rest = [], memoryview(data)
+    while rest:
+        one, length = oracle.Frame.parse_frame_header(rest[:9])
+        one.parse_body(rest[9 : 9 + length])
+        found.append(one)
+        rest = rest[9 + length :]
+    return found
+
+
+def request(stream_id: int, body: bytes | None = None, block: bytes = POST_BLOCK) -> bytes:
+    if body is None:
+        return frames.frame(frames.HEADERS, 5, stream_id, block)
+    return frames.frame(frames.HEADERS, 4, stream_id, block) + data(stream_id, body, end=True)
+
+
+def data(stream_id: int, body: bytes, end: bool = False) -> bytes:
+    return frames.frame(frames.DATA, int(end), stream_id, body)
+
+
+def goaway_code(connection: Http2Connection) -> int | None:
+    codes = [
+        one.error_code
+        for one in frames_of(written(connection))
+        if isinstance(one, oracle.GoAwayFrame)
+    ]
+    return codes[-1] if codes else None
+
+
+def resets(connection: Http2Connection) -> list[tuple[int, int]]:
+    return [
+        (one.stream_id, one.error_code)
+        for one in frames_of(written(connection))
+        if isinstance(one, oracle.RstStreamFrame)
+    ]
+
+
+class Client:
+    """`h2` as the peer, connected without a socket."""
+
+    def __init__(self, connection: Http2Connection) -> None:
+        self.server = connection
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.h2.initiate_connection()
+        self.events: list[h2.events.Event] = []
+        self.exchange()
+
+    def exchange(self) -> None:
+        while True:
+            out = self.h2.data_to_send()
+            if out:
+                self.server.receive(out, 0)
+            back = written(self.server)
+            if back:
+                self.events += self.h2.receive_data(back)
+            if not out and not back:
+                return
+
+    def post(self, body: bytes, headers: list[tuple[str, str]] | None = None) -> int:
+        stream_id = self.h2.get_next_available_stream_id()
+        self.h2.send_headers(stream_id, POST + (headers or []))
+        view = memoryview(body)
+        while view:
+            size = min(
+                len(view),
+                self.h2.local_flow_control_window(stream_id),
+                self.h2.max_outbound_frame_size,
+            )
+            assert size
+            self.h2.send_data(stream_id, bytes(view[:size]))
+            view = view[size:]
+            self.exchange()
+        self.h2.end_stream(stream_id)
+        self.exchange()
+        return stream_id
+
+    def body(self, stream_id: int) -> bytes:
+        return b"".join(
+            event.data
+            for event in self.events
+            if isinstance(event, h2.events.DataReceived) and event.stream_id == stream_id
+        )
+
+    def ended(self, stream_id: int) -> bool:
+        return any(
+            isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id
+            for event in self.events
+        )
+
+
+# A client and its answers.
+
+
+def test_answers_a_unary_call_with_headers_data_and_trailers() -> None:
+    connection, recorder = serve([b"he", b"llo"])
+    client = Client(connection)
+    stream_id = client.post(b"question", [("grpc-timeout", "1S")])
+    assert recorder.events == [("request", 1, "/p"), ("whole", 1, b"question")]
+    assert client.body(stream_id) == b"hello"
+    kinds = [type(event) for event in client.events]
+    assert h2.events.ResponseReceived in kinds
+    assert h2.events.TrailersReceived in kinds
+    assert client.ended(stream_id)
+    assert not connection.streams
+
+
+def test_large_bodies_pass_both_ways_through_small_windows() -> None:
+    answer = bytes(range(256)) * 2000
+    connection, recorder = serve([answer])
+    client = Client(connection)
+    body = b"abcdefgh" * 500_000
+    stream_id = client.post(body)
+    for _ in range(200):
+        if client.ended(stream_id):
+            break
+        with contextlib.suppress(h2.exceptions.StreamClosedError):
+            client.h2.increment_flow_control_window(10_000, stream_id)
+        client.h2.increment_flow_control_window(10_000)
+        client.exchange()
+    assert recorder.bodies[stream_id] == body
+    assert client.body(stream_id) == answer
+    assert client.ended(stream_id)
+
+
+@pytest.mark.parametrize("window", [0, 10, 100_000])
+def test_the_clients_initial_window_holds(window: int) -> None:
+    connection, _ = serve([bytes(50)])
+    connection.receive(frames.PREFACE + frames.settings({Setting.INITIAL_WINDOW_SIZE: window}), 0)
+    connection.receive(request(1, b""), 0)
+    sent = sum(
+        len(one.data) for one in frames_of(written(connection)) if isinstance(one, oracle.DataFrame)
+    )
+    assert sent == min(window, 50)
+    connection.receive(frames.settings({Setting.INITIAL_WINDOW_SIZE: 200_000}), 0)
+    rest = frames_of(written(connection))
+    assert sent + sum(len(one.data) for one in rest if isinstance(one, oracle.DataFrame)) == 50
+    assert ("END_STREAM" in rest[-1].flags) is (sent < 50)
+
+
+def test_waiting_streams_take_turns_of_16_kb() -> None:
+    connection, recorder = started()
+    connection.receive(frames.window_update(0, 1 << 20), 0)
+    connection.receive(b"".join(request(i) for i in (1, 3, 5)), 0)
+    for stream in recorder.streams.values():
+        connection.sender.send_data(stream, [bytes(40_000)], end_stream=True)
+    turns = [one.stream_id for one in frames_of(written(connection))]
+    assert turns == [1, 3, 5, 1, 3, 5, 1, 3, 5]
+
+
+def test_a_stream_without_window_does_not_hold_up_the_others() -> None:
+    connection, recorder = started()
+    connection.receive(frames.window_update(0, 1 << 20) + request(1) + request(3), 0)
+    first, second = recorder.streams.values()
+    connection.sender.send_data(first, [bytes(100_000)], end_stream=True)
+    written(connection)
+    connection.sender.send_unary(second, OK, [bytes(1000)], TRAILERS)
+    assert {one.stream_id for one in frames_of(written(connection))} == {3}
+    connection.receive(frames.window_update(1, 100_000), 0)
+    assert frames_of(written(connection))[-1].flags == {"END_STREAM"}
+
+
+def test_output_is_bounded_while_the_transport_is_full() -> None:
+    connection, recorder = started(output_bytes=50_000)
+    connection.receive(
+        frames.settings({Setting.INITIAL_WINDOW_SIZE: 1 << 20})
+        + frames.window_update(0, 1 << 20)
+        + request(1)
+        + request(3),
+        0,
+    )
+    written(connection)
+    connection.sender.send_unary(recorder.streams[1], OK, [bytes(500_000)], TRAILERS)
+    assert len(b"".join(connection.sender.take_output())) < 120_000
+    connection.sender.pause_output()
+    connection.sender.send_unary(recorder.streams[3], OK, [b"small"], TRAILERS)
+    assert connection.sender.take_output() == []
+    assert len(connection.streams) == 2
+    connection.sender.resume_output()
+    found = frames_of(written(connection))
+    assert [one.stream_id for one in found if "END_STREAM" in one.flags] == [3, 1]
+    assert not connection.streams
+
+
+def test_a_queued_answer_is_the_same_as_one_sent_at_once() -> None:
+    at_once, recorder = started([b"\0", b"answer"])
+    at_once.receive(request(1, b"x"), 0)
+    queued, recorder = started()
+    queued.receive(request(1, b"x"), 0)
+    queued.sender.pause_output()
+    queued.sender.send_unary(recorder.streams[1], OK, [b"\0", b"answer"], TRAILERS)
+    assert written(queued) == b""
+    queued.sender.resume_output()
+    assert written(queued) == written(at_once)
+
+
+def test_a_reset_stream_takes_its_queue_with_it() -> None:
+    connection, recorder = started()
+    connection.receive(request(1) + request(3), 0)
+    for stream in recorder.streams.values():
+        connection.sender.send_data(stream, [bytes(70_000)], end_stream=True)
+    written(connection)
+    connection.receive(frames.rst_stream(1, 8) + frames.window_update(0, 100_000), 0)
+    assert {one.stream_id for one in frames_of(written(connection))} == {3}
+    assert recorder.streams[1].queued == 0
+
+
+def test_tells_when_a_streamed_answer_can_go_on() -> None:
+    connection, recorder = started()
+    connection.receive(request(1), 0)
+    stream = recorder.streams[1]
+    connection.sender.send_headers(stream, OK)
+    connection.sender.send_data(stream, [b"one"])
+    written(connection)
+    assert recorder.events[-1] == ("writable", 1)
+    connection.sender.send_data(stream, [b"two"])
+    connection.sender.send_trailers(stream, TRAILERS)
+    found = frames_of(written(connection))
+    assert [type(one).__name__ for one in found] == ["DataFrame", "HeadersFrame"]
+    assert recorder.events.count(("writable", 1)) == 1
+
+
+def test_an_empty_answer_ends_with_an_empty_frame() -> None:
+    connection, recorder = started()
+    connection.receive(request(1), 0)
+    connection.sender.send_headers(recorder.streams[1], OK)
+    connection.sender.send_data(recorder.streams[1], [], end_stream=True)
+    assert written(connection).endswith(data(1, b"", end=True))
+
+
+def test_an_answer_before_the_end_of_the_body_stops_the_body() -> None:
+    connection, recorder = started()
+    connection.receive(frames.frame(frames.HEADERS, 4, 1, POST_BLOCK) + data(1, b"abc"), 0)
+    connection.sender.send_headers(recorder.streams[1], OK, end_stream=True)
+    connection.receive(data(1, bytes(2000)) + data(1, b"", end=True) + request(3, b"x"), 0)
+    assert resets(connection) == [(1, ErrorCode.NO_ERROR)]
+    assert ("whole", 3, b"x") in recorder.events
+
+
+def test_a_client_with_a_smaller_table_hears_that_we_use_none() -> None:
+    connection, _ = serve([b"x"])
+    hello = frames.settings({Setting.HEADER_TABLE_SIZE: 100})
+    connection.receive(frames.PREFACE + hello + request(1, b""), 0)
+    headers = [f for f in frames_of(written(connection)) if isinstance(f, oracle.HeadersFrame)]
+    assert headers[0].data == b"\x20" + OK
+
+
+# Reading.
+
+
+def conversation() -> bytes:
+    """One of everything that a client may say."""
+    encoded = hpack.encode([*POST, ("content-length", "5")])
+    return b"".join(
+        (
+            HELLO,
+            frames.frame(frames.SETTINGS, frames.ACK, 0),
+            request(1, b"first"),
+            frames.frame(frames.HEADERS, 0, 3, encoded[:3]),
+            frames.frame(frames.CONTINUATION, 0, 3, encoded[3:9]),
+            frames.frame(frames.CONTINUATION, 4, 3, encoded[9:]),
+            frames.frame(frames.DATA, frames.PADDED, 3, b"\x03abc\0\0\0"),
+            frames.frame(frames.PING, 0, 0, b"12345678"),
+            frames.frame(frames.DATA, frames.PADDED, 3, b"\x00de"),
+            frames.frame(0x2A, 0, 0, b"unknown"),
+            frames.frame(frames.HEADERS, 5, 3, hpack.encode([("checksum", "1")])),
+            frames.frame(frames.HEADERS, 0x2D, 5, b"\x02\0\0\0\0\x10" + POST_BLOCK + b"\0\0"),
+            frames.frame(frames.PRIORITY, 0, 7, b"\0\0\0\0\x10"),
+            frames.frame(frames.HEADERS, 4, 7, POST_BLOCK),
+            frames.rst_stream(7, ErrorCode.CANCEL),
+            frames.frame(frames.HEADERS, 4, 9, POST_BLOCK),
+            frames.frame(frames.DATA, frames.PADDED | frames.END_STREAM, 9, b"\x09abc" + bytes(9)),
+            frames.goaway(0, ErrorCode.NO_ERROR),
+        )
+    )
+
+
+EXPECTED = [
+    ("request", 1, "/p"),
+    ("whole", 1, b"first"),
+    ("request", 3, "/p"),
+    ("whole", 3, b"abcde"),
+    ("request", 5, "/p"),
+    ("whole", 5, b""),
+    ("request", 7, "/p"),
+    ("reset", 7, ErrorCode.CANCEL),
+    ("request", 9, "/p"),
+    ("whole", 9, b"abc"),
+    ("goaway", ErrorCode.NO_ERROR),
+]
+
+
+@given(st.lists(st.integers(1, 60), max_size=60), st.booleans(), st.sampled_from([None, [b"ok"]]))
+def test_any_division_into_reads_means_the_same(
+    sizes: list[int], as_view: bool, answers: list[bytes] | None
+) -> None:
+    whole = conversation()
+    connection, recorder = serve(answers)
+    pieces, start = [], 0
+    for size in sizes:
+        pieces.append(whole[start : start + size])
+        start += size
+    for piece in [*pieces, whole[start:]]:
+        connection.receive(memoryview(piece) if as_view else piece, 0)
+    assert recorder.events == EXPECTED
+    assert not connection.failed
+    assert not connection.mid_head
+    acks = [f for f in frames_of(written(connection)) if isinstance(f, oracle.PingFrame)]
+    assert [one.opaque_data for one in acks] == [b"12345678"]
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_never_raise(noise: bytes) -> None:
+    connection, _ = serve([b"ok"])
+    connection.receive(HELLO + noise, 0)
+    written(connection)
+
+
+FRAME = st.builds(
+    frames.frame,
+    st.integers(0, 11),
+    st.integers(0, 255),
+    st.integers(0, 9),
+    st.binary(max_size=20) | st.just(POST_BLOCK),
+)
+
+
+@given(st.lists(FRAME, max_size=30))
+def test_arbitrary_frames_never_raise_and_leave_the_windows_whole(parts: list[bytes]) -> None:
+    connection, _ = serve([b"ok"])
+    connection.receive(HELLO + b"".join(parts), 0)
+    written(connection)
+    connection.connection_lost()
+    assert not connection.streams
+
+
+def test_repeated_blocks_share_one_head() -> None:
+    connection, recorder = started()
+    heads = []
+    recorder.on_request = lambda stream, head, end: heads.append(head)  # type: ignore[method-assign]
+    connection.receive(b"".join(request(i) for i in (1, 3)), 0)
+    connection.receive(request(5, block=POST_BLOCK + b"\x40\x01a\x01b"), 0)
+    connection.receive(request(7), 0)
+    assert heads[0] is heads[1]
+    assert heads[2].headers["a"] == "b"
+    assert heads[3] is not heads[0]
+
+
+def test_received_bodies_are_credited_when_their_calls_end() -> None:
+    connection, _ = started([b"ok"], held_bytes=1 << 20)
+    for stream_id in range(1, 21, 2):
+        connection.receive(request(stream_id, bytes(200_000)), 0)
+    updates = [
+        one.window_increment
+        for one in frames_of(written(connection))
+        if isinstance(one, oracle.WindowUpdateFrame)
+    ]
+    assert sum(updates) > 2_000_000 - (1 << 20)
+    assert not connection.failed
+
+
+def test_unconsumed_bodies_hold_the_connections_window() -> None:
+    connection, recorder = started(held_bytes=100_000)
+    connection.receive(frames.frame(frames.HEADERS, 4, 1, POST_BLOCK) + data(1, bytes(90_000)), 0)
+    assert written(connection) == b""
+    connection.consumed(recorder.streams[1], 80_000)
+    assert written(connection) == frames.window_update(0, 80_000)
+
+
+def test_unfinished_bodies_that_fill_the_window_give_way_to_the_oldest() -> None:
+    connection, recorder = started(held_bytes=100_000)
+    heads = b"".join(frames.frame(frames.HEADERS, 4, i, POST_BLOCK) for i in (1, 3))
+    connection.receive(heads + data(1, bytes(60_000)) + data(3, bytes(40_000)), 0)
+    assert recorder.events[-1] == ("reset", 3, ErrorCode.ENHANCE_YOUR_CALM)
+    assert written(connection).endswith(frames.window_update(0, 40_000))
+    assert list(connection.streams) == [1]
+
+
+def test_a_paused_stream_gets_no_window_until_it_is_resumed() -> None:
+    connection, recorder = started()
+    half = STREAM_WINDOW_BYTES // 2
+    connection.receive(frames.frame(frames.HEADERS, 4, 1, POST_BLOCK), 0)
+    connection.pause(recorder.streams[1])
+    connection.receive(b"".join(data(1, bytes(1 << 20)) for _ in range((half >> 20) + 1)), 0)
+    assert written(connection) == b""
+    connection.resume(recorder.streams[1])
+    assert written(connection) == frames.window_update(1, half + (1 << 20))
+
+
+# What a client must not do.
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (b"GET / HTTP/1.1\r\n", ErrorCode.PROTOCOL_ERROR),
+        (frames.PREFACE + request(1), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + request(2), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + request(0), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + data(1, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + data(0, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.rst_stream(1, 0), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.window_update(1, 1), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.window_update(0, 0), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.window_update(0, 2**31 - 1), ErrorCode.FLOW_CONTROL_ERROR),
+        (HELLO + frames.frame(frames.HEADERS, 1, 1, POST_BLOCK) + request(3), 1),
+        (HELLO + frames.frame(frames.CONTINUATION, 4, 1, POST_BLOCK), 1),
+        (HELLO + frames.frame(frames.PUSH_PROMISE, 4, 1, POST_BLOCK), 1),
+        (HELLO + frames.frame(frames.PING, 0, 0, b"short"), ErrorCode.FRAME_SIZE_ERROR),
+        (HELLO + frames.frame(frames.PING, 0, 1, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.frame(frames.SETTINGS, 0, 0, b"1234567"), ErrorCode.FRAME_SIZE_ERROR),
+        (HELLO + frames.frame(frames.SETTINGS, 1, 0, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
+        (HELLO + frames.frame(frames.SETTINGS, 0, 1), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.settings({Setting.ENABLE_PUSH: 2}), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.settings({Setting.MAX_FRAME_SIZE: 100}), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.settings({Setting.INITIAL_WINDOW_SIZE: 2**31}), 3),
+        (HELLO + request(1, block=b"\xbe"), ErrorCode.COMPRESSION_ERROR),
+        (HELLO + request(5) + request(3), ErrorCode.STREAM_CLOSED),
+        (HELLO + frames.frame(frames.DATA, 8, 1, b"\x05"), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.frame(frames.DATA, 8, 1, b""), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.HEAD.pack(0x1000, 1, 0, 0, 1), ErrorCode.FRAME_SIZE_ERROR),
+        (HELLO + frames.HEAD.pack(0x1000, 0, 1, 4, 1), ErrorCode.ENHANCE_YOUR_CALM),
+        (HELLO + frames.HEAD.pack(0x100, 0, 4, 0, 0), ErrorCode.FRAME_SIZE_ERROR),
+        (HELLO + frames.frame(frames.GOAWAY, 0, 1, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+        (HELLO + frames.frame(frames.GOAWAY, 0, 0, b""), ErrorCode.FRAME_SIZE_ERROR),
+        (HELLO + frames.frame(frames.PRIORITY, 0, 0, bytes(5)), ErrorCode.PROTOCOL_ERROR),
+    ],
+)
+def test_ends_the_connection(wrong: bytes, code: int) -> None:
+    connection, _ = serve()
+    connection.receive(wrong, 0)
+    assert goaway_code(connection) == code
+    assert connection.finished
+    connection.receive(request(9), 0)
+    assert connection.num_requests <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (request(1, block=hpack.encode(POST[1:])), ErrorCode.PROTOCOL_ERROR),
+        (request(1, block=hpack.encode([*POST, ("A", "b")])), ErrorCode.PROTOCOL_ERROR),
+        (request(1, b"abc", hpack.encode([*POST, ("content-length", "2")])), 1),
+        (request(1, b"abc", hpack.encode([*POST, ("content-length", "4")])), 1),
+        (request(1, block=hpack.encode([*POST, ("content-length", "4")])), 1),
+        (request(1, b"") + data(1, b"x"), ErrorCode.STREAM_CLOSED),
+        (request(1, b"") + request(1), ErrorCode.STREAM_CLOSED),
+        (request(1, b"") + frames.window_update(1, 0), ErrorCode.PROTOCOL_ERROR),
+        (request(1, b"") + frames.window_update(1, 2**31 - 1), ErrorCode.FLOW_CONTROL_ERROR),
+        (frames.frame(frames.PRIORITY, 0, 1, b"x"), ErrorCode.FRAME_SIZE_ERROR),
+        (frames.frame(1, 4, 1, POST_BLOCK) + frames.frame(1, 4, 1, TRAILERS), 1),
+        (frames.frame(1, 4, 1, POST_BLOCK) + frames.frame(1, 5, 1, OK), 1),
+    ],
+)
+def test_ends_the_stream_only(wrong: bytes, code: int) -> None:
+    connection, recorder = started()
+    connection.receive(wrong + request(11, b"next"), 0)
+    assert resets(connection) == [(1, code)]
+    assert recorder.events[-1] == ("whole", 11, b"next")
+    assert list(connection.streams) == [11]
+
+
+def test_refuses_streams_beyond_the_limit() -> None:
+    connection, _ = started(streams=2)
+    connection.receive(b"".join(request(i) for i in (1, 3, 5)), 0)
+    assert resets(connection) == [(5, ErrorCode.REFUSED_STREAM)]
+
+
+def test_answers_431_to_a_header_list_beyond_the_limit() -> None:
+    connection, recorder = started(headers=5)
+    connection.receive(request(1, block=POST_BLOCK + hpack.encode([("a", "b"), ("c", "d")])), 0)
+    found = frames_of(written(connection))
+    assert hpack.Decoder(1000, 9).decode(found[0].data) == [(":status", "431")]  # type: ignore[attr-defined]
+    assert recorder.events == []
+
+
+def test_the_peer_may_not_exceed_the_windows() -> None:
+    connection, _ = started(held_bytes=70_000)
+    head = frames.frame(frames.HEADERS, 4, 1, POST_BLOCK)
+    connection.receive(head + data(1, bytes(70_001)), 0)
+    assert goaway_code(connection) == ErrorCode.FLOW_CONTROL_ERROR
+    connection, recorder = started(held_bytes=64 << 20)
+    connection.receive(head, 0)
+    connection.pause(recorder.streams[1])
+    mega = data(1, bytes(1 << 20))
+    for _ in range(17):
+        connection.receive(mega, 0)
+    assert recorder.events[-1] == ("reset", 1, ErrorCode.FLOW_CONTROL_ERROR)
+
+
+FLOODS = {
+    "ping": frames.frame(frames.PING, 0, 0, bytes(8)),
+    "settings": frames.settings({Setting.ENABLE_PUSH: 0}),
+    "priority": frames.frame(frames.PRIORITY, 0, 9, bytes(5)),
+    "window update": frames.window_update(0, 1),
+    "empty data": data(1, b""),
+    "padding": frames.frame(frames.DATA, frames.PADDED, 1, b"\x02\0\0"),
+    "unknown": frames.frame(0x77, 0, 0, b""),
+    "closed stream": frames.rst_stream(1, 0),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_floods_end_the_connection(flood: str) -> None:
+    connection, _ = started(noise=100)
+    head = frames.frame(frames.HEADERS, 4, 1, POST_BLOCK)
+    connection.receive(head + FLOODS[flood] * 90, 0)
+    assert not connection.failed
+    connection.receive(FLOODS[flood] * 20, WINDOW_NS - 1)
+    assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_the_same_frames_over_a_longer_time_are_no_flood() -> None:
+    connection, _ = started(noise=100)
+    for i in range(10):
+        connection.receive(FLOODS["ping"] * 90, i * WINDOW_NS)
+    assert not connection.failed
+
+
+def test_control_frames_that_come_with_work_are_no_flood() -> None:
+    connection, _ = started([b"ok"], noise=10)
+    for stream_id in range(1, 201, 2):
+        connection.receive(FLOODS["ping"] + frames.window_update(0, 10) + request(stream_id), 0)
+    assert not connection.failed
+
+
+def test_rapid_resets_end_the_connection() -> None:
+    connection, _ = started(resets=50)
+    for stream_id in range(1, 201, 2):
+        connection.receive(request(stream_id) + frames.rst_stream(stream_id, 8), 0)
+    assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
+    assert connection.num_requests == 51
+
+
+def test_a_header_block_may_not_go_on_for_ever() -> None:
+    connection, _ = started()
+    connection.receive(frames.frame(frames.HEADERS, 0, 1), 0)
+    connection.receive(frames.frame(frames.CONTINUATION, 0, 1) * 40, 0)
+    assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
+    connection, _ = started(header_bytes=1000)
+    connection.receive(frames.frame(frames.HEADERS, 0, 1, bytes(600)), 0)
+    connection.receive(frames.frame(frames.CONTINUATION, 0, 1, bytes(600)), 0)
+    assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_acknowledgements_that_nobody_reads_end_the_connection() -> None:
+    connection, _ = started()
+    connection.sender.pause_output()
+    connection.receive(FLOODS["ping"] * 1100, 0)
+    assert connection.failed
+
+
+# The end.
+
+
+def test_shutdown_takes_requests_for_one_round_trip() -> None:
+    connection, recorder = started()
+    connection.shutdown()
+    connection.receive(request(1), 0)
+    out = frames_of(written(connection))
+    ping = next(one for one in out if isinstance(one, oracle.PingFrame))
+    connection.receive(frames.frame(frames.PING, frames.ACK, 0, ping.opaque_data), 0)
+    connection.receive(request(3), 0)
+    out += frames_of(written(connection))
+    last_ids = [one.last_stream_id for one in out if isinstance(one, oracle.GoAwayFrame)]
+    refused = [one.stream_id for one in out if isinstance(one, oracle.RstStreamFrame)]
+    assert (last_ids, refused) == ([2**31 - 1, 1], [3])
+    assert not connection.finished
+    connection.sender.send_headers(recorder.streams[1], OK, end_stream=True)
+    assert connection.finished
+
+
+def test_answers_to_streams_that_are_gone_are_dropped() -> None:
+    connection, recorder = started()
+    connection.receive(request(1) + request(3) + frames.rst_stream(1, 8), 0)
+    connection.reset(recorder.streams[3], ErrorCode.CANCEL)
+    written(connection)
+    for stream in recorder.streams.values():
+        connection.sender.send_unary(stream, OK, [b"late"], TRAILERS)
+        connection.sender.send_data(stream, [b"late"])
+    assert written(connection) == b""
+
+
+def test_a_lost_connection_resets_every_stream() -> None:
+    connection, recorder = started()
+    connection.receive(request(1) + request(3), 0)
+    connection.connection_lost()
+    assert recorder.events[-2:] == [("reset", 1, 8), ("reset", 3, 8)]
