@@ -361,7 +361,8 @@ class Http1Connection(asyncio.BufferedProtocol):
                 self.transport.writelines(out)
             else:
                 self.transport.write(b"".join(out))
-        if self._rest and not self._is_full():
+        # Half of the places must be free, or every answer would have all of the rest parsed again.
+        if self._rest and 2 * len(self._exchanges) <= self._max_pipelined and self._is_writable:
             self._resume()
         if self._is_closing and not self._exchanges and not self._out:
             self._close()
