@@ -8,11 +8,11 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from tests.server.conftest import FakeTransport
 
 from salver.codecs.protobuf import message
 from salver.server import grpc
 from salver.server.http2_socket import Http2Socket
-from tests.server.conftest import FakeTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 WATCH = "/grpc.health.v1.Health/Watch"
-ROW = bytes(bytearray(range(16)))
+ROW = bytes(range(16))
+_AS_WRITTEN = {"triton_grpc_error"}
 
 
 class Received(NamedTuple):
@@ -39,7 +40,7 @@ class Received(NamedTuple):
 
     @property
     def status(self) -> str | None:
-        return self.heads[-1].get("grpc-status")
+        return self.heads[-1].get("grpc-status") if self.heads else None
 
     @property
     def error(self) -> str:
@@ -70,21 +71,37 @@ class Http2Client:
         self.socket.connection_made(self.transport)  # type: ignore[arg-type]
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
-        self.h2.local_settings[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE] = window
         self.reads = True
         self.events: list[Any] = []
         self._seen = 0
+        self._rest = b""
         self.h2.initiate_connection()
+        self.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
         self.turn()
 
     def turn(self) -> None:
         """Both sides say what they have to say, until nobody has anything left."""
-        for _ in range(8):
-            self.feed(self.h2.data_to_send())
+        is_quiet = False
+        while not is_quiet:
+            out = self.h2.data_to_send()
+            self.feed(out)
             self.door.turn(4)
-            new, self._seen = self.transport.sent[self._seen :], len(self.transport.sent)
-            if new:
-                self._take(self.h2.receive_data(new))
+            is_quiet = not out and self._receive() == 0
+
+    def _receive(self) -> int:
+        """Reads what came frame by frame; `h2` would take nothing after a GOAWAY."""
+        new = self.transport.sent[self._seen :]
+        self._seen += len(new)
+        self._rest += new
+        while len(self._rest) >= 9:
+            stop = 9 + int.from_bytes(self._rest[:3], "big")
+            if len(self._rest) < stop:
+                break
+            self._take(self.h2.receive_data(self._rest[:stop]))
+            if self.goaways:
+                self.h2.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
+            self._rest = self._rest[stop:]
+        return len(new)
 
     def feed(self, data: bytes) -> None:
         while data and not self.transport.ended:
@@ -104,9 +121,12 @@ class Http2Client:
     def request(
         self, path: str, body: bytes | None = b"", method: str = "POST", **headers: str
     ) -> int:
-        """Sends a request, whole unless `body` is None; underscores in names become hyphens."""
+        """Sends a request, whole unless `body` is None. `a_b` stands for the header `a-b`."""
         fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "here")]
-        fields += [(name.replace("__", "_").replace("_", "-"), v) for name, v in headers.items()]
+        fields += [
+            (_UNDERSCORED.get(name) or name.replace("_", "-"), value)
+            for name, value in headers.items()
+        ]
         stream: int = self.h2.get_next_available_stream_id()
         self.h2.send_headers(stream, fields, end_stream=body == b"")
         if body:

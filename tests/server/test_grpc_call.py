@@ -6,12 +6,12 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.server.h2_client import INFER, ROW, STREAM, WATCH, Http2Client, framed, infer
 
 from salver.codecs.protobuf import message
 from salver.errors import InvalidInput, ModelFailed
 from salver.server import grpc_call
 from salver.types import Tensor
-from tests.server.h2_client import INFER, ROW, STREAM, WATCH, Http2Client, framed, infer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,12 +101,11 @@ def test_errors_of_the_model_become_statuses(door: Callable[..., Door]) -> None:
 
 
 def test_a_bug_tells_nothing_of_itself(
-    client: Http2Client, caplog: pytest.LogCaptureFixture
+    client: Http2Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(client.door.app.admin, "query", None)
     request = message("inference.ServerMetadataRequest")().SerializeToString()
-    answer = client.answer(
-        client.call("/inference.GRPCInferenceService/ServerMetadata", request)
-    )
+    answer = client.answer(client.call("/inference.GRPCInferenceService/ServerMetadata", request))
     assert answer.status == "13"
     assert "internal error" in answer.error
     assert "a bug while answering" in caplog.text

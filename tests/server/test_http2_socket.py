@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import h2.events
 import orjson
 import pytest
+from tests.server.h2_client import INFER, STREAM, Http2Client, framed, infer
 
 from salver.server import http2_socket
 from salver.types import Tensor
-from tests.server.h2_client import INFER, STREAM, Http2Client, framed, infer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +129,7 @@ def test_other_origins_are_answered_where_they_may(door: Callable[..., Door]) ->
 
 def test_a_streaming_answer_leaves_piece_by_piece(client: Http2Client) -> None:
     client.door.engine.holds = True
-    stream = client.request("/predict/m", b'{"x": [1, 2, 3, 4]}', content_type="application/json")
+    stream = client.request("/predict/m", b'{"input": 1}', content_type="application/json")
     client.turn()
     engine = client.door.engine
     engine.push(engine.calls[0], Tensor.of([1.0]), False)
@@ -149,7 +149,7 @@ def test_a_streaming_answer_that_nobody_reads_ends(
     client.reads = False
     engine = client.door.engine
     engine.holds = True
-    stream = client.request("/predict/m", b'{"x": [1, 2, 3, 4]}', content_type="application/json")
+    stream = client.request("/predict/m", b'{"input": 1}', content_type="application/json")
     client.turn()
     for _ in range(4):
         engine.push(engine.calls[0], Tensor.of([1.5] * 10_000), False)
