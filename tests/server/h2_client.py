@@ -123,10 +123,8 @@ class Http2Client:
     ) -> int:
         """Sends a request, whole unless `body` is None. `a_b` stands for the header `a-b`."""
         fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "here")]
-        fields += [
-            (_UNDERSCORED.get(name) or name.replace("_", "-"), value)
-            for name, value in headers.items()
-        ]
+        for name, value in headers.items():
+            fields.append((name if name in _AS_WRITTEN else name.replace("_", "-"), value))
         stream: int = self.h2.get_next_available_stream_id()
         self.h2.send_headers(stream, fields, end_stream=body == b"")
         if body:

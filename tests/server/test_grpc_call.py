@@ -9,7 +9,7 @@ import pytest
 from tests.server.h2_client import INFER, ROW, STREAM, WATCH, Http2Client, framed, infer
 
 from salver.codecs.protobuf import message
-from salver.errors import InvalidInput, ModelFailed
+from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed
 from salver.server import grpc_call
 from salver.types import Tensor
 
@@ -227,6 +227,21 @@ def test_a_stream_ends_at_its_deadline(client: Http2Client) -> None:
     assert not client.answer(stream).ended
     client.door.pass_time(2)
     assert client.answer(stream).status == "4"
+
+
+def test_a_request_that_outlives_the_deadline_of_its_stream_ends_it(
+    door: Callable[..., Door],
+) -> None:
+    client = held(door)
+    stream = client.call(STREAM, infer(), infer(), ends=False, grpc_timeout="5S")
+    client.turn()
+    engine = client.door.engine
+    engine.fail(engine.calls[0], DeadlineExceeded("its own"))
+    client.door.time += 5_000_000_000
+    engine.fail(engine.calls[1], DeadlineExceeded("of the call"))
+    answer = client.answer(stream)
+    assert [a.error_message for a in answer.messages(STREAM_ANSWER)] == ["its own"]
+    assert (answer.status, answer.error) == ("4", "of the call")
 
 
 def test_answers_of_a_stream_keep_the_order_of_requests(door: Callable[..., Door]) -> None:

@@ -155,9 +155,12 @@ class GrpcCall:
 
     def sweep(self, now: int) -> None:
         """Ends what has lasted too long without being in the engine's care."""
-        timeout = self.head.timeout_ns
-        if timeout and now > self.started + timeout:
+        if self._is_late(now):
             self.give_up(DeadlineExceeded("the call's time was over"))
+
+    def _is_late(self, now: int) -> bool:
+        """Whether the time that the client gave the whole call is over."""
+        return 0 < self.head.timeout_ns <= now - self.started
 
     def drain(self) -> None:
         """The server stops; what can end by itself may."""
@@ -313,9 +316,7 @@ class StreamCall(GrpcCall):
         if self.is_over:
             return
         try:
-            if isinstance(item, SalverError) and (
-                asked.operation is None or self.head.headers.get("triton_grpc_error") == "true"
-            ):
+            if isinstance(item, SalverError) and self._ends_stream(asked, item):
                 raise item
             parts = self.head.method.encode(asked.operation, item, final)
             if parts is not None:
@@ -326,6 +327,12 @@ class StreamCall(GrpcCall):
                 self._send(asked)
         except Exception as error:
             self.give_up(self.explain(error))
+
+    def _ends_stream(self, asked: Asked, error: SalverError) -> bool:
+        """Whether an error is the call's status, not the answer to one of its requests."""
+        if asked.operation is None or self.head.headers.get("triton_grpc_error") == "true":
+            return True
+        return isinstance(error, DeadlineExceeded) and self._is_late(self.socket.app.clock())
 
     def _end(self, asked: Asked) -> None:
         """Notes that a request has all its answers; sends those whose turn it is."""
