@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,20 @@ def test_a_message_may_come_in_any_pieces(client: Http2Client) -> None:
 def test_a_large_message_is_answered(client: Http2Client) -> None:
     row = bytes(range(256)) * 4096 * 3
     assert client.answer(client.call(INFER, infer(row))).rows() == [row]
+
+
+def test_what_is_answered_leaves_no_circles_behind(client: Http2Client) -> None:
+    gc.disable()
+    try:
+        row = bytes(1 << 20)
+        for _ in range(3):
+            assert client.answer(client.call(INFER, infer(row))).status == "0"
+            client.events.clear()
+            client.door.engine.calls.clear()
+        free = client.door.app.pool.take(len(row) + 100)
+        assert client.door.app.pool._num_bytes <= 2 * len(free) * 1.25
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,8 @@ class UnaryCall(GrpcCall):
         """Takes the answer from the engine."""
         if self.is_over:
             return
+        if final:
+            self.call = None
         try:
             if isinstance(item, SalverError):
                 self.fail(item)

@@ -147,6 +147,7 @@ class Http2Connection:
         if not stream.closed:
             self._reset_id(stream.id, code)
             self._close(stream)
+            stream.call = None
 
     def shutdown(self) -> None:
         """Ends gracefully: requests on their way are still taken for one round trip."""
@@ -439,6 +440,8 @@ class Http2Connection:
         if stream.receiving:
             self._reset_id(stream.id, ErrorCode.NO_ERROR)
         self._close(stream)
+        # A call knows its stream: with this the circle would keep request and answer in memory.
+        stream.call = None
 
     def _close(self, stream: Stream) -> None:
         stream.closed = True
@@ -453,7 +456,8 @@ class Http2Connection:
     def _fail(self, stream: Stream, code: ErrorCode) -> None:
         if not stream.closed:
             self._count_noise()
-            self.reset(stream, code)
+            self._reset_id(stream.id, code)
+            self._close(stream)
             self._handler.on_reset(stream, code)
 
     def _reset_id(self, stream_id: int, code: int) -> None:

@@ -182,8 +182,9 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def on_reset(self, stream: Stream, code: int) -> None:
         """The client does not want the answer any more."""
-        if stream.call is not None:
-            stream.call.abandon()
+        call, stream.call = stream.call, None
+        if call is not None:
+            call.abandon()
 
     def on_writable(self, stream: Stream) -> None:
         """What was sent of a stream has been taken for writing."""
