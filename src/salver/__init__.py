@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from salver.authoring import Array, context, model, use
+    from salver.client.aio import AsyncClient
+    from salver.client.sync import Client
     from salver.errors import InvalidInput
 
 _PLACES = {
     "Array": "salver.authoring",
+    "AsyncClient": "salver.client.aio",
+    "Client": "salver.client.sync",
     "Image": "salver.authoring",
     "InvalidInput": "salver.errors",
     "context": "salver.authoring",
@@ -24,6 +28,8 @@ _PLACES = {
 
 __all__ = [
     "Array",
+    "AsyncClient",
+    "Client",
     "Image",
     "InvalidInput",
     "__version__",

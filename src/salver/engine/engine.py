@@ -226,10 +226,14 @@ class Engine:
     @property
     def is_ready(self) -> bool:
         """Every version that is wanted is ready."""
-        return self.is_started and not self.is_draining and all(
-            state == "READY" or reason == "unloaded"
-            for model in self.models.values()
-            for state, reason in model.states.values()
+        return (
+            self.is_started
+            and not self.is_draining
+            and all(
+                state == "READY" or reason == "unloaded"
+                for model in self.models.values()
+                for state, reason in model.states.values()
+            )
         )
 
     async def stop(self, drain_s: float) -> None:

@@ -78,11 +78,14 @@ class Generation:
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
         }
+        self._default_plan = self.plans[signature.default]
         self._close = close
         self._unused: asyncio.Event | None = None
 
     def plan(self, method: str) -> Plan:
         """Raises: NotFound for a method that the model does not have."""
+        if not method:
+            return self._default_plan
         found = self.plans.get(method)
         return found if found is not None else self.plans[self.signature.method(method)[0]]
 

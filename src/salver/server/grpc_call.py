@@ -48,14 +48,12 @@ class GrpcCall:
         "_deframer", "app", "head", "is_over", "method", "socket", "started", "stream", "touched",
     )  # fmt: skip
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         self.app = socket.app
         self.socket = socket
         self.stream = stream
         self.head = head
-        self.method = method
+        self.method: GrpcMethod = head.method
         self.started = self.app.clock()
         self.touched = self.app.now
         self.is_over = False
@@ -75,7 +73,7 @@ class GrpcCall:
         except SalverError as error:
             self.fail(error)
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def _plain(self, message: Buffer | Compressed) -> Buffer:
@@ -128,10 +126,8 @@ class UnaryCall(GrpcCall):
 
     __slots__ = ("_message", "call", "operation")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self.call: Call | None = None
         self.operation: Any = None
         self._message: Buffer | None = None
@@ -163,7 +159,7 @@ class UnaryCall(GrpcCall):
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
@@ -182,7 +178,7 @@ class UnaryCall(GrpcCall):
         except SalverError as error:
             self.fail(error)
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def _answer(self, item: Any) -> None:
@@ -220,10 +216,8 @@ class StreamCall(GrpcCall):
 
     __slots__ = ("_asked", "_has_begun", "_has_ended")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self._asked: deque[Asked] = deque()
         self._has_begun = False
         self._has_ended = False
@@ -313,10 +307,8 @@ class WatchCall(StreamCall):
 
     __slots__ = ("_last", "_operation")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self._operation: Any = None
         self._last: list[Buffer] | None = None
 

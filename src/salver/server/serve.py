@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import gc
 import logging
 import os
 import signal
@@ -73,6 +74,7 @@ class Server:
         try:
             await self._listen()
             await repository.start()
+            gc.freeze()
             tasks = [asyncio.ensure_future(self._sweep(rates))]
             if config.mode == "poll":
                 tasks.append(asyncio.ensure_future(repository.follow()))
@@ -155,8 +157,12 @@ def serve(
 
 
 def tune_process() -> None:
-    """Keeps freed memory warm (page faults cost more than copies) and the loop responsive."""
+    """Keeps freed memory warm (page faults cost more than copies) and the loop responsive.
+
+    Requests make no reference cycles, so the collector need not look after every 700 objects.
+    """
     sys.setswitchinterval(1e-4)
+    gc.set_threshold(50_000, 20, 20)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
