@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 import logging
 from typing import TYPE_CHECKING
 
@@ -80,6 +83,13 @@ class ServedModel:
 def version_key(version: str) -> tuple[int, int, str]:
     """Orders versions: numbers by value, after all other words."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+def reclaim_memory() -> None:
+    """Gives the memory of closed models back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Engine:
@@ -215,7 +225,13 @@ class Engine:
     def _retire(self, generation: Generation) -> None:
         task = asyncio.ensure_future(generation.retire(self.config.drain_timeout_s))
         self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.discard(task)
+        # Once for many, because it stops everything for tens of milliseconds.
+        if not self._retiring and not self.is_draining:
+            reclaim_memory()
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""
