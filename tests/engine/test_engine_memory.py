@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +13,9 @@ from salver.clock import system_clock
 from salver.config import ServerConfig
 from salver.engine import engine as module
 from salver.sources.folder import FolderSource, Place
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def save(folder: Path, name: str) -> None:
@@ -37,8 +40,8 @@ def test_memory_is_given_back_once_for_many_and_not_at_the_end(
         engine = module.Engine(ServerConfig(), system_clock)
         await asyncio.gather(*map(engine.load, versions.values()))
         await asyncio.gather(*(engine.unload(ref) for ref in list(versions)[:2]))
-        while engine._retiring:
-            await asyncio.sleep(0)
+        await asyncio.gather(*engine._retiring)
+        await asyncio.sleep(0)  # for the callbacks of the last one
         assert len(reclaimed) == 1
         await engine.stop(1)
 
