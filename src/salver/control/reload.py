@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from salver.errors import Conflict, NotFound, SalverError, did_you_mean
+from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,9 +94,8 @@ class Repository:
     async def _apply(self, changes: Changes) -> None:
         for ref in changes.unload:
             del self._tried[ref]
-            await self._engine.unload(ref)
+            await self._engine.unload(ref, "as its files are gone")
             self._engine.forget(ref.name)
-            log.info("%s is unloaded: its files are gone", ref)
         await asyncio.gather(*(self._try(version) for version in changes.load))
 
     async def _try(self, version: VersionOnDisk) -> None:
@@ -105,8 +104,6 @@ class Repository:
             await self._engine.load(version)
         except SalverError as error:
             log.error("%s could not be loaded: %s", version.ref, error.message)
-        else:
-            log.info("%s is ready", version.ref)
 
     async def load(self, name: str) -> None:
         """Loads or reloads every version of a name that the source offers now.
@@ -119,7 +116,7 @@ class Repository:
         if not versions:
             raise NotFound(
                 f"the models' folder has no {name!r}.{did_you_mean(name, self.names())} "
-                f"There are: {', '.join(self.names()) or 'none'}"
+                f"There are: {listed(self.names())}"
             )
         for version in versions:
             self._tried[version.ref] = version.stamp
