@@ -425,16 +425,14 @@ def test_a_stream_ends_with_its_timeout(client):
 
 
 def test_a_stream_outlives_the_time_of_a_request(serve, repository):
-    options = ("--limits-request-timeout", "0.1", "--access-log", "off")
+    options = ("--limits-request-timeout", "0.5", "--access-log", "off")
     server = serve(repository, "--trust", "--mode", "none", *options)
     with triton.InferenceServerClient(server.address) as client:
         answers = Answers(client)
         answers.ask("stuck", [number("n", 1)])
         assert answers.next()[1].message() == "the request's time was over while running"
-        answers.ask("two", pair())
-        result, error = answers.next()
-        assert error is None
-        np.testing.assert_array_equal(result.as_numpy("sum"), A + B)
+        answers.ask("echo", [number("n", 1)])
+        assert answers.next()[1] is None
 
 
 # asyncio
