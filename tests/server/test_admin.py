@@ -42,6 +42,7 @@ class Served:
     def __init__(self, folder: Path) -> None:
         config = ServerConfig(trust=True, mode="explicit", drain_timeout_s=5)
         self.engine = Engine(config, system_clock)
+        self.engine.is_started = True
         self.rates = Rates()
         self.repository = Repository(FolderSource([Place(folder)], {}), self.engine, config)
         self.admin = Admin(config, self.engine, self.repository, self.rates)
