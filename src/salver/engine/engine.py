@@ -75,6 +75,13 @@ class ServedModel:
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
         )
 
+    @property
+    def answers(self) -> bool:
+        """It has a ready version, or was unloaded on purpose."""
+        return self.latest is not None or all(
+            reason == "unloaded" for _, reason in self.states.values()
+        )
+
     def find(self, version: str) -> Generation:
         """The generation for a version or label; the latest for an empty one.
 
@@ -259,15 +266,11 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Every version that is wanted is ready."""
+        """Every model that is wanted answers. A new version that fails takes nothing from that."""
         return (
             self.is_started
             and not self.is_draining
-            and all(
-                state == "READY" or reason == "unloaded"
-                for model in self.models.values()
-                for state, reason in model.states.values()
-            )
+            and all(model.answers for model in self.models.values())
         )
 
     async def stop(self, drain_s: float) -> None:

@@ -92,9 +92,10 @@ class Exchange:
 
     def _deadline(self, operation: Infer) -> int:
         """The earliest of what body, head and server say; 0 for none."""
-        timeout = self.head.timeout_ns or self.app.default_timeout_ns
-        if operation.timeout_ns:
-            timeout = min(operation.timeout_ns, self.head.timeout_ns or operation.timeout_ns)
+        own, timeout = operation.timeout_ns, self.head.timeout_ns
+        if own and timeout:
+            timeout = min(own, timeout)
+        timeout = timeout or own or self.app.default_timeout_ns
         return self.started + timeout if timeout else 0
 
     def _inflate(self, body: Any) -> bytes:
