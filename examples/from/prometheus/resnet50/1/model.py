@@ -40,8 +40,5 @@ def predict_image(image_data):
 class ResNet50:
     """Mean brightness of each colour: what it predicts does not matter here."""
 
-    def predict(
-        self,
-        image: salver.Array["float32", 3, None, None],  # noqa: F821
-    ) -> salver.Array["float32", 3]:  # noqa: F821
+    def predict(self, image: salver.Array["float32", 3, None, None]) -> salver.Array["float32", 3]:
         return predict_image(image)
