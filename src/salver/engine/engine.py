@@ -47,19 +47,19 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         self.states: dict[str, tuple[str, str]] = {}
         self._retiring: set[Generation] = set()
-        self._past = ModelStatistics()
+        self._past: list[ModelStatistics] = []
 
     @property
     def statistics(self) -> ModelStatistics:
         """What all versions counted, past ones too, so that a swap takes nothing away."""
         generations = (*self.versions.values(), *self._retiring)
-        return merged([*(generation.statistics for generation in generations), self._past])
+        return merged([*(generation.statistics for generation in generations), *self._past])
 
     async def retire(self, generation: Generation, drain_s: float) -> None:
         """Ends a generation that was taken or replaced."""
         await generation.retire(drain_s)
         self._retiring.discard(generation)
-        self._past.add(generation.statistics)
+        self._past = [merged([*self._past, generation.statistics])]
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
