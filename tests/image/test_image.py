@@ -29,15 +29,14 @@ def save_doubler(folder: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), folder / "model.onnx")
 
 
-def save_booster(folder: Path) -> Any:
-    """A LightGBM model in a process of its own: its library and its worker need more than ONNX."""
+def save_step(folder: Path) -> None:
+    """LightGBM in a process of its own: it needs a system library, and a worker to start."""
     rows = np.linspace(0, 1, 100)[:, None]
     data = lightgbm.Dataset(rows, (rows[:, 0] > 0.5).astype(float))
     booster = lightgbm.train({"objective": "binary", "verbosity": -1, "num_threads": 1}, data, 5)
     folder.mkdir()
     booster.save_model(folder / "model.txt")
     (folder / "model.yaml").write_text("instances: {isolation: process}\n")
-    return booster
 
 
 def infer(port: int, model: str) -> np.ndarray:
@@ -60,12 +59,12 @@ def test_serves_as_an_ordinary_user_and_ends_when_told(
     run: Callable[..., Any], image: Any, tmp_path: Path
 ) -> None:
     save_doubler(tmp_path / "double")
-    booster = save_booster(tmp_path / "step")
+    save_step(tmp_path / "step")
     tmp_path.chmod(0o755)
     container = run(tmp_path)
     assert image.healthy(container.port)
     np.testing.assert_array_equal(infer(container.port, "double"), [0, 0.5, 1.5, 2])
-    np.testing.assert_allclose(infer(container.port, "step"), booster.predict(COLUMN), 1e-6)
+    np.testing.assert_array_equal(infer(container.port, "step"), [0, 0, 1, 1])
     status = Path(f"/proc/{container.pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines())
     assert set(fields["Uid"].split()) == set(fields["Gid"].split()) == {"1000"}
@@ -81,7 +80,7 @@ def test_an_empty_folder_waits_for_models(
     container = run(tmp_path)
     assert image.healthy(container.port)
     save_doubler(tmp_path / "double")
-    container.wait_for("double:1 is ready")
+    container.wait_for("double version 1 is ready")
     np.testing.assert_array_equal(infer(container.port, "double"), [0, 0.5, 1.5, 2])
 
 
