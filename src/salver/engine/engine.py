@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
 from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
+from salver.observe.statistics import ModelStatistics
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
@@ -21,31 +21,47 @@ if TYPE_CHECKING:
     from salver.engine.generation import Generation
     from salver.interfaces import Sink, VersionOnDisk
 
-log = logging.getLogger("salver.engine")
-MAX_DEPTH = 8
+MAX_DEPTH: Final = 8
+
+
+class State(NamedTuple):
+    """What became of a version: `READY`, `LOADING` or `UNAVAILABLE`, and why."""
+
+    name: str
+    reason: str = ""
+
+
+UNLOADED: Final = State("UNAVAILABLE", "unloaded")
 
 
 class ServedModel:
-    """A name: its ready generations, and what became of the other versions."""
+    """A name: its ready generations, and what became of the other versions.
+
+    Counters belong to versions, not to generations, so that they go on counting when a version is
+    loaded anew; `past` has those of versions that are gone.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.versions: dict[str, Generation] = {}
         self.latest: Generation | None = None
         self.labels: Mapping[str, str] = {}
-        self.states: dict[str, tuple[str, str]] = {}
+        self.states: dict[str, State] = {}
+        self.counters: dict[str, ModelStatistics] = {}
+        self.past = ModelStatistics()
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
         self.versions[version] = generation
-        self.states[version] = ("READY", "")
+        self.states[version] = State("READY")
         self.labels = generation.config.version_labels
         self._choose_latest()
         return old
 
     def take(self, version: str) -> Generation | None:
+        """Takes a version out of sight."""
         found = self.versions.pop(version, None)
         self._choose_latest()
         return found
@@ -55,25 +71,50 @@ class ServedModel:
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
         )
 
+    def settle(self, version: str) -> None:
+        """A version that nobody uses any more counts among the past ones."""
+        if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
+            self.past.add(self.counters.pop(version, ModelStatistics()))
+
+    def hidden_counters(self) -> list[ModelStatistics]:
+        """Counters of versions that cannot be called, so that sums over the name never shrink."""
+        return [
+            self.past,
+            *(c for version, c in self.counters.items() if version not in self.versions),
+        ]
+
+    @property
+    def is_ready(self) -> bool:
+        """It takes calls, or is not meant to."""
+        return any(g.target.is_ready for g in self.versions.values()) or all(
+            state == UNLOADED for state in self.states.values()
+        )
+
     def find(self, version: str) -> Generation:
         """The generation for a version or label; the latest for an empty one.
 
         Raises: NotFound, Unavailable.
         """
-        found = self.versions.get(self.labels.get(version, version)) if version else self.latest
-        if found is not None:
-            return found
+        if not version:
+            found = self.latest
+        else:
+            found = self.versions.get(version)
+            if found is None and version in self.labels:
+                version = self.labels[version]
+                found = self.versions.get(version)
+        if found is None:
+            raise self._missing(version)
+        return found
+
+    def _missing(self, version: str) -> SalverError:
         if version and version not in self.states:
-            raise NotFound(
-                f"{self.name!r} has no version {version!r}; "
-                f"served: {', '.join(sorted(self.versions, key=version_key)) or 'none'}"
-            )
-        state, reason = self.states.get(version) or next(
-            iter(self.states.values()), ("UNAVAILABLE", "")
-        )
-        raise Unavailable(
-            f"{ModelRef(self.name, version)} is not ready ({state.lower()})"
-            + (f": {reason}" if reason else "")
+            served = ", ".join(sorted(self.versions, key=version_key)) or "none"
+            labels = f"; labels: {', '.join(sorted(self.labels))}" if self.labels else ""
+            return NotFound(f"{self.name!r} has no version {version!r}; served: {served}{labels}")
+        state = self.states.get(version) or next(iter(self.states.values()), UNLOADED)
+        reason = f": {state.reason}" if state.reason else ""
+        return Unavailable(
+            f"{ModelRef(self.name, version)} is not ready ({state.name.lower()}){reason}"
         )
 
 
@@ -88,14 +129,14 @@ class Engine:
     def __init__(self, config: ServerConfig, clock: Clock) -> None:
         self.config = config
         self.models: dict[str, ServedModel] = {}
+        self.has_started = False
         self.is_draining = False
-        self.num_calls = 0
         self._clock = clock
         self._budget = LoopBudget()
         self._loader = Loader(config, clock, self._budget, LoopCaller(self))
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Generation, asyncio.Task[None]] = {}
 
     def find(self, ref: ModelRef) -> Generation:
         """The generation that a call to `ref` would use now.
@@ -133,7 +174,8 @@ class Engine:
 
         Raises: SalverError if the call is not accepted; then the sink gets nothing.
         """
-        if self.is_draining:
+        # What an accepted call asks of other models belongs to it, and is still answered.
+        if self.is_draining and not depth:
             raise Unavailable("the server is shutting down; send the request elsewhere")
         if depth > MAX_DEPTH:
             raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
@@ -165,55 +207,71 @@ class Engine:
     async def load(self, version: VersionOnDisk) -> Generation:
         """Loads a version and makes it visible; a failure changes nothing but its state.
 
-        Raises: LoadFailed and its kinds.
+        Raises: LoadFailed and its kinds, Unavailable when the server stops meanwhile.
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
             model = self.models.setdefault(ref.name, ServedModel(ref.name))
-            if ref.version not in model.versions:
-                model.states[ref.version] = ("LOADING", "")
+            is_new = ref.version not in model.versions
+            if is_new:
+                model.states[ref.version] = State("LOADING")
             self._generations += 1
+            counters = model.counters.setdefault(ref.version, ModelStatistics())
+            failure = "loading was interrupted"
             try:
-                generation = await self._loader.load(version, self._generations)
+                generation = await self._loader.load(version, self._generations, counters)
+                failure = ""
             except SalverError as error:
-                if ref.version not in model.versions:
-                    model.states[ref.version] = ("UNAVAILABLE", error.message)
+                failure = error.message
                 raise
-            except BaseException:
-                if ref.version not in model.versions:
-                    model.states[ref.version] = ("UNAVAILABLE", "loading was interrupted")
-                raise
+            finally:
+                if failure and is_new:
+                    model.states[ref.version] = State("UNAVAILABLE", failure)
+                    model.settle(ref.version)
+            if self.is_draining:
+                await generation.retire(0)
+                raise Unavailable("the server is shutting down")
             old = model.put(generation)
             if old is not None:
-                self._retire(old)
+                self._retire(old, model)
             return generation
 
     async def unload(self, ref: ModelRef) -> None:
-        """Takes versions out of service; those who use them may finish.
+        """Takes a version out of service, all of them without one; calls that use it may finish.
 
         Raises: NotFound if the name is not served.
         """
-        model = self.models.get(ref.name)
-        if model is None:
-            raise NotFound(f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}")
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            versions = [ref.version] if ref.version else list(model.versions)
-            for version in versions:
+            model = self.models.get(ref.name)
+            if model is None:
+                near = did_you_mean(ref.name, self.models)
+                raise NotFound(f"{ref.name!r} is not served here.{near}")
+            for version in [ref.version] if ref.version else list(model.states):
+                model.states[version] = UNLOADED
                 generation = model.take(version)
                 if generation is not None:
-                    model.states[version] = ("UNAVAILABLE", "unloaded")
-                    self._retire(generation)
+                    self._retire(generation, model)
 
-    def forget(self, name: str) -> None:
-        """Drops a name that has no versions left, so that it counts as unknown."""
-        model = self.models.get(name)
-        if model is not None and not model.versions:
-            del self.models[name]
+    def forget(self, ref: ModelRef) -> None:
+        """Drops a version that is not in service, so that it counts as unknown; with the last one
+        its name.
+        """
+        model = self.models.get(ref.name)
+        if model is None or ref.version in model.versions:
+            return
+        model.states.pop(ref.version, None)
+        if not model.states:
+            del self.models[ref.name]
 
-    def _retire(self, generation: Generation) -> None:
+    def _retire(self, generation: Generation, model: ServedModel) -> None:
         task = asyncio.ensure_future(generation.retire(self.config.drain_timeout_s))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[generation] = task
+
+        def retired(task: asyncio.Task[None]) -> None:
+            del self._retiring[generation]
+            model.settle(generation.ref.version)
+
+        task.add_done_callback(retired)
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""
@@ -221,19 +279,33 @@ class Engine:
             for version in sorted(model.versions, key=version_key):
                 yield model.versions[version]
 
+    def hidden_counters(self) -> dict[str, list[ModelStatistics]]:
+        """By name, what was counted for versions that cannot be called any more."""
+        return {name: model.hidden_counters() for name, model in self.models.items()}
+
     @property
     def is_ready(self) -> bool:
-        """Every version that is wanted is ready."""
-        return not self.is_draining and all(
-            state == "READY" or reason == "unloaded"
-            for model in self.models.values()
-            for state, reason in model.states.values()
+        """Every model has a version that takes calls."""
+        return (
+            self.has_started
+            and not self.is_draining
+            and all(model.is_ready for model in self.models.values())
         )
 
     async def stop(self, drain_s: float) -> None:
-        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all."""
+        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all.
+
+        Nothing is unloaded before the last call has ended, for calls may need several models.
+        """
         self.is_draining = True
-        await asyncio.gather(
-            *(generation.retire(drain_s) for generation in self.generations()), *self._retiring
-        )
-        self._loader.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while (used := self._used()) is not None and loop.time() < end:
+            await used.drain(end - loop.time())
+        retiring = [generation.retire(0) for generation in self.generations()]
+        await asyncio.gather(*retiring, *self._retiring.values())
+
+    def _used(self) -> Generation | None:
+        """A generation that calls still use."""
+        alive = (*self.generations(), *self._retiring)
+        return next((generation for generation in alive if generation.leases), None)

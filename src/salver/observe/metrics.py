@@ -7,6 +7,7 @@ that monitoring tutorials use; the rest begins with `salver_`.
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import PROCESS_COLLECTOR, generate_latest
@@ -20,9 +21,11 @@ from prometheus_client.core import (
 from salver.observe.statistics import REASONS, Histogram, step_end_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from salver.observe.statistics import ModelStatistics
+
+    Hidden = Mapping[str, Sequence[ModelStatistics]]
 
 _NS_PER_S: Final = 1e9
 _STEPS_PER_POWER: Final = 4
@@ -46,25 +49,29 @@ class Observed(NamedTuple):
 class _Snapshot:
     """What a prometheus registry would be: a thing that collects."""
 
-    def __init__(self, observed: Sequence[Observed]) -> None:
+    def __init__(self, observed: Sequence[Observed], hidden: Hidden) -> None:
         self._observed = observed
+        self._hidden = hidden
 
     def collect(self) -> Iterator[Metric]:
-        yield from _requests(self._observed)
+        yield from _requests(self._observed, self._hidden)
         yield from _batches(self._observed)
         yield from _state(self._observed)
         yield from PROCESS_COLLECTOR.collect()
 
 
-def exposition(observed: Iterable[Observed]) -> bytes:
-    """The text format. What a model's own code exports replaces our samples of the same names."""
+def exposition(observed: Iterable[Observed], hidden: Hidden = MappingProxyType({})) -> bytes:
+    """The text format. What a model's own code exports replaces our samples of the same names.
+
+    `hidden` has, by model, the counters of versions that are gone: sums over versions keep them.
+    """
     versions = list(observed)
-    ours = generate_latest(_Snapshot(versions))
+    ours = generate_latest(_Snapshot(versions, hidden))
     texts = [text for version in versions for text in version.user_metrics]
     return merge(ours, texts) if texts else ours
 
 
-def _requests(observed: Sequence[Observed]) -> Iterator[Metric]:
+def _requests(observed: Sequence[Observed], hidden: Hidden) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "inference_requests", "Requests by how they ended.", labels=["model", "status"]
     )
@@ -76,6 +83,7 @@ def _requests(observed: Sequence[Observed]) -> Iterator[Metric]:
     )
     for model in dict.fromkeys(version.model for version in observed):
         versions = [v.statistics for v in observed if v.model == model]
+        versions += hidden.get(model, ())
         requests.add_metric([model, "success"], sum(s.success.times for s in versions))
         requests.add_metric([model, "error"], sum(s.failure.times for s in versions))
         total = _sum([s.durations() for s in versions])

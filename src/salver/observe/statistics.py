@@ -27,8 +27,8 @@ _LOWEST_BIT: Final = 13
 _STEPS: Final = 4
 _NUM_STEPS: Final = (36 - _LOWEST_BIT) * _STEPS
 
-_SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS = range(7)
-_OUTCOMES = 7
+_SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS, _LAST_NS = range(8)
+_OUTCOMES = 8
 _REASONS = _OUTCOMES + len(OUTCOMES)
 _BATCHES = _REASONS + len(REASONS)
 _BATCH_NS = _BATCHES + MAX_EXACT_BATCH + 1
@@ -84,15 +84,15 @@ class Histogram(NamedTuple):
 class ModelStatistics:
     """Counters of one version. Writing costs a few additions; reading sums them up."""
 
-    __slots__ = ("cells", "last_call_ms")
+    __slots__ = ("cells",)
 
     def __init__(self, cells: MutableSequence[int] | None = None) -> None:
         self.cells = [0] * NUM_CELLS if cells is None else cells
-        self.last_call_ms = 0
 
-    def call(self, total_ns: int, queue_ns: int, error: SalverError | None) -> None:
-        """Counts a call that ended."""
+    def call(self, total_ns: int, queue_ns: int, error: SalverError | None, now: int) -> None:
+        """Counts a call that ended, at monotonic `now`."""
         cells = self.cells
+        cells[_LAST_NS] = now
         if error is None:
             cells[_SUCCESS] += 1
             cells[_SUCCESS_NS] += total_ns
@@ -118,6 +118,20 @@ class ModelStatistics:
         cells[_BATCHES + size] += 1
         cells[_BATCH_NS + size] += compute_ns
         cells[_COMPUTE + step_of(compute_ns)] += 1
+
+    def add(self, other: ModelStatistics) -> None:
+        """Counts what another one counted."""
+        last_ns = max(self.cells[_LAST_NS], other.cells[_LAST_NS])
+        for index, count in enumerate(other.cells):
+            self.cells[index] += count
+        self.cells[_LAST_NS] = last_ns
+
+    def last_call_ms(self, monotonic_ns: int, unix_ns: int) -> int:
+        """When the last call ended, in milliseconds of Unix time, by both clocks' time now; 0 if
+        there was none.
+        """
+        last_ns = self.cells[_LAST_NS]
+        return (unix_ns - monotonic_ns + last_ns) // 1_000_000 if last_ns else 0
 
     @property
     def success(self) -> Duration:

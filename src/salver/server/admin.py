@@ -204,7 +204,8 @@ class Admin:
         }
 
     def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
-        return exposition(generation.observed() for generation in self._engine.generations())
+        observed = [generation.observed() for generation in self._engine.generations()]
+        return exposition(observed, self._engine.hidden_counters())
 
     def _openapi(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return describe(self.endpoints, self._engine)
@@ -241,7 +242,7 @@ def model_statistics(generation: Generation) -> dict[str, Any]:
     return {
         "name": generation.ref.name,
         "version": generation.ref.version,
-        "last_inference": statistics.last_call_ms,
+        "last_inference": statistics.last_call_ms(time.monotonic_ns(), time.time_ns()),
         "inference_count": statistics.num_rows,
         "execution_count": statistics.num_runs,
         "inference_stats": {
