@@ -147,7 +147,6 @@ class BatchedTarget:
         """
         if not self._retries:
             return self._next_fresh(now)
-        self._is_retry_turn = not self._is_retry_turn
         if self._is_retry_turn:
             return self._next_retry(now) or self._next_fresh(now)
         return self._next_fresh(now) or self._next_retry(now)
@@ -201,6 +200,7 @@ class BatchedTarget:
 
     def _start(self, batch: Batch, instance: Instance, now: int) -> None:
         calls = batch.calls
+        self._is_retry_turn = batch.reason != "retry"
         for call in calls:
             call.started = now
         try:
