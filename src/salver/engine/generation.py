@@ -105,7 +105,7 @@ class Generation:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._unused.wait(), timeout_s)
 
-    async def retire(self, drain_s: float, grace_s: float = 5.0) -> None:
+    async def retire(self, drain_s: float, grace_s: float = 1.0) -> None:
         """Waits for the calls that use it, at most `drain_s`; then ends the rest and unloads."""
         await self.drain(drain_s)
         try:
