@@ -152,13 +152,19 @@ class FolderSource:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one model: it says so, has versions, or holds exactly one model file."""
+    """Whether a folder is one model: it says so, has versions, or holds exactly one model file and
+    no other models.
+    """
     if (folder / CONFIG_FILE).is_file() or version_folders(folder):
         return True
-    files = [path for path in folder.iterdir() if path.is_file()]
-    if any(path.stem == "model" and path.suffix in (*DATA_SUFFIXES, CODE_SUFFIX) for path in files):
+    if any((folder / f"model{suffix}").is_file() for suffix in (*DATA_SUFFIXES, CODE_SUFFIX)):
         return True
-    return sum(path.suffix in DATA_SUFFIXES for path in files) == 1
+    files = model_files(folder)
+    return (
+        len(files) == 1
+        and files[0].suffix in DATA_SUFFIXES
+        and not any(child.is_dir() and is_model(child) for child in folder.iterdir())
+    )
 
 
 def version_folders(folder: Path) -> list[Path]:
