@@ -81,7 +81,7 @@ class Engine:
         self.forgotten: list[ModelRef] = []
         self.broken: set[ModelRef] = set()
         self.held: dict[ModelRef, asyncio.Event] = {}
-        self.has_started = False
+        self.is_started = False
 
     def generations(self) -> Iterator[Any]:
         return iter([SimpleNamespace(ref=ref) for ref in self.served])
@@ -95,7 +95,7 @@ class Engine:
             raise LoadFailed("broken")
         self.served.add(ref)
 
-    async def unload(self, ref: ModelRef) -> None:
+    async def unload(self, ref: ModelRef, why: str = "") -> None:
         if ref.version:
             self.served.discard(ref)
             return
@@ -129,7 +129,7 @@ def test_start_loads_everything_and_survives_failures() -> None:
         at.engine.broken = {V1}
         await at.repository.start()
         assert at.engine.served == {OTHER}
-        assert at.engine.has_started
+        assert at.engine.is_started
         assert at.repository.names() == ["m", "n"]
 
     asyncio.run(test())
@@ -140,7 +140,7 @@ def test_explicit_mode_loads_nothing_by_itself() -> None:
         at = Bench(mode="explicit", m1="a")
         await at.repository.start()
         assert at.engine.loads == []
-        assert at.engine.has_started
+        assert at.engine.is_started
 
     asyncio.run(test())
 

@@ -337,16 +337,6 @@ def test_only_what_is_known_to_be_short_runs_inline(bench: Make, inline_double: 
     assert large.sink.values == [1, 2, 3, 4]
 
 
-def test_statistics_know_when_the_last_call_ended(bench: Make) -> None:
-    at = bench()
-    assert at.statistics.last_call_ms(at.loop.now, 5_000_000_000) == 0
-    at.submit(1.0)
-    at.run()
-    at.instance.finish(rows(1))
-    at.loop.now += 2_000_000_000
-    assert at.statistics.last_call_ms(at.loop.now, 5_000_000_000) == 3000
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_each_call_ends_once(bench: Make, seed: int) -> None:
     chance = random.Random(seed)

@@ -74,7 +74,7 @@ class Repository:
         self._wanted = await asyncio.to_thread(self._source.scan)
         if self._config.mode != "explicit":
             await asyncio.gather(*(self._begin(ref) for ref in self._wanted))
-        self._engine.has_started = True
+        self._engine.is_started = True
 
     async def follow(self) -> None:
         """Polls until cancelled."""
@@ -118,8 +118,6 @@ class Repository:
             log.error("%s could not be loaded: %s", ref, error.message)
         except Exception:
             log.exception("a bug while loading %s", ref)
-        else:
-            log.info("%s is ready", ref)
         finally:
             del self._loading[ref]
         await self._clear()
@@ -138,10 +136,9 @@ class Repository:
                 task.cancel()
         for ref in refs:
             with suppress(NotFound):
-                await self._engine.unload(ref)
+                await self._engine.unload(ref, "as it is not offered any more")
             if ref not in self._tried:
                 self._engine.forget(ref)
-            log.info("%s is unloaded: it is not offered any more", ref)
 
     async def load(self, name: str) -> None:
         """Loads or reloads every version of a name that the source offers now; then unloads those
@@ -177,6 +174,6 @@ class Repository:
     def _demand_explicit(self) -> None:
         if self._config.mode != "explicit":
             raise Conflict(
-                "models follow their files here; start with --mode explicit to load and unload "
-                "by command"
+                "the files alone decide here what is served; start with --mode explicit to load "
+                "and unload by command"
             )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
 from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
-from salver.observe.statistics import ModelStatistics
+from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from salver.engine.generation import Generation
     from salver.interfaces import Sink, VersionOnDisk
 
+log = logging.getLogger("salver.engine")
 MAX_DEPTH: Final = 8
 
 
@@ -38,7 +41,7 @@ class ServedModel:
     """A name: its ready generations, and what became of the other versions.
 
     Counters belong to versions, not to generations, so that they go on counting when a version is
-    loaded anew; `past` has those of versions that are gone.
+    loaded anew; those of versions that are gone are summed up.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,7 +51,12 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         self.states: dict[str, State] = {}
         self.counters: dict[str, ModelStatistics] = {}
-        self.past = ModelStatistics()
+        self._past = ModelStatistics()
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        """What all versions counted, past ones too, so that a swap takes nothing away."""
+        return merged([*self.counters.values(), self._past])
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
@@ -74,18 +82,11 @@ class ServedModel:
     def settle(self, version: str) -> None:
         """A version that nobody uses any more counts among the past ones."""
         if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
-            self.past.add(self.counters.pop(version, ModelStatistics()))
-
-    def hidden_counters(self) -> list[ModelStatistics]:
-        """Counters of versions that cannot be called, so that sums over the name never shrink."""
-        return [
-            self.past,
-            *(c for version, c in self.counters.items() if version not in self.versions),
-        ]
+            self._past.add(self.counters.pop(version, ModelStatistics()))
 
     @property
-    def is_ready(self) -> bool:
-        """It takes calls, or is not meant to."""
+    def answers(self) -> bool:
+        """It takes calls, or was unloaded on purpose."""
         return any(g.target.is_ready for g in self.versions.values()) or all(
             state == UNLOADED for state in self.states.values()
         )
@@ -129,8 +130,9 @@ class Engine:
     def __init__(self, config: ServerConfig, clock: Clock) -> None:
         self.config = config
         self.models: dict[str, ServedModel] = {}
-        self.has_started = False
         self.is_draining = False
+        self.is_started = False
+        """Every model that was there at the start has been tried."""
         self._clock = clock
         self._budget = LoopBudget()
         self._loader = Loader(config, clock, self._budget, LoopCaller(self))
@@ -211,33 +213,42 @@ class Engine:
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
+            started = self._clock()
             model = self.models.setdefault(ref.name, ServedModel(ref.name))
             is_new = ref.version not in model.versions
             if is_new:
                 model.states[ref.version] = State("LOADING")
             self._generations += 1
             counters = model.counters.setdefault(ref.version, ModelStatistics())
-            failure = "loading was interrupted"
             try:
                 generation = await self._loader.load(version, self._generations, counters)
-                failure = ""
-            except SalverError as error:
-                failure = error.message
+            except BaseException as error:
+                why = error.message if isinstance(error, SalverError) else "it was interrupted"
+                # What was loaded before goes on; the reason tells that it is not the newest.
+                state = "UNAVAILABLE" if is_new else "READY"
+                model.states[ref.version] = State(state, f"loading failed: {why}")
+                model.settle(ref.version)
                 raise
-            finally:
-                if failure and is_new:
-                    model.states[ref.version] = State("UNAVAILABLE", failure)
-                    model.settle(ref.version)
             if self.is_draining:
                 await generation.retire(0)
                 raise Unavailable("the server is shutting down")
             old = model.put(generation)
+            log.info(
+                "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
+                ref,
+                "is ready" if old is None else "is swapped",
+                generation.runtime,
+                generation.target.num_instances,
+                generation.memory_bytes / 1e6,
+                (self._clock() - started) / NS_PER_S,
+            )
             if old is not None:
-                self._retire(old, model)
+                self._retire(model, old, "its successor is ready")
             return generation
 
-    async def unload(self, ref: ModelRef) -> None:
+    async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
         """Takes a version out of service, all of them without one; calls that use it may finish.
+        `why` is for the log.
 
         Raises: NotFound if the name is not served.
         """
@@ -250,7 +261,7 @@ class Engine:
                 model.states[version] = UNLOADED
                 generation = model.take(version)
                 if generation is not None:
-                    self._retire(generation, model)
+                    self._retire(model, generation, why)
 
     def forget(self, ref: ModelRef) -> None:
         """Drops a version that is not in service, so that it counts as unknown; with the last one
@@ -263,15 +274,16 @@ class Engine:
         if not model.states:
             del self.models[ref.name]
 
-    def _retire(self, generation: Generation, model: ServedModel) -> None:
-        task = asyncio.ensure_future(generation.retire(self.config.drain_timeout_s))
-        self._retiring[generation] = task
+    def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
+        self._retiring[generation] = asyncio.ensure_future(self._end(model, generation, why))
 
-        def retired(task: asyncio.Task[None]) -> None:
-            del self._retiring[generation]
-            model.settle(generation.ref.version)
-
-        task.add_done_callback(retired)
+    async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
+        started, size = self._clock(), generation.memory_bytes
+        await generation.retire(self.config.drain_timeout_s)
+        model.settle(generation.ref.version)
+        del self._retiring[generation]
+        seconds = (self._clock() - started) / NS_PER_S
+        log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""
@@ -279,17 +291,13 @@ class Engine:
             for version in sorted(model.versions, key=version_key):
                 yield model.versions[version]
 
-    def hidden_counters(self) -> dict[str, list[ModelStatistics]]:
-        """By name, what was counted for versions that cannot be called any more."""
-        return {name: model.hidden_counters() for name, model in self.models.items()}
-
     @property
     def is_ready(self) -> bool:
-        """Every model has a version that takes calls."""
+        """Every model that is wanted answers. A new version that fails takes nothing from that."""
         return (
-            self.has_started
+            self.is_started
             and not self.is_draining
-            and all(model.is_ready for model in self.models.values())
+            and all(model.answers for model in self.models.values())
         )
 
     async def stop(self, drain_s: float) -> None:

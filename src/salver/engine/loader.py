@@ -11,7 +11,6 @@ import threading
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -24,6 +23,7 @@ from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.memory import resident_bytes
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
@@ -87,9 +87,7 @@ def place(isolation: str, traits: Traits, cost_ns: int | None, streams: bool) ->
 
 
 class Loaded(NamedTuple):
-    """What runs a model. `models` are those in this process, none if it lives in workers only;
-    `resident_bytes` is the memory that all of it took.
-    """
+    """What runs a model. `models` are those in this process, none if it lives in workers only."""
 
     signature: Signature
     traits: Traits
@@ -97,7 +95,8 @@ class Loaded(NamedTuple):
     models: Sequence[Model]
     inline: InlineInstance | None
     instances: Sequence[Instance]
-    resident_bytes: int
+    loaded_bytes: int = 0
+    """What this process grew by; other models that load at the same time count too."""
 
 
 class Loader:
@@ -160,7 +159,7 @@ class Loader:
 
     async def _here(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         """Loads into this process; goes on in workers if that turns out to be the better place."""
-        before = resident_bytes()
+        size_before = resident_bytes()
         models = [await open_model(runtime, spec)]
         try:
             model, traits = models[0], models[0].traits
@@ -180,12 +179,10 @@ class Loader:
                 while len(models) < count:
                     models.append(await open_model(runtime, spec))
                     await warm_up_here(models[-1], signature, spec.config)
-            taken = max(resident_bytes() - before, 0)
+            grown = max(resident_bytes() - size_before, 0)
             instances: Sequence[Instance] = ()
             if placement.processes:
-                workers = await self._launch(runtime, spec)
-                instances = workers
-                taken += sum(resident_bytes(worker.pid) for worker in workers)
+                instances = await self._launch(runtime, spec)
             elif placement.threads:
                 instances = [
                     ThreadInstance(models[i % len(models)], f"{spec.ref}-{i}", self._loop)
@@ -196,7 +193,7 @@ class Loader:
                 model.close()
             raise
         inline = InlineInstance(models[0]) if placement.inline else None
-        return Loaded(signature, traits, costs, models, inline, instances, taken)
+        return Loaded(signature, traits, costs, models, inline, instances, grown)
 
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         workers = await self._launch(runtime, spec)
@@ -208,8 +205,7 @@ class Loader:
         except BaseException:
             await stop_all(workers)
             raise
-        taken = sum(resident_bytes(worker.pid) for worker in workers)
-        return Loaded(signature, workers[0].traits, costs, (), None, workers, taken)
+        return Loaded(signature, workers[0].traits, costs, (), None, workers)
 
     async def _launch(self, runtime: Runtime, spec: LoadSpec) -> list[ProcessInstance]:
         """Starts all workers of a version; if one fails, none is left."""
@@ -257,11 +253,11 @@ class Loader:
             loop=self._loop,
             is_idempotent=loaded.traits.idempotent if idempotent is None else idempotent,
         )
-        for instance in loaded.instances:
-            if isinstance(instance, ProcessInstance):
-                instance.watcher = target
-                if not instance.is_up:
-                    target.instance_down(instance)
+        workers = [each for each in loaded.instances if isinstance(each, ProcessInstance)]
+        for worker in workers:
+            worker.watcher = target
+            if not worker.is_up:
+                target.instance_down(worker)
         for cost in loaded.costs:
             target.learn(cost.method, cost.size, cost.ns)
         return Generation(
@@ -274,7 +270,8 @@ class Loader:
             statistics=statistics,
             batches=max_rows != 1,
             close=lambda: blocking(release, loaded.models),
-            resident_bytes=loaded.resident_bytes,
+            workers=workers,
+            loaded_bytes=loaded.loaded_bytes,
         )
 
 
@@ -356,18 +353,6 @@ def release(models: Sequence[Model]) -> None:
         gc.collect()
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def resident_bytes(pid: int | str = "self") -> int:
-    """Memory of a process (proc_pid_statm(5)); 0 if it is gone.
-
-    The difference over a load is what it took, as far as nothing else was loaded meanwhile.
-    """
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def chosen(signature: Signature, config: ModelConfig) -> Signature:

@@ -155,7 +155,7 @@ class BatchedTarget:
         inline = self._inline
         size = self._inline_size(now) if inline is not None else None
         # Cutting what waits into pieces that are short enough would cost more than one large run.
-        if size is not None and (not self._idle or not size or len(self._scheduler) <= size):
+        if size is not None and (not size or len(self._scheduler) <= size):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
                 return batch, inline  # type: ignore[return-value]
@@ -279,7 +279,11 @@ class BatchedTarget:
         if isinstance(results, Exception):
             self._fail(self._end_begun(running, results), results)
         else:
-            self._costs[work.method].learn(sum(call.size for call in batch.calls), cost)
+            size = sum([call.size for call in batch.calls])
+            if running.instance is self._inline:
+                self._costs[work.method].learn(size, cost)
+            elif self._inline is not None:
+                self._costs[work.method].pass_over()
             self._statistics.batch(batch.rows, batch.reason, cost)
             self._answer(running, results, now)
 
@@ -332,14 +336,13 @@ class BatchedTarget:
         self, call: Call, result: Tensors | None, has_begun: bool
     ) -> Response | SalverError:
         """What a call gets that has outputs of its own, or, after a stream, none."""
-        streams = has_begun or self._signature.methods[call.method].streams
-        if result is None and streams:
-            return self._respond(call, Rows(Tensors()))
-        try:
-            check_outputs(result or Tensors(), call.outputs)
-        except ModelFailed as error:
-            return error
-        return self._respond(call, Rows(result or Tensors()))
+        outputs = result or Tensors()
+        if outputs or not (has_begun or self._signature.methods[call.method].streams):
+            try:
+                check_outputs(outputs, call.outputs)
+            except ModelFailed as error:
+                return error
+        return self._respond(call, Rows(outputs))
 
     def _fail(self, calls: list[Call], error: Exception) -> None:
         """Splits a failed batch; a call that fails alone gets the error."""
@@ -363,7 +366,6 @@ class BatchedTarget:
             now - call.queued,
             (call.started or now) - call.queued,
             item if isinstance(item, SalverError) else None,
-            now,
         )
         call.lease.end()
         self._push(call, item, True)

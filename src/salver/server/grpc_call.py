@@ -48,14 +48,12 @@ class GrpcCall:
         "_deframer", "app", "head", "is_over", "method", "socket", "started", "stream", "touched",
     )  # fmt: skip
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         self.app = socket.app
         self.socket = socket
         self.stream = stream
         self.head = head
-        self.method = method
+        self.method: GrpcMethod = head.method
         self.started = self.app.clock()
         self.touched = self.app.now
         self.is_over = False
@@ -75,7 +73,7 @@ class GrpcCall:
         except SalverError as error:
             self.fail(error)
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def _plain(self, message: Buffer | Compressed) -> Buffer:
@@ -110,12 +108,17 @@ class GrpcCall:
         """The client is gone or does not want the answer any more."""
         raise NotImplementedError
 
+    def give_up(self, error: SalverError) -> None:
+        """Ends the call with the error's status and what still runs for it."""
+        # In this order, because what is cancelled may answer at once.
+        self.fail(error)
+        self.abandon()
+
     def sweep(self, now: int) -> None:
         """Ends what has lasted too long without being in the engine's care."""
         timeout = self.head.timeout_ns
         if timeout and now > self.started + timeout:
-            self.abandon()
-            self.fail(DeadlineExceeded("the call's time was over"))
+            self.give_up(DeadlineExceeded("the call's time was over"))
 
 
 class UnaryCall(GrpcCall):
@@ -123,10 +126,8 @@ class UnaryCall(GrpcCall):
 
     __slots__ = ("_message", "call", "operation")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self.call: Call | None = None
         self.operation: Any = None
         self._message: Buffer | None = None
@@ -158,7 +159,7 @@ class UnaryCall(GrpcCall):
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
@@ -166,8 +167,7 @@ class UnaryCall(GrpcCall):
         if self.is_over:
             return
         if not final:
-            self.abandon()
-            self.fail(Unsupported("this method streams; call it by ModelStreamInfer"))
+            self.give_up(Unsupported("this method streams; call it by ModelStreamInfer"))
             return
         self.call = None
         if isinstance(item, SalverError):
@@ -178,7 +178,7 @@ class UnaryCall(GrpcCall):
         except SalverError as error:
             self.fail(error)
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def _answer(self, item: Any) -> None:
@@ -216,10 +216,8 @@ class StreamCall(GrpcCall):
 
     __slots__ = ("_asked", "_has_begun", "_has_ended")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self._asked: deque[Asked] = deque()
         self._has_begun = False
         self._has_ended = False
@@ -256,8 +254,7 @@ class StreamCall(GrpcCall):
                 raise item
             parts = self.method.encode(asked.operation, item, final)
         except SalverError as error:
-            self.abandon()
-            self.fail(error)
+            self.give_up(error)
             return
         if parts is not None:
             asked.parts += frame(parts)
@@ -275,8 +272,9 @@ class StreamCall(GrpcCall):
         self._begin()
         self.socket.send(self.stream, parts)
         if self.stream.queued > MAX_QUEUED_BYTES:
-            self.abandon()
-            self.fail(Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread"))
+            self.give_up(
+                Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread")
+            )
 
     def _begin(self) -> None:
         if not self._has_begun:
@@ -309,10 +307,8 @@ class WatchCall(StreamCall):
 
     __slots__ = ("_last", "_operation")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self._operation: Any = None
         self._last: list[Buffer] | None = None
 

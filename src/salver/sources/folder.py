@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 CONFIG_FILE: Final = "model.yaml"
-DATA_SUFFIXES: Final = (
-    ".onnx", ".skops", ".joblib", ".pkl", ".pickle", ".ubj", ".json", ".txt", ".lgb",
-    ".pt2", ".pt", ".pth", ".safetensors", ".bin",
+SURE_SUFFIXES: Final = (
+    ".onnx", ".skops", ".joblib", ".pkl", ".pickle", ".ubj", ".lgb",
+    ".pt2", ".pt", ".pth", ".safetensors",
 )  # fmt: skip
+DATA_SUFFIXES: Final = (*SURE_SUFFIXES, ".json", ".txt", ".bin")
+"""Model files may end so, but most files that end like the last ones are none."""
 CODE_SUFFIX: Final = ".py"
-COMMON_SUFFIXES: Final = (".json", ".txt", ".bin")
-"""Model files may end so, but most files that do are none."""
 _TRIES: Final = 3
 
 
@@ -95,7 +95,7 @@ class FolderSource:
                 if child.is_dir():
                     if is_model(child):
                         yield from self._model(child, child.name)
-                elif child.suffix in DATA_SUFFIXES and child.suffix not in COMMON_SUFFIXES:
+                elif child.suffix in SURE_SUFFIXES:
                     yield self._single(child, child.stem, path, trusted=False)
 
     def _single(self, file: Path, name: str, root: Path, *, trusted: bool) -> VersionOnDisk:
@@ -204,7 +204,7 @@ def model_files(folder: Path) -> list[Path]:
     """Files that may be the model, of the surest kind that there is."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     data = [path for path in files if path.suffix in DATA_SUFFIXES]
-    sure = [path for path in data if path.suffix not in COMMON_SUFFIXES or path.stem == "model"]
+    sure = [path for path in data if path.suffix in SURE_SUFFIXES or path.stem == "model"]
     return sure or data or [path for path in files if path.suffix == CODE_SUFFIX]
 
 
