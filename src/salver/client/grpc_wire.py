@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from salver.client.wire import ModelState, Question, Result, array_of
+import orjson
+
+from salver.client.wire import Items, ModelState, Question, Result, array_of
 from salver.codecs.protobuf import message
 from salver.errors import InvalidInput, Unsupported
 
@@ -20,6 +22,7 @@ class GrpcRequest(NamedTuple):
     method: str
     body: bytes
     is_safe: bool = False
+    streams: bool = False
     timeout_s: float | None = None
 
     def within(self, timeout_s: float | None) -> GrpcRequest:
@@ -29,6 +32,8 @@ class GrpcRequest(NamedTuple):
 
 class GrpcWire:
     """Questions as gRPC messages. Replies are bytes."""
+
+    has_plain_door = False
 
     def ready(self, name: str) -> Question[bool]:
         method = "ModelReady" if name else "ServerReady"
@@ -46,6 +51,9 @@ class GrpcWire:
 
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]:
         return _question("ModelMetadata", plain, name=name, version=version)
+
+    def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
+        return _question("ModelConfig", _methods, name=name, version=version)
 
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]:
         return _question(
@@ -65,26 +73,21 @@ class GrpcWire:
         self,
         name: str,
         version: str,
+        method: str,
         tensors: Tensors,
         outputs: Sequence[str],
         parameters: Mapping[str, Parameter],
     ) -> Question[Result]:
-        request = message("inference.ModelInferRequest")(model_name=name, model_version=version)
-        for key, tensor in tensors.items():
-            request.inputs.add(name=key, datatype=tensor.dtype.name, shape=tensor.shape)
-            request.raw_input_contents.append(bytes(tensor.to_bytes()))
-        for key in outputs:
-            request.outputs.add(name=key)
-        for key, value in parameters.items():
-            setattr(request.parameters[key], _parameter_field(key, value), value)
-        body = request.SerializeToString()
+        body = _infer_request(name, version, method, tensors, outputs, parameters)
         return Question(GrpcRequest("ModelInfer", body), _infer_result)
 
-    def call(self, name: str, method: str, value: Any) -> NoReturn:
-        _refuse("a method by name")
-
     def open(self, name: str, method: str, value: Any, content_type: str) -> NoReturn:
-        _refuse("a stream")
+        _refuse("what /predict answers")
+
+    def stream(self, name: str, method: str, tensors: Tensors) -> Question[Items]:
+        body = _infer_request(name, "", method, tensors, (), {})
+        request = GrpcRequest("ModelStreamInfer", body, streams=True)
+        return Question(request, lambda reply: Items(reply, _stream_result))
 
 
 def _refuse(what: str) -> NoReturn:
@@ -100,6 +103,35 @@ def _question(method: str, read: Any, **fields: Any) -> Question[Any]:
     )
 
 
+def _methods(reply: Any) -> dict[str, dict[str, Any]]:
+    """The methods that a model's configuration tells; none for servers that have no methods."""
+    text = reply.config.parameters["methods"].string_value
+    found: dict[str, dict[str, Any]] = orjson.loads(text) if text else {}
+    return found
+
+
+def _infer_request(
+    name: str,
+    version: str,
+    method: str,
+    tensors: Tensors,
+    outputs: Sequence[str],
+    parameters: Mapping[str, Parameter],
+) -> bytes:
+    request = message("inference.ModelInferRequest")(model_name=name, model_version=version)
+    for key, tensor in tensors.items():
+        request.inputs.add(name=key, datatype=tensor.dtype.name, shape=tensor.shape)
+        request.raw_input_contents.append(bytes(tensor.to_bytes()))
+    for key in outputs:
+        request.outputs.add(name=key)
+    if method:
+        parameters = {**parameters, "method": method}
+    for key, value in parameters.items():
+        setattr(request.parameters[key], _parameter_field(key, value), value)
+    body: bytes = request.SerializeToString()
+    return body
+
+
 def _parameter_field(name: str, value: Any) -> str:
     kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
     field = kinds.get(type(value))
@@ -110,7 +142,15 @@ def _parameter_field(name: str, value: Any) -> str:
 
 def _infer_result(data: bytes) -> Result:
     """Raises: InvalidInput when the reply contradicts itself."""
-    reply = message("inference.ModelInferResponse").FromString(data)
+    return _result(message("inference.ModelInferResponse").FromString(data))
+
+
+def _stream_result(data: bytes) -> Result:
+    """Raises: InvalidInput when the reply contradicts itself."""
+    return _result(message("inference.ModelStreamInferResponse").FromString(data).infer_response)
+
+
+def _result(reply: Any) -> Result:
     outputs = {
         output.name: array_of(output.name, output.datatype, output.shape, raw)
         for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)

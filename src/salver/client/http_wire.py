@@ -1,18 +1,18 @@
-"""The client's questions over HTTP: the Open Inference Protocol, and the plain door for methods."""
+"""The client's questions over HTTP: the Open Inference Protocol, and the plain door for streams."""
 
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote
 
 import numpy as np
 import orjson
 
-from salver.client.wire import ModelState, Question, Result, array_of
+from salver.client.wire import Items, ModelState, Question, Result, array_of
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import from_http
-from salver.errors import ModelFailed, Undeliverable, Unsupported
+from salver.errors import Undeliverable, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from salver.types import Parameter, Tensors
 
 JSON_LENGTH: Final = "inference-header-content-length"
-NDJSON: Final = "application/x-ndjson"
 _FIRST_NO_SUCCESS: Final = 300
 
 
@@ -56,6 +55,8 @@ class HttpReply(NamedTuple):
 class HttpWire:
     """Questions as HTTP requests."""
 
+    has_plain_door = True
+
     def ready(self, name: str) -> Question[bool]:
         path = f"{_model_path(name)}/ready" if name else "/v2/health/ready"
         return Question(_get(path), lambda reply: reply.status == 200)
@@ -68,6 +69,11 @@ class HttpWire:
 
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]:
         return Question(_get(_model_path(name, version)), _json)
+
+    def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
+        return Question(
+            _get(_model_path(name, version)), lambda reply: _json(reply).get("methods") or {}
+        )
 
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]:
         path = f"{_model_path(name)}/stats" if name else "/v2/models/stats"
@@ -84,19 +90,25 @@ class HttpWire:
         self,
         name: str,
         version: str,
+        method: str,
         tensors: Tensors,
         outputs: Sequence[str],
         parameters: Mapping[str, Parameter],
     ) -> Question[Result]:
+        if method:
+            parameters = {**parameters, "method": method}
         path = f"{_model_path(name, version)}/infer"
         return Question(_infer_request(path, tensors, outputs, parameters), _infer_result)
 
-    def call(self, name: str, method: str, value: Any) -> Question[Result]:
-        return Question(_plain_request(name, method, value, ""), _plain_result)
+    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Items]:
+        path = "/predict" + "".join(f"/{quote(part, safe='')}" for part in (name, method) if part)
+        body = value if content_type else dumps({"input": _jsonable(value)})
+        headers = {"Content-Type": content_type or "application/json"}
+        request = HttpRequest("POST", path, headers, body, streams=True)
+        return Question(request, lambda reply: Items(reply, plain_answer))
 
-    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[HttpReply]:
-        request = _plain_request(name, method, value, content_type)
-        return Question(request._replace(streams=True), lambda reply: reply)
+    def stream(self, name: str, method: str, tensors: Tensors) -> NoReturn:
+        raise Unsupported("tensors are not streamed over HTTP; the plain door streams")
 
 
 def _get(path: str) -> HttpRequest:
@@ -158,14 +170,6 @@ def _infer_result(reply: HttpReply) -> Result:
     return Result(outputs, head.get("model_version") or "", head.get("parameters") or {})
 
 
-def _plain_request(name: str, method: str, value: Any, content_type: str) -> HttpRequest:
-    """One input for the plain door: a file as it is if it has a content type, else JSON."""
-    path = "/predict" + "".join(f"/{quote(part, safe='')}" for part in (name, method) if part)
-    body = value if content_type else dumps({"input": _jsonable(value)})
-    headers = {"Content-Type": content_type or "application/json"}
-    return HttpRequest("POST", path, headers, body)
-
-
 def _jsonable(value: Any) -> Any:
     """`value` with what only Python knows in a form that JSON has."""
     if isinstance(value, dict):
@@ -182,33 +186,15 @@ def _jsonable(value: Any) -> Any:
 def plain_answer(line: bytes | str) -> dict[str, Any]:
     """One answer of the plain door.
 
-    Raises: ModelFailed when a stream ended with an error; Undeliverable when it broke off.
+    Raises: SalverError when a stream ended with one; Undeliverable when it broke off.
     """
     try:
         answer: dict[str, Any] = orjson.loads(line)
     except orjson.JSONDecodeError:
         raise Undeliverable("the connection broke in the middle of an item") from None
     if "error" in answer:
-        raise ModelFailed(answer["error"])
+        raise from_http(answer["status"], answer["error"])
     return answer
-
-
-def _plain_result(reply: HttpReply) -> Result:
-    """The plain door's one answer as arrays: by output name if it has several outputs.
-
-    Raises: Unsupported when the method streams.
-    """
-    if reply.headers.get("content-type", "").startswith(NDJSON):
-        raise Unsupported("this method streams; iterate over client.stream(...)")
-    answer = plain_answer(reply.body)
-    value = answer["prediction"] if "prediction" in answer else answer["predictions"]
-    if isinstance(value, dict):
-        outputs = {key: np.asarray(item) for key, item in value.items()}
-    elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        outputs = {key: np.asarray([row[key] for row in value]) for key in value[0]}
-    else:
-        outputs = {"prediction": np.asarray(value)}
-    return Result(outputs, answer["model_version"], {})
 
 
 def error_of(reply: HttpReply) -> SalverError | None:

@@ -36,6 +36,13 @@ class Question(NamedTuple, Generic[T]):
     read: Callable[[Any], T]
 
 
+class Items(NamedTuple):
+    """A reply whose pieces are still to come, and what one of them means."""
+
+    reply: Any
+    read: Callable[[Any], Any]
+
+
 class Result(dict[str, Any]):
     """Outputs by name, as arrays, and what the server says of the answer."""
 
@@ -59,11 +66,17 @@ class ModelState(NamedTuple):
 class Wire(Protocol):
     """A protocol as the client speaks it: every question that there is, as bytes."""
 
+    has_plain_door: bool
+
     def ready(self, name: str) -> Question[bool]: ...
 
     def models(self) -> Question[list[ModelState]]: ...
 
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]: ...
+
+    def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
+        """Inputs and outputs of every method by name, the default one first."""
+        ...
 
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]: ...
 
@@ -77,17 +90,18 @@ class Wire(Protocol):
         self,
         name: str,
         version: str,
+        method: str,
         tensors: Tensors,
         outputs: Sequence[str],
         parameters: Mapping[str, Parameter],
     ) -> Question[Result]: ...
 
-    def call(self, name: str, method: str, value: Any) -> Question[Result]:
-        """One input to a method by name."""
+    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Items]:
+        """One input for the plain door, which finds out itself what it is; answers as dicts."""
         ...
 
-    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Any]:
-        """The same, the reply being a stream that is still to be read."""
+    def stream(self, name: str, method: str, tensors: Tensors) -> Question[Items]:
+        """The same by tensors, where there is no plain door; answers as results."""
         ...
 
 
