@@ -26,6 +26,7 @@ type: .venv/lint .venv/test
 	$(BIN)/mypy
 docs: .venv/core
 	$(BIN)/python -m salver.cli.reference docs
+	$(BIN)/python docs/modules.py
 clean:
 	rm -rf .venv .demo .bench
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from salver.client.aio import AsyncClient
     from salver.client.sync import Client
     from salver.errors import InvalidInput
+    from salver.observe.monitor import monitor_inference
 
 _PLACES = {
     "Array": "salver.authoring",
@@ -23,6 +24,7 @@ _PLACES = {
     "InvalidInput": "salver.errors",
     "context": "salver.authoring",
     "model": "salver.authoring",
+    "monitor_inference": "salver.observe.monitor",
     "use": "salver.authoring",
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "context",
     "model",
+    "monitor_inference",
     "use",
 ]
 

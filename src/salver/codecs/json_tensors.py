@@ -110,9 +110,11 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
     offset = 0
     for given in request.inputs:
         parameters = given.parameters
-        if parameters and "shared_memory_region" in parameters:
+        if parameters is None:
+            tensor = _tensor_of_json(given, max_depth)
+        elif "shared_memory_region" in parameters:
             raise Unsupported(f"input {given.name!r}: shared memory is not offered; send the data")
-        if parameters and "binary_data_size" in parameters:
+        elif "binary_data_size" in parameters:
             size = parameters["binary_data_size"]
             data = _binary(binary, offset, size, given.name)
             offset += size
@@ -385,8 +387,10 @@ def encode_response(response: Response, id: str = "") -> bytes:
         opening += b'"id":%b,' % orjson.dumps(id)
     if response.parameters:
         opening += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
-    parts = [output.part(response) for output in batch.outputs]
-    return b'%b"outputs":[%b]}' % (opening, parts[0] if len(parts) == 1 else b",".join(parts))
+    outputs = batch.outputs
+    if len(outputs) == 1:
+        return opening + b'"outputs":[' + outputs[0].part(response) + b"]}"
+    return b'%b"outputs":[%b]}' % (opening, b",".join([o.part(response) for o in outputs]))
 
 
 def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> list[Buffer]:

@@ -94,9 +94,8 @@ class Repository:
     async def _apply(self, changes: Changes) -> None:
         for ref in changes.unload:
             del self._tried[ref]
-            await self._engine.unload(ref)
+            await self._engine.unload(ref, "as its files are gone")
             self._engine.forget(ref.name)
-            log.info("%s is unloaded: its files are gone", ref)
         await asyncio.gather(*(self._try(version) for version in changes.load))
 
     async def _try(self, version: VersionOnDisk) -> None:
@@ -105,8 +104,6 @@ class Repository:
             await self._engine.load(version)
         except SalverError as error:
             log.error("%s could not be loaded: %s", version.ref, error.message)
-        else:
-            log.info("%s is ready", version.ref)
 
     async def load(self, name: str) -> None:
         """Loads or reloads every version of a name that the source offers now.

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
 from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
+from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
@@ -34,11 +36,27 @@ class ServedModel:
         self.latest: Generation | None = None
         self.labels: Mapping[str, str] = {}
         self.states: dict[str, tuple[str, str]] = {}
+        self._retiring: set[Generation] = set()
+        self._past = ModelStatistics()
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        """What all versions counted, past ones too, so that a swap takes nothing away."""
+        generations = (*self.versions.values(), *self._retiring)
+        return merged([*(generation.statistics for generation in generations), self._past])
+
+    async def retire(self, generation: Generation, drain_s: float) -> None:
+        """Ends a generation that was taken or replaced."""
+        await generation.retire(drain_s)
+        self._retiring.discard(generation)
+        self._past.add(generation.statistics)
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
+        if old is not None:
+            self._retiring.add(old)
         self.versions[version] = generation
         self.states[version] = ("READY", "")
         self.labels = generation.config.version_labels
@@ -47,12 +65,21 @@ class ServedModel:
 
     def take(self, version: str) -> Generation | None:
         found = self.versions.pop(version, None)
+        if found is not None:
+            self._retiring.add(found)
         self._choose_latest()
         return found
 
     def _choose_latest(self) -> None:
         self.latest = max(
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
+        )
+
+    @property
+    def answers(self) -> bool:
+        """It has a ready version, or was unloaded on purpose."""
+        return self.latest is not None or all(
+            reason == "unloaded" for _, reason in self.states.values()
         )
 
     def find(self, version: str) -> Generation:
@@ -171,27 +198,35 @@ class Engine:
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
+            started = self._clock()
             model = self.models.setdefault(ref.name, ServedModel(ref.name))
             if ref.version not in model.versions:
                 model.states[ref.version] = ("LOADING", "")
             self._generations += 1
             try:
                 generation = await self._loader.load(version, self._generations)
-            except SalverError as error:
-                if ref.version not in model.versions:
-                    model.states[ref.version] = ("UNAVAILABLE", error.message)
-                raise
-            except BaseException:
-                if ref.version not in model.versions:
-                    model.states[ref.version] = ("UNAVAILABLE", "loading was interrupted")
+            except BaseException as error:
+                why = error.message if isinstance(error, SalverError) else "it was interrupted"
+                # What was loaded before goes on; the reason tells that it is not the newest.
+                state = "READY" if ref.version in model.versions else "UNAVAILABLE"
+                model.states[ref.version] = (state, f"loading failed: {why}")
                 raise
             old = model.put(generation)
+            log.info(
+                "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
+                ref,
+                "is ready" if old is None else "is swapped",
+                generation.runtime,
+                generation.target.num_instances,
+                generation.memory_bytes / 1e6,
+                (self._clock() - started) / NS_PER_S,
+            )
             if old is not None:
-                self._retire(old)
+                self._retire(model, old, "its successor is ready")
             return generation
 
-    async def unload(self, ref: ModelRef) -> None:
-        """Takes versions out of service; those who use them may finish.
+    async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
+        """Takes versions out of service; those who use them may finish. `why` is for the log.
 
         Raises: NotFound if the name is not served.
         """
@@ -204,7 +239,7 @@ class Engine:
                 generation = model.take(version)
                 if generation is not None:
                     model.states[version] = ("UNAVAILABLE", "unloaded")
-                    self._retire(generation)
+                    self._retire(model, generation, why)
 
     def forget(self, name: str) -> None:
         """Drops a name that has no versions left, so that it counts as unknown."""
@@ -212,10 +247,16 @@ class Engine:
         if model is not None and not model.versions:
             del self.models[name]
 
-    def _retire(self, generation: Generation) -> None:
-        task = asyncio.ensure_future(generation.retire(self.config.drain_timeout_s))
+    def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
+        task = asyncio.ensure_future(self._end(model, generation, why))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+    async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
+        started, size = self._clock(), generation.memory_bytes
+        await model.retire(generation, self.config.drain_timeout_s)
+        seconds = (self._clock() - started) / NS_PER_S
+        log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""
@@ -225,15 +266,11 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Every version that is wanted is ready."""
+        """Every model that is wanted answers. A new version that fails takes nothing from that."""
         return (
             self.is_started
             and not self.is_draining
-            and all(
-                state == "READY" or reason == "unloaded"
-                for model in self.models.values()
-                for state, reason in model.states.values()
-            )
+            and all(model.answers for model in self.models.values())
         )
 
     async def stop(self, drain_s: float) -> None:

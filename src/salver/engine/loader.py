@@ -20,6 +20,7 @@ from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.memory import resident_bytes
 from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
@@ -84,6 +85,8 @@ class Loaded(NamedTuple):
     model: Model | None
     inline: InlineInstance | None
     instances: Sequence[Instance]
+    loaded_bytes: int = 0
+    """What this process grew by; other models that load at the same time count too."""
 
 
 class Loader:
@@ -142,6 +145,7 @@ class Loader:
 
     async def _here(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         """Loads into this process; goes on in workers if that turns out to be the better place."""
+        size_before = resident_bytes()
         model: Model = await self._blocking(runtime.load, spec)
         try:
             signature = chosen(model.signature, spec.config)
@@ -166,6 +170,7 @@ class Loader:
             model,
             InlineInstance(model) if placement.inline else None,
             threads if placement.threads else workers,
+            max(resident_bytes() - size_before, 0),
         )
 
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
@@ -220,9 +225,9 @@ class Loader:
             loop=self._loop,
             is_idempotent=loaded.traits.idempotent if idempotent is None else idempotent,
         )
-        for instance in loaded.instances:
-            if isinstance(instance, ProcessInstance):
-                instance.watcher = target
+        workers = [each for each in loaded.instances if isinstance(each, ProcessInstance)]
+        for worker in workers:
+            worker.watcher = target
         for cost in loaded.costs:
             target.learn(cost.method, cost.size, cost.ns)
         return Generation(
@@ -235,6 +240,8 @@ class Loader:
             statistics=statistics,
             batches=batches,
             close=lambda: release(loaded.model),
+            workers=workers,
+            loaded_bytes=loaded.loaded_bytes,
         )
 
 

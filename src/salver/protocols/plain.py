@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
           b"RIFF": "image/webp", b"BM": "image/bmp"}  # fmt: skip
+_SHARES_MAY_MISS: Final = 1e-3
 _KEYS: dict[str, Schema] = {"instances": "rows", "input": "row", "inputs": "rows"}
 
 
@@ -234,6 +235,8 @@ def _classes(response: Response) -> tuple[list[str], list[dict[str, Any]]]:
     labels: list[str] = []
     if label is not None and label.name in response.names and label.labels:
         labels = _words(response, label)
+    if label is None and scores is None:
+        scores = _labelled(response)
     if scores is None or scores.name not in response.names:
         return labels, []
     matrix = _matrix(response, scores)
@@ -242,8 +245,28 @@ def _classes(response: Response) -> tuple[list[str], list[dict[str, Any]]]:
         return labels, []
     if label is None:
         labels = [classes[int(index)] for index in matrix.argmax(axis=1)]
+    if not (scores.role or _are_shares(matrix)):
+        return labels, []
     values = orjson.loads(array_text(matrix))
     return labels, [dict(zip(classes, row, strict=True)) for row in values]
+
+
+def _labelled(response: Response) -> TensorSpec | None:
+    """The output with one number for each class that `model.yaml` names."""
+    return next(
+        (
+            spec
+            for spec in response.method.outputs
+            if spec.labels and spec.dtype is not BYTES and 1 <= len(spec.shape) <= 2
+        ),
+        None,
+    )
+
+
+def _are_shares(matrix: Array) -> bool:
+    """Every row is one of probabilities, not of logits or other scores."""
+    sums = matrix.sum(axis=1, dtype=np.float64)
+    return bool((matrix >= 0).all() and (np.abs(sums - 1) <= _SHARES_MAY_MISS).all())
 
 
 def _plain_names(response: Response) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
@@ -14,6 +15,8 @@ from salver.server.bodies import decompress
 from salver.types import CallContext
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from salver.interfaces import Endpoint
     from salver.server.app import App
     from salver.server.head import HttpHead
@@ -79,15 +82,20 @@ class Exchange:
                 CallContext(self._deadline(operation), operation.priority),
             )
         elif isinstance(operation, Query):
-            self.send(endpoint.encode(operation, self.app.admin.query(operation)))
+            found = self.app.admin.query(operation)
+            if isawaitable(found):
+                self.app.spawn(self._answer(endpoint, found))
+            else:
+                self.send(endpoint.encode(operation, found))
         else:
-            self.app.spawn(self._command(endpoint))
+            self.app.spawn(self._answer(endpoint, self.app.admin.command(self.operation)))
 
     def _deadline(self, operation: Infer) -> int:
         """The earliest of what body, head and server say; 0 for none."""
-        timeout = self.head.timeout_ns or self.app.default_timeout_ns
-        if operation.timeout_ns:
-            timeout = min(operation.timeout_ns, self.head.timeout_ns or operation.timeout_ns)
+        own, timeout = operation.timeout_ns, self.head.timeout_ns
+        if own and timeout:
+            timeout = min(own, timeout)
+        timeout = timeout or own or self.app.default_timeout_ns
         return self.started + timeout if timeout else 0
 
     def _inflate(self, body: Any) -> bytes:
@@ -104,11 +112,11 @@ class Exchange:
         except Exception:
             self._fail_internally()
 
-    async def _command(self, endpoint: Endpoint) -> None:
+    async def _answer(self, endpoint: Endpoint, result: Awaitable[Any]) -> None:
         try:
-            result = await self.app.admin.command(self.operation)
+            found = await result
             if self.is_open:
-                self.send(endpoint.encode(self.operation, result))
+                self.send(endpoint.encode(self.operation, found))
         except SalverError as error:
             self.fail(error)
         except Exception:

@@ -41,13 +41,14 @@ class HttpHead:
     """One parsed head and what it decides.
 
     `length` is the body's in bytes, -1 for chunked; `error` is why the request is refused, and
-    `must_close` that nothing after this head is read. `common_headers` belong to every answer.
+    `must_close` that nothing after this head is read. `common_headers` belong to every answer;
+    an answer to a head that `is_plain` needs nothing but its length.
     """
 
     __slots__ = (
         "accepts", "arguments", "common_headers", "encoding", "endpoint", "error",
-        "expects_continue", "headers", "keep_alive", "length", "method", "must_close", "path",
-        "query", "request_id", "timeout_ns", "version",
+        "expects_continue", "headers", "is_plain", "keep_alive", "length", "method",
+        "must_close", "path", "query", "request_id", "timeout_ns", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class HttpHead:
         self.headers: Mapping[str, str] = {}
         self.endpoint: Endpoint | None = None
         self.arguments: Mapping[str, str] = {}
+        self.is_plain = False
         self.length = 0
         self.keep_alive = True
         self.expects_continue = False

@@ -194,6 +194,11 @@ class Http1Connection(asyncio.BufferedProtocol):
             return None
         head = heads.read(raw)
         head.common_headers = self.app.common_headers(head)
+        head.is_plain = (
+            head.version == "1.1"
+            and head.method != "HEAD"
+            and not (head.accepts or head.common_headers)
+        )
         heads.remember(raw, head)
         return head
 
@@ -225,7 +230,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             rest = chunked.feed(data[position:])
         except SalverError as error:
             self._stop_reading()
-            self._queue(head).fail(error)
+            self._exchanges.append(exchange := Exchange(self.app, self, head))
+            exchange.fail(error)
             return len(data)
         if rest is None:
             return len(data)
@@ -233,13 +239,9 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._start(head, chunked.body)
         return len(data) - len(rest)
 
-    def _queue(self, head: HttpHead) -> Exchange:
+    def _start(self, head: HttpHead, body: Any) -> None:
         exchange = Exchange(self.app, self, head)
         self._exchanges.append(exchange)
-        return exchange
-
-    def _start(self, head: HttpHead, body: Any) -> None:
-        exchange = self._queue(head)
         if not head.keep_alive or self.app.is_draining:
             self._is_closing = self._is_discarding = True
         exchange.run(body)
@@ -257,7 +259,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             f"{limits.headers} fields are taken"
         )
         answer = HttpAnswer(431, JSON_HEADERS, [dumps({"error": message})])
-        self._queue(HttpHead()).send(answer)
+        self._exchanges.append(exchange := Exchange(self.app, self, HttpHead()))
+        exchange.send(answer)
 
     def ready(self, exchange: Exchange) -> None:
         """An exchange has something to send: everything that is in order goes out."""
@@ -290,18 +293,27 @@ class Http1Connection(asyncio.BufferedProtocol):
         head = exchange.head
         status, headers, parts = answer
         length = sum(map(len, parts))
+        if (
+            head.is_plain
+            and headers is JSON_HEADERS
+            and status == 200
+            and length < _JOINED_BYTES
+            and not self._is_closing
+        ):
+            text = b"".join(parts)
+            self._out.append(b"%bContent-Length: %d\r\n\r\n%b" % (_OK_JSON, length, text))
+            self.app.answered(exchange, status, length)
+            return
         if head.accepts and length in _COMPRESSED_BYTES and b"octet-stream" not in headers:
             parts = [compress(parts, head.accepts)]
             length = len(parts[0])
             headers += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % head.accepts.encode()
-        start = _OK_JSON if status == 200 and headers is JSON_HEADERS else _start(status, headers)
+        start = _start(status, headers)
         more = self._connection_headers(head)
         if status == 204:
             self._out.append(b"%b%b\r\n" % (start, more))
         elif head.method == "HEAD":
             self._out.append(b"%bContent-Length: %d\r\n%b\r\n" % (start, length, more))
-        elif length < _JOINED_BYTES and len(parts) == 1:
-            self._out.append(b"%bContent-Length: %d\r\n%b\r\n%b" % (start, length, more, parts[0]))
         else:
             self._out.append(b"%bContent-Length: %d\r\n%b\r\n" % (start, length, more))
             self._out += parts
@@ -349,7 +361,8 @@ class Http1Connection(asyncio.BufferedProtocol):
                 self.transport.writelines(out)
             else:
                 self.transport.write(b"".join(out))
-        if self._rest and not self._is_full():
+        # Half of the places must be free, or every answer would have all of the rest parsed again.
+        if self._rest and 2 * len(self._exchanges) <= self._max_pipelined and self._is_writable:
             self._resume()
         if self._is_closing and not self._exchanges and not self._out:
             self._close()

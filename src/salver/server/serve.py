@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import io
 import logging
 import os
 import signal
@@ -68,7 +69,7 @@ class Server:
         admin = Admin(config, self.engine, repository, rates)
         limits = config.limits
         router = Router([PlainDoor(limits), KserveV2(limits), Pages()])
-        admin.endpoints = router.endpoints
+        admin.router = router
         access = _access_log(config)
         self.app = App(config, self.engine, router, admin, access, system_clock)
         try:
@@ -122,12 +123,8 @@ class Server:
         while True:
             await asyncio.sleep(1)
             self.app.sweep()
-            latest = {
-                name: model.latest.statistics
-                for name, model in self.engine.models.items()
-                if model.latest is not None
-            }
-            rates.sample(latest, system_clock())
+            statistics = {name: model.statistics for name, model in self.engine.models.items()}
+            rates.sample(statistics, system_clock())
 
     async def _drain(self) -> None:
         """Takes no new connections, ends accepted calls, at most `drain_timeout_s`."""
@@ -234,4 +231,4 @@ def _access_log(config: ServerConfig) -> AccessLog | None:
     as_json = config.access_log == "json" or (
         config.access_log == "auto" and not sys.stdout.isatty()
     )
-    return AccessLog(sys.stdout, as_json=as_json)
+    return AccessLog(io.FileIO(sys.stdout.fileno(), "w", closefd=False), as_json=as_json)
