@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import orjson
 
-from salver.client.wire import Items, ModelState, Question, Result, array_of
+from salver.client.wire import Inference, Items, ModelState, Question, Result, array_of
 from salver.codecs.protobuf import message
 from salver.errors import InvalidInput, Unsupported
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from salver.types import Parameter, Tensors
 
 
 class GrpcRequest(NamedTuple):
@@ -69,24 +64,14 @@ class GrpcWire:
         method = f"RepositoryModel{what.capitalize()}"
         return _question(method, lambda reply: None, model_name=name)
 
-    def infer(
-        self,
-        name: str,
-        version: str,
-        method: str,
-        tensors: Tensors,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> Question[Result]:
-        body = _infer_request(name, version, method, tensors, outputs, parameters)
-        return Question(GrpcRequest("ModelInfer", body), _infer_result)
+    def infer(self, inference: Inference) -> Question[Result]:
+        return Question(GrpcRequest("ModelInfer", _infer_request(inference)), _infer_result)
 
     def open(self, name: str, method: str, value: Any, content_type: str) -> NoReturn:
         _refuse("what /predict answers")
 
-    def stream(self, name: str, method: str, tensors: Tensors) -> Question[Items]:
-        body = _infer_request(name, "", method, tensors, (), {})
-        request = GrpcRequest("ModelStreamInfer", body, streams=True)
+    def stream(self, inference: Inference) -> Question[Items]:
+        request = GrpcRequest("ModelStreamInfer", _infer_request(inference), streams=True)
         return Question(request, lambda reply: Items(reply, _stream_result))
 
 
@@ -110,23 +95,16 @@ def _methods(reply: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _infer_request(
-    name: str,
-    version: str,
-    method: str,
-    tensors: Tensors,
-    outputs: Sequence[str],
-    parameters: Mapping[str, Parameter],
-) -> bytes:
-    request = message("inference.ModelInferRequest")(model_name=name, model_version=version)
-    for key, tensor in tensors.items():
+def _infer_request(inference: Inference) -> bytes:
+    request = message("inference.ModelInferRequest")(
+        model_name=inference.name, model_version=inference.version
+    )
+    for key, tensor in inference.tensors.items():
         request.inputs.add(name=key, datatype=tensor.dtype.name, shape=tensor.shape)
         request.raw_input_contents.append(bytes(tensor.to_bytes()))
-    for key in outputs:
+    for key in inference.outputs:
         request.outputs.add(name=key)
-    if method:
-        parameters = {**parameters, "method": method}
-    for key, value in parameters.items():
+    for key, value in inference.all_parameters().items():
         setattr(request.parameters[key], _parameter_field(key, value), value)
     body: bytes = request.SerializeToString()
     return body

@@ -9,16 +9,15 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from salver.client.wire import Items, ModelState, Question, Result, array_of
+from salver.client.wire import Inference, Items, ModelState, Question, Result, array_of
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import from_http
 from salver.errors import Undeliverable, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from salver.errors import SalverError
-    from salver.types import Parameter, Tensors
 
 JSON_LENGTH: Final = "inference-header-content-length"
 _FIRST_NO_SUCCESS: Final = 300
@@ -86,19 +85,8 @@ class HttpWire:
         path = f"/v2/repository/models/{quote(name, safe='')}/{what}"
         return Question(_command(path), lambda reply: None)
 
-    def infer(
-        self,
-        name: str,
-        version: str,
-        method: str,
-        tensors: Tensors,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> Question[Result]:
-        if method:
-            parameters = {**parameters, "method": method}
-        path = f"{_model_path(name, version)}/infer"
-        return Question(_infer_request(path, tensors, outputs, parameters), _infer_result)
+    def infer(self, inference: Inference) -> Question[Result]:
+        return Question(_infer_request(inference), _infer_result)
 
     def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Items]:
         path = "/predict" + "".join(f"/{quote(part, safe='')}" for part in (name, method) if part)
@@ -107,7 +95,7 @@ class HttpWire:
         request = HttpRequest("POST", path, headers, body, streams=True)
         return Question(request, lambda reply: Items(reply, plain_answer))
 
-    def stream(self, name: str, method: str, tensors: Tensors) -> NoReturn:
+    def stream(self, inference: Inference) -> NoReturn:
         raise Unsupported("tensors are not streamed over HTTP; the plain door streams")
 
 
@@ -128,10 +116,9 @@ def _model_path(name: str, version: str = "") -> str:
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
-def _infer_request(
-    path: str, tensors: Tensors, outputs: Sequence[str], parameters: Mapping[str, Parameter]
-) -> HttpRequest:
+def _infer_request(inference: Inference) -> HttpRequest:
     """Inputs and outputs as bytes (binary tensor data extension)."""
+    tensors = inference.tensors
     parts = [tensor.to_bytes() for tensor in tensors.values()]
     inputs = [
         {
@@ -144,12 +131,14 @@ def _infer_request(
     ]
     head: dict[str, Any] = {
         "inputs": inputs,
-        "parameters": {**parameters, "binary_data_output": True},
+        "parameters": {**inference.all_parameters(), "binary_data_output": True},
     }
-    if outputs:
-        head["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    if inference.outputs:
+        binary = {"binary_data": True}
+        head["outputs"] = [{"name": name, "parameters": binary} for name in inference.outputs]
     text = orjson.dumps(head)
     headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(text))}
+    path = f"{_model_path(inference.name, inference.version)}/infer"
     return HttpRequest("POST", path, headers, b"".join([text, *parts]))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import numpy as np
 import orjson
 
-from salver.client.wire import input_tensors
+from salver.client.wire import Inference, input_tensors
 from salver.clock import NS_PER_S, system_clock
 from salver.errors import (
     InvalidInput,
@@ -166,26 +166,22 @@ class Session:
         timeout_s: float | None,
     ) -> Flow[Result]:
         """Runs a model on named inputs."""
-        deadline = self._deadline(timeout_s)
-        return (
-            yield from self._infer(deadline, name, inputs, outputs, version, method, parameters)
-        )
+        inference = Inference(name, version, method, outputs, parameters)
+        return self._infer(self._deadline(timeout_s), inputs, inference, self._wire.infer)
 
     def _infer(
         self,
         deadline: int | None,
-        name: str,
         inputs: Mapping[str, Any],
-        outputs: Sequence[str],
-        version: str,
-        method: str,
-        parameters: Mapping[str, Parameter],
-    ) -> Flow[Result]:
-        metadata = yield from self._described(deadline, name, version, method)
+        inference: Inference,
+        question: Callable[[Inference], Question[T]],
+    ) -> Flow[T]:
+        """Sends the inputs as the tensors that the model takes."""
+        name = inference.name
+        metadata = yield from self._described(deadline, name, inference.version, inference.method)
         try:
-            tensors = input_tensors(inputs, metadata)
-            question = self._wire.infer(name, version, method, tensors, outputs, parameters)
-            return (yield from self._until(deadline, question))
+            asked = inference._replace(tensors=input_tensors(inputs, metadata))
+            return (yield from self._until(deadline, question(asked)))
         except (InvalidInput, NotFound):
             # The model may have been replaced by one that takes other inputs.
             self._forget(name)
@@ -198,7 +194,8 @@ class Session:
         deadline = self._deadline(timeout_s)
         metadata = yield from self._described(deadline, name, version, method)
         named, is_single = _named(value, metadata)
-        result = yield from self._infer(deadline, name, named, (), version, method, {})
+        inference = Inference(name, version, method)
+        result = yield from self._infer(deadline, named, inference, self._wire.infer)
         place = 0 if is_single else ()
         return _bare({key: readable(array)[place] for key, array in result.items()})
 
@@ -216,8 +213,8 @@ class Session:
             return items._replace(read=lambda piece: items.read(piece)["prediction"])
         metadata = yield from self._described(deadline, name, "", method)
         named, is_single = _named(value, metadata)
-        tensors = input_tensors(named, metadata)
-        items = yield from self._until(deadline, self._wire.stream(name, method, tensors))
+        inference = Inference(name, method=method)
+        items = yield from self._infer(deadline, named, inference, self._wire.stream)
         texts = {spec["name"] for spec in metadata["outputs"] if spec.get("content") == "json"}
         return items._replace(read=lambda piece: _item(items.read(piece), texts, is_single))
 

@@ -36,6 +36,21 @@ class Question(NamedTuple, Generic[T]):
     read: Callable[[Any], T]
 
 
+class Inference(NamedTuple):
+    """What to run: a model's method on tensors, for all outputs unless some are named."""
+
+    name: str
+    version: str = ""
+    method: str = ""
+    outputs: Sequence[str] = ()
+    parameters: Mapping[str, Parameter] = {}
+    tensors: Mapping[str, Tensor] = {}
+
+    def all_parameters(self) -> dict[str, Parameter]:
+        """The model's, and the protocol's that chooses the method."""
+        return {**self.parameters, "method": self.method} if self.method else {**self.parameters}
+
+
 class Items(NamedTuple):
     """A reply whose pieces are still to come, and what one of them means."""
 
@@ -86,21 +101,13 @@ class Wire(Protocol):
         """`load` or `unload`; doing it twice leaves what doing it once does."""
         ...
 
-    def infer(
-        self,
-        name: str,
-        version: str,
-        method: str,
-        tensors: Tensors,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> Question[Result]: ...
+    def infer(self, inference: Inference) -> Question[Result]: ...
 
     def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Items]:
         """One input for the plain door, which finds out itself what it is; answers as dicts."""
         ...
 
-    def stream(self, name: str, method: str, tensors: Tensors) -> Question[Items]:
+    def stream(self, inference: Inference) -> Question[Items]:
         """The same by tensors, where there is no plain door; answers as results."""
         ...
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from salver.codecs.bind import cells
+from salver.codecs.bind import cells, is_number
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
@@ -166,7 +166,7 @@ def _csv(body: Buffer) -> Object:
         if len(line) != width:
             raise InvalidInput(f"line {number} has {len(line)} cells, the first has {width}")
     rows = [line for _, line in lines]
-    if all(cell == "" or _is_number(cell) for cell in rows[0]) and any(rows[0]):
+    if all(cell == "" or is_number(cell) for cell in rows[0]) and any(rows[0]):
         columns = enumerate(zip(*rows, strict=True), 1)
         table = np.column_stack([cells(column, f"column {index}") for index, column in columns])
         return Object("rows", table.tolist())
@@ -176,14 +176,6 @@ def _csv(body: Buffer) -> Object:
     if len(rows) == 1:
         raise InvalidInput("the table has column names, but no rows")
     return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
