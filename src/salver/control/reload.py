@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from salver.errors import Conflict, NotFound, SalverError, did_you_mean
+from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,7 +116,7 @@ class Repository:
         if not versions:
             raise NotFound(
                 f"the models' folder has no {name!r}.{did_you_mean(name, self.names())} "
-                f"There are: {', '.join(self.names()) or 'none'}"
+                f"There are: {listed(self.names())}"
             )
         for version in versions:
             self._tried[version.ref] = version.stamp

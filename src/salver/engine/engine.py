@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 import logging
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,14 @@ from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
-from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
+from salver.errors import (
+    InvalidInput,
+    NotFound,
+    SalverError,
+    Unavailable,
+    did_you_mean,
+    listed,
+)
 from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
@@ -37,19 +47,19 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         self.states: dict[str, tuple[str, str]] = {}
         self._retiring: set[Generation] = set()
-        self._past = ModelStatistics()
+        self._past: list[ModelStatistics] = []
 
     @property
     def statistics(self) -> ModelStatistics:
         """What all versions counted, past ones too, so that a swap takes nothing away."""
         generations = (*self.versions.values(), *self._retiring)
-        return merged([*(generation.statistics for generation in generations), self._past])
+        return merged([*(generation.statistics for generation in generations), *self._past])
 
     async def retire(self, generation: Generation, drain_s: float) -> None:
         """Ends a generation that was taken or replaced."""
         await generation.retire(drain_s)
         self._retiring.discard(generation)
-        self._past.add(generation.statistics)
+        self._past = [merged([*self._past, generation.statistics])]
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
@@ -93,7 +103,7 @@ class ServedModel:
         if version and version not in self.states:
             raise NotFound(
                 f"{self.name!r} has no version {version!r}; "
-                f"served: {', '.join(sorted(self.versions, key=version_key)) or 'none'}"
+                f"served: {listed(sorted(self.versions, key=version_key))}"
             )
         state, reason = self.states.get(version) or next(
             iter(self.states.values()), ("UNAVAILABLE", "")
@@ -107,6 +117,13 @@ class ServedModel:
 def version_key(version: str) -> tuple[int, int, str]:
     """Orders versions: numbers by value, after all other words."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+def reclaim_memory() -> None:
+    """Gives the memory of closed models back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Engine:
@@ -140,7 +157,7 @@ class Engine:
 
     def _only_model(self, ref: ModelRef) -> ServedModel:
         """An empty name means the only model that is served."""
-        served = ", ".join(sorted(self.models)) or "nothing yet"
+        served = listed(sorted(self.models), "nothing yet")
         if ref.name:
             raise NotFound(
                 f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
@@ -234,11 +251,12 @@ class Engine:
         if model is None:
             raise NotFound(f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}")
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            versions = [ref.version] if ref.version else list(model.versions)
+            versions = [ref.version] if ref.version else list(model.states)
             for version in versions:
                 generation = model.take(version)
-                if generation is not None:
+                if version in model.states:
                     model.states[version] = ("UNAVAILABLE", "unloaded")
+                if generation is not None:
                     self._retire(model, generation, why)
 
     def forget(self, name: str) -> None:
@@ -250,7 +268,13 @@ class Engine:
     def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
         task = asyncio.ensure_future(self._end(model, generation, why))
         self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.discard(task)
+        # Once for many, because it stops everything for tens of milliseconds.
+        if not self._retiring and not self.is_draining:
+            reclaim_memory()
 
     async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
         started, size = self._clock(), generation.memory_bytes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -239,7 +237,7 @@ class Loader:
             target=target,
             statistics=statistics,
             batches=batches,
-            close=lambda: release(loaded.model),
+            close=loaded.model.close if loaded.model is not None else nothing,
             workers=workers,
             loaded_bytes=loaded.loaded_bytes,
         )
@@ -267,15 +265,8 @@ async def one_run(instance: Instance, work: Work) -> tuple[Results | Exception, 
     return await ended
 
 
-def release(model: Model | None) -> None:
-    """Closes a model and gives its memory back to the system."""
-    if model is not None:
-        model.close()
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+def nothing() -> None:
+    """Closes a model that lives in workers only."""
 
 
 def chosen(signature: Signature, config: ModelConfig) -> Signature:
