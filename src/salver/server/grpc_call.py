@@ -18,13 +18,13 @@ from salver.errors import (
 )
 from salver.interfaces import Infer, Query
 from salver.protocols.kserve_v2_grpc import Answered
+from salver.server.bodies import decompress
 from salver.server.exchange import GONE
 from salver.server.grpc import (
     OK_BLOCK,
     CallHead,
     Compressed,
     Deframer,
-    decompress,
     frame,
     status_block,
 )
@@ -78,7 +78,7 @@ class GrpcCall:
 
     def _plain(self, message: Buffer | Compressed) -> Buffer:
         if isinstance(message, Compressed):
-            return decompress(message, self.app.config.limits.body_bytes)
+            return decompress(message.data, message.encoding, self.app.config.limits.body_bytes)
         return message
 
     def take(self, message: Buffer) -> None:
