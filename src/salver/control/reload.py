@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from salver.errors import Conflict, NotFound, SalverError, did_you_mean
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from salver.config import ServerConfig
-    from salver.engine.engine import Engine
     from salver.interfaces import Source, VersionOnDisk
     from salver.types import ModelRef
 
@@ -45,10 +44,37 @@ def decide(
     return Changes(load, [ref for ref in tried if ref not in wanted])
 
 
+class Commands(Protocol):
+    """What an administrator may ask for."""
+
+    def names(self) -> list[str]:
+        """Every name that could be loaded."""
+        ...
+
+    async def load(self, name: str) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
+
+class Loads(Protocol):
+    """What loads and unloads for the repository: this process's engine, or that of every front."""
+
+    is_started: bool
+
+    @property
+    def models(self) -> Mapping[str, Any]: ...
+
+    async def load(self, version: VersionOnDisk) -> Any: ...
+
+    async def unload(self, ref: ModelRef) -> None: ...
+
+    def forget(self, name: str) -> None: ...
+
+
 class Repository:
     """The models of one source, and the loop that follows it."""
 
-    def __init__(self, source: Source, engine: Engine, config: ServerConfig) -> None:
+    def __init__(self, source: Source, engine: Loads, config: ServerConfig) -> None:
         self._source = source
         self._engine = engine
         self._config = config

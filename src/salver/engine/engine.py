@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from salver.config import ServerConfig
     from salver.engine.generation import Generation
     from salver.interfaces import Sink, VersionOnDisk
+    from salver.observe.statistics import ModelStatistics
 
 log = logging.getLogger("salver.engine")
 MAX_DEPTH = 8
@@ -171,24 +172,40 @@ class Engine:
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            model = self.models.setdefault(ref.name, ServedModel(ref.name))
-            if ref.version not in model.versions:
-                model.states[ref.version] = ("LOADING", "")
-            self._generations += 1
+            self.note(ref, "LOADING")
             try:
-                generation = await self._loader.load(version, self._generations)
+                generation = await self.prepare(version)
             except SalverError as error:
-                if ref.version not in model.versions:
-                    model.states[ref.version] = ("UNAVAILABLE", error.message)
+                self.note(ref, "UNAVAILABLE", error.message)
                 raise
             except BaseException:
-                if ref.version not in model.versions:
-                    model.states[ref.version] = ("UNAVAILABLE", "loading was interrupted")
+                self.note(ref, "UNAVAILABLE", "loading was interrupted")
                 raise
-            old = model.put(generation)
-            if old is not None:
-                self._retire(old)
+            self.show(generation)
             return generation
+
+    def note(self, ref: ModelRef, state: str, reason: str = "") -> None:
+        """Says what becomes of a version that is not in service."""
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        if ref.version not in model.versions:
+            model.states[ref.version] = (state, reason)
+
+    async def prepare(
+        self, version: VersionOnDisk, statistics: ModelStatistics | None = None
+    ) -> Generation:
+        """Loads a version that no call reaches yet: `show` it, or retire it.
+
+        Raises: LoadFailed and its kinds.
+        """
+        self._generations += 1
+        return await self._loader.load(version, self._generations, statistics)
+
+    def show(self, generation: Generation) -> None:
+        """Makes a prepared generation visible, in place of the version's present one."""
+        name = generation.ref.name
+        old = self.models.setdefault(name, ServedModel(name)).put(generation)
+        if old is not None:
+            self._retire(old)
 
     async def unload(self, ref: ModelRef) -> None:
         """Takes versions out of service; those who use them may finish.
@@ -226,10 +243,14 @@ class Engine:
     @property
     def is_ready(self) -> bool:
         """Every version that is wanted is ready."""
-        return self.is_started and not self.is_draining and all(
-            state == "READY" or reason == "unloaded"
-            for model in self.models.values()
-            for state, reason in model.states.values()
+        return (
+            self.is_started
+            and not self.is_draining
+            and all(
+                state == "READY" or reason == "unloaded"
+                for model in self.models.values()
+                for state, reason in model.states.values()
+            )
         )
 
     async def stop(self, drain_s: float) -> None:

@@ -107,7 +107,7 @@ class Generation:
         return Observed(
             self.ref.name,
             self.ref.version,
-            self.statistics,
+            self.statistics.total(),
             self.target.queue_depth,
             self.target.num_instances,
             self.resident_bytes,

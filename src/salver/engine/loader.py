@@ -102,8 +102,10 @@ class Loader:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def load(self, version: VersionOnDisk, number: int) -> Generation:
-        """Loads, warms up and places a version.
+    async def load(
+        self, version: VersionOnDisk, number: int, statistics: ModelStatistics | None = None
+    ) -> Generation:
+        """Loads, warms up and places a version, which counts in `statistics` if there are some.
 
         Raises: LoadFailed and its kinds; then nothing is left of the attempt.
         """
@@ -122,7 +124,7 @@ class Loader:
         except Exception as error:
             log.exception("loading %s failed", version.ref)
             raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
-        return self._generation(spec, number, runtime, loaded)
+        return self._generation(spec, number, runtime, loaded, statistics or ModelStatistics())
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._loop.run_in_executor(self._executor, function, *arguments)
@@ -201,10 +203,14 @@ class Loader:
         return workers
 
     def _generation(
-        self, spec: LoadSpec, number: int, runtime: Runtime, loaded: Loaded
+        self,
+        spec: LoadSpec,
+        number: int,
+        runtime: Runtime,
+        loaded: Loaded,
+        statistics: ModelStatistics,
     ) -> Generation:
         config, ref = spec.config, spec.ref
-        statistics = ModelStatistics()
         max_rows = max_batch(config, loaded.traits)
         batches = max_rows != 1
         idempotent = config.idempotent

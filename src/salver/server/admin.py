@@ -5,6 +5,7 @@ Every protocol's queries and commands end here, as plain dictionaries that it pu
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from salver.config import ServerConfig
-    from salver.control.reload import Repository
+    from salver.control.reload import Commands
     from salver.engine.engine import Engine
     from salver.engine.generation import Generation
     from salver.interfaces import Command, Endpoint, Query
@@ -36,7 +37,7 @@ class Admin:
         self,
         config: ServerConfig,
         engine: Engine,
-        repository: Repository,
+        repository: Commands,
         rates: Rates,
     ) -> None:
         self._config = config
@@ -158,6 +159,8 @@ class Admin:
         return {
             "server": {
                 "version": __version__,
+                "pid": os.getpid(),
+                "processes": self._config.processes,
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "device": self._config.device,
                 "requests_per_s": self._rates.total_per_s(),
@@ -173,7 +176,7 @@ class Admin:
             version, (state, reason) = next(iter(model.states.items()), ("", ("LOADING", "")))
             facts = {"name": name, "version": version, "versions": [], "state": state}
             return {**facts, "reason": reason, "methods": [], "labels": [], "tags": []}
-        config, statistics = generation.config, generation.statistics
+        config, statistics = generation.config, generation.statistics.total()
         signature = generation.signature
         return {
             "name": name,
@@ -234,7 +237,7 @@ def page_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def model_statistics(generation: Generation) -> dict[str, Any]:
     """Counters in the form of the statistics extension; times in nanoseconds."""
-    statistics: ModelStatistics = generation.statistics
+    statistics: ModelStatistics = generation.statistics.total()
     success, failure = statistics.success, statistics.failure
     runs = {"count": statistics.num_runs, "ns": statistics.compute_ns}
     nothing = {"count": 0, "ns": 0}
