@@ -80,11 +80,19 @@ class Fronts:
                 follower = asyncio.ensure_future(self._repository.follow())
             on_signals(self.stop)
             started(self)
-            await self._stop.wait()
+            await self._stopped(keepers)
         finally:
             if follower is not None:
                 follower.cancel()
             await self._drain(keepers)
+
+    async def _stopped(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        """Waits for the end that is wanted, or for a bug that ended a keeper before: raises it."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((stopped, *keepers), return_when=asyncio.FIRST_COMPLETED)
+        for keeper in keepers:
+            if keeper.done():
+                keeper.result()
 
     def stop(self) -> None:
         """Ends `run`, from the loop."""
@@ -130,6 +138,8 @@ class Fronts:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             process = execute(theirs, self._slab_fd, self._listeners)
+        # Now, for a process that has been waited for has none any more.
+        pidfd = os.pidfd_open(process.pid)
         self._processes[index] = process
         ours.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -149,7 +159,7 @@ class Fronts:
             self._spread()
             if not self._stop.is_set():
                 process.kill()
-            status = await ended(process)
+            status = await ended(process, pidfd)
             del self._processes[index]
         return status
 
@@ -224,17 +234,16 @@ def execute(
     )
 
 
-async def ended(process: subprocess.Popen[bytes]) -> int:
+async def ended(process: subprocess.Popen[bytes], pidfd: int) -> int:
     """Waits for a process; its exit status."""
-    loop, fd = asyncio.get_running_loop(), os.pidfd_open(process.pid)
+    loop, end = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pidfd, end.set)
     try:
-        end = asyncio.Event()
-        loop.add_reader(fd, end.set)
         await end.wait()
-        return process.wait()
     finally:
-        loop.remove_reader(fd)
-        os.close(fd)
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    return process.wait()
 
 
 def how(status: int) -> str:
