@@ -91,6 +91,8 @@ class Follower:
         finally:
             following.cancel()
             applying.cancel()
+            for listener in self._listeners:
+                listener.close()
             await self._front.drain()
         for task in (following, applying):
             if task.done() and not task.cancelled():
