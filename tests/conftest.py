@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
+MISSING = re.compile(r"needs |could not import")
 
 
 class ServerProcess:
@@ -81,6 +82,18 @@ class ServerProcess:
         if self.process.stderr is not None:
             self.process.stderr.close()
         return status
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where all tools are installed, as in CI, no test may be skipped for the want of one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    missing = [report for report in skipped if MISSING.search(str(report.longrepr[2]))]
+    if missing and os.environ.get("SALVER_TEST_NO_SKIPS"):
+        for report in missing:
+            reporter.write_line(f"SKIPPED {report.nodeid}: {report.longrepr[2]}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module")

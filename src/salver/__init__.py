@@ -11,24 +11,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from salver.authoring import Array, context, model, use
+    from salver.client.aio import AsyncClient
+    from salver.client.sync import Client
     from salver.errors import InvalidInput
+    from salver.observe.monitor import monitor_inference
 
 _PLACES = {
     "Array": "salver.authoring",
+    "AsyncClient": "salver.client.aio",
+    "Client": "salver.client.sync",
     "Image": "salver.authoring",
     "InvalidInput": "salver.errors",
     "context": "salver.authoring",
     "model": "salver.authoring",
+    "monitor_inference": "salver.observe.monitor",
     "use": "salver.authoring",
 }
 
 __all__ = [
     "Array",
+    "AsyncClient",
+    "Client",
     "Image",
     "InvalidInput",
     "__version__",
     "context",
     "model",
+    "monitor_inference",
     "use",
 ]
 

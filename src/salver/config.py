@@ -205,6 +205,10 @@ class ServerConfig(Options, frozen=True, kw_only=True):
         Literal["auto", "text", "json", "off"],
         _option("`auto`: text on a terminal, JSON otherwise.", "static"),
     ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _option("How much the server says of itself on stderr.", "static"),
+    ] = "info"
     limits: Limits = Limits()
 
 

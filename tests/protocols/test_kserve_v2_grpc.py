@@ -133,7 +133,7 @@ def test_a_wrong_request_in_a_stream_is_answered():
 @pytest.mark.parametrize(
     ("rpc", "name"),
     [
-        ("ModelReady", "model_ready"),
+        ("ModelReady", "is_model_ready"),
         ("ModelMetadata", "model_metadata"),
         ("ModelConfig", "model_config"),
         ("ModelStatistics", "statistics"),

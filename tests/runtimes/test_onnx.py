@@ -398,7 +398,7 @@ def test_a_list_that_ends_in_the_cpu_falls_back_with_one_warning(tmp_path: Path)
     spec.warn = warnings.append
     RUNTIME.load(spec)
     assert warnings == [
-        "m runs without TensorrtExecutionProvider and CUDAExecutionProvider, "
+        "it runs without TensorrtExecutionProvider and CUDAExecutionProvider, "
         "on CPUExecutionProvider"
     ]
 

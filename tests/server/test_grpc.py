@@ -43,7 +43,7 @@ def opened(messages: Sequence[object]) -> list[bytes]:
 
 
 def test_reads_a_call() -> None:
-    call = CallHead.of(
+    call = CallHead(
         head(
             ("grpc-timeout", "250m"),
             ("grpc-encoding", "gzip"),
@@ -52,15 +52,14 @@ def test_reads_a_call() -> None:
             ("key-bin", "AAH/"),
         )
     )
-    assert (call.method, call.timeout_ns) == ("/package.Service/Method", 250_000_000)
+    assert (call.path, call.timeout_ns) == ("/package.Service/Method", 250_000_000)
     assert call.encoding == "gzip"
     assert call.metadata() == {"tenant": "a", "key-bin": b"\x00\x01\xff"}
 
 
-def test_a_head_is_read_once() -> None:
-    one = head()
-    assert CallHead.of(one) is CallHead.of(one)
-    assert (CallHead.of(one).timeout_ns, CallHead.of(one).encoding) == (0, "identity")
+def test_a_head_without_options_has_none() -> None:
+    call = CallHead(head())
+    assert (call.timeout_ns, call.encoding) == (0, "identity")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def serve(paths: tuple[str, ...], config_file: str, **given: Any) -> None:
     overrides = {key: given[key] for key in _MODEL_FLAGS if given.get(key)}
     source = FolderSource([place(text) for text in paths], overrides)
     console = Console(stderr=True, highlight=False)
-    set_up_logging()
+    set_up_logging(config.log_level)
     if not config.trust and sys.stdin.isatty():
         config = ask_for_trust(console, source, config)
     if not config.api_key and config.host not in ("127.0.0.1", "localhost", "::1"):
@@ -108,13 +108,13 @@ def ask_for_trust(console: Console, source: FolderSource, config: ServerConfig) 
     return config
 
 
-def set_up_logging() -> None:
+def set_up_logging(level: str) -> None:
     """Our own messages to stderr: level and text, nothing else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logger = logging.getLogger("salver")
     logger.addHandler(handler)
-    logger.setLevel(os.environ.get("SALVER_LOG_LEVEL", "INFO").upper())
+    logger.setLevel(level.upper())
 
 
 def announce(console: Console, server: Serving) -> None:

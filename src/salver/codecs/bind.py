@@ -18,8 +18,6 @@ from salver.types import (
     BF16,
     BOOL,
     BYTES,
-    INT64,
-    UINT64,
     Loose,
     Object,
     Raw,
@@ -100,7 +98,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     table = specs[0] if len(specs) == 1 else None
     if payload.schema != "rows":
         rank = _rank(value)
-        wanted = max(len(spec.shape) for spec in specs)
+        wanted = max((len(spec.shape) for spec in specs), default=0)
         if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
             payload.is_single = True
             value = [value]
@@ -109,7 +107,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     first = value[0] if len(value) else None
     if isinstance(first, dict) and table is not None and table.columns:
         return Tensors({table.name: _table(table, value)})
-    if isinstance(first, dict) and BYTES_KEY not in first:
+    if isinstance(first, dict) and not (table is not None and _is_value(table, first)):
         columns = {spec.name: _pick(value, spec) for spec in _chosen(method, first.keys())}
         return Tensors(
             {spec.name: _tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns}
@@ -122,6 +120,11 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
 
 
 BYTES_KEY = "b64"
+
+
+def _is_value(spec: TensorSpec, value: dict[str, Any]) -> bool:
+    """Whether an object is a value of the only input itself, rather than inputs by name."""
+    return BYTES_KEY in value or (spec.content == "json" and spec.name not in value)
 
 
 def _is_rows_of_objects(value: Any) -> bool:
@@ -264,27 +267,25 @@ def _number_array(spec: TensorSpec, value: Any) -> Array:
     if not array.size:
         return array.astype(dtype.numpy)
     if array.dtype.kind in "OU" and dtype.is_float:
-        array = _with_missing(spec, array)
+        array = _with_missing(spec, np.asarray(value, np.object_))
     kind = array.dtype.kind
     fits = (
         (dtype is BOOL and kind == "b")
         or (dtype.is_float and kind in "fiu")
-        or (dtype.is_integer and kind in "iu")
-        or (dtype.is_integer and kind == "f" and bool(np.all(array == np.trunc(array))))
+        or (dtype.is_integer and (kind in "iu" or (kind == "f" and bool(_is_whole(array).all()))))
     )
     if not fits:
         raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
-    if dtype.is_integer and kind == "f":
-        array = array.astype(np.int64)
-    if dtype.is_integer and array.dtype.kind != dtype.numpy.kind and dtype in (INT64, UINT64):
-        if int(array.min()) < 0 or int(array.max()) > np.iinfo(dtype.numpy).max:
-            raise InvalidInput(f"input {name!r}: a value does not fit {dtype.name}")
-        return array.astype(dtype.numpy)
-    return np.asarray(narrowed(array, dtype, name))
+    return narrowed(array, dtype, name)
+
+
+def _is_whole(array: Array) -> Array:
+    whole: Array = np.isfinite(array) & (array == np.trunc(array))
+    return whole
 
 
 def _with_missing(spec: TensorSpec, array: Array) -> Array:
-    """null as NaN for tables, and the words for non-finite floats.
+    """Objects as numbers: null is NaN for tables, and so are the words for non-finite floats.
 
     Raises: InvalidInput.
     """
@@ -294,23 +295,12 @@ def _with_missing(spec: TensorSpec, array: Array) -> Array:
             flat[index] = np.nan
         elif isinstance(value, str) and value in NON_FINITE:
             flat[index] = NON_FINITE[value]
-        elif isinstance(value, str) and array.dtype.kind == "U" and _is_number(value):
-            # Mixed numbers and words became text; texts that are digits were numbers before.
-            flat[index] = float(value)
         elif isinstance(value, bool) or not isinstance(value, int | float):
             where = _where(spec, array.shape, index)
             raise InvalidInput(
                 f"input {spec.name!r}{where}: expected {spec.dtype.name}, got {_shown(value)}"
             )
     return np.array(flat, np.float64).reshape(array.shape)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
@@ -322,9 +312,8 @@ def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
 
 def _first_odd(array: Array, dtype: Any) -> str:
     if array.dtype.kind == "f" and dtype.is_integer:
-        odd = array.reshape(-1)[(array != np.trunc(array)).reshape(-1)]
-        return _shown(odd[0].item())
-    return _shown(array.reshape(-1)[0].item())
+        array = array[~_is_whole(array)]
+    return _shown(array.reshape(-1).tolist()[0])
 
 
 def _shown(value: Any) -> str:
@@ -341,6 +330,8 @@ def _bytes_array(spec: TensorSpec, value: Any) -> Array:
             array: Array = np.empty((), np.object_)
             array[()] = dumps(value)
             return array
+        if not isinstance(value, list):
+            raise InvalidInput(f"input {spec.name!r}: expected a list, got {_shown(value)}")
         array = np.empty(len(value), np.object_)
         array[:] = [dumps(item) for item in value]
         return array.reshape((len(value),) + (1,) * (rank - 1))

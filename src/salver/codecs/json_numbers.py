@@ -7,6 +7,7 @@ well as the bare tokens that many clients send.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +24,10 @@ NON_FINITE: Final = {
     "Infinity": float("inf"),
     "-Infinity": float("-inf"),
 }
+_BRACKET_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
+_DEPTH_BLOCK: Final = 1 << 20
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -113,50 +118,35 @@ def loads(body: Buffer, max_depth: int) -> Any:
     except orjson.JSONDecodeError as error:
         first = error
     try:
-        return json.loads(bytes(body))
-    except RecursionError:
-        raise TooLarge(f"JSON nested deeper than {max_depth} levels") from None
-    except (ValueError, UnicodeDecodeError):
+        value = json.loads(bytes(body))
+        # The json module also takes numbers and text that nothing else can hold.
+        orjson.dumps(value)
+    except (ValueError, TypeError):
         where = f"line {first.lineno}, column {first.colno}"
         raise InvalidInput(f"the body is not valid JSON ({where}): {first.msg}") from None
+    return value
 
 
 def check_depth(body: Buffer, max_depth: int) -> None:
     """Bounds the nesting before anything is built from it.
 
-    Brackets inside strings are only counted apart when the quick count exceeds the bound.
+    Strings, which may hold brackets, are only taken out when it seems too deep with them.
 
     Raises: TooLarge.
     """
     raw = body if isinstance(body, bytes | bytearray) else bytes(body)
     if raw.count(b"[") + raw.count(b"{") <= max_depth:
         return
-    codes = np.frombuffer(raw, np.uint8)
-    opens = (codes == ord("[")) | (codes == ord("{"))
-    closes = (codes == ord("]")) | (codes == ord("}"))
-    steps = (opens.astype(np.int8) - closes.astype(np.int8))[opens | closes]
-    if int(np.cumsum(steps, dtype=np.int64).max(initial=0)) <= max_depth:
-        return
-    if _exact_depth(raw) > max_depth:
+    if _depth(raw) > max_depth and _depth(_STRING.sub(b"", raw)) > max_depth:
         raise TooLarge(f"JSON nested deeper than {max_depth} levels")
 
 
-def _exact_depth(raw: bytes | bytearray) -> int:
+def _depth(raw: bytes | bytearray) -> int:
+    """The deepest nesting of brackets, wherever they stand."""
+    steps = np.frombuffer(raw.translate(_BRACKET_STEPS, _NO_BRACKETS), np.int8)
     depth = deepest = 0
-    in_string = escaped = False
-    for code in raw:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif code == 0x5C:
-                escaped = True
-            elif code == 0x22:
-                in_string = False
-        elif code == 0x22:
-            in_string = True
-        elif code in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif code in b"]}":
-            depth -= 1
+    for start in range(0, len(steps), _DEPTH_BLOCK):
+        depths = np.cumsum(steps[start : start + _DEPTH_BLOCK], dtype=np.int32)
+        deepest = max(deepest, depth + int(depths.max()))
+        depth += int(depths[-1])
     return deepest

@@ -6,21 +6,23 @@ Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson 
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import orjson
 import simdjson
+from msgspec import Meta, Raw, Struct
+from msgspec.json import Decoder
 
-from salver.codecs.json_numbers import NON_FINITE, check_depth, loads, tensor_text
+from salver.codecs.json_numbers import NON_FINITE, loads, tensor_text
 from salver.errors import InvalidInput, Unsupported
 from salver.types import (
+    BF16,
     BOOL,
     BYTES,
     DTYPES,
-    INT64,
     UINT64,
     DType,
     Packed,
@@ -28,64 +30,62 @@ from salver.types import (
     Tensors,
     bf16_bits,
     dtype_of,
-    len_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from salver.types import Buffer, ModelRef, Response, Rows
+    from salver.types import Array, Buffer, Response, Rows
 
 _LARGE: Final = 1024
-_MAX_DIMENSIONS: Final = 32
 _MAX_ELEMENTS: Final = 1 << 40
 
+Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
 
-class JsonInput(msgspec.Struct):
+
+class JsonInput(Struct, gc=False):
     name: str
     datatype: str
-    shape: list[int]
-    data: msgspec.Raw = msgspec.Raw()
+    shape: Shape
+    data: Raw = Raw()
     parameters: dict[str, Any] | None = None
 
 
-class JsonOutput(msgspec.Struct):
+class JsonOutput(Struct, gc=False):
     name: str
     parameters: dict[str, Any] | None = None
 
 
-class JsonRequest(msgspec.Struct):
+class JsonRequest(Struct, gc=False):
     inputs: list[JsonInput]
     id: str = ""
     parameters: dict[str, Any] | None = None
     outputs: list[JsonOutput] | None = None
 
 
-_REQUEST: Final = msgspec.json.Decoder(JsonRequest)
-_FLOATS: Final = msgspec.json.Decoder(list[float])
-_INTEGERS: Final = msgspec.json.Decoder(list[int])
-_BOOLEANS: Final = msgspec.json.Decoder(list[bool])
-_STRINGS: Final = msgspec.json.Decoder(list[str])
-_LISTS: Final[dict[DType, Any]] = {
-    dtype: _FLOATS
-    if dtype.is_float
-    else _BOOLEANS
-    if dtype is BOOL
-    else _STRINGS
-    if dtype is BYTES
-    else _INTEGERS
-    for dtype in DTYPES.values()
-}
-_parsers: Final = threading.local()
-
-
-class InferBody(msgspec.Struct):
+class InferBody(Struct, gc=False):
     """What the body of an infer request says."""
 
     tensors: Tensors
     id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[JsonOutput] = []
+    parameters: dict[str, Any] | None = None
+    outputs: list[JsonOutput] | None = None
+
+
+_REQUEST: Final = Decoder(JsonRequest)
+_parsers: Final = threading.local()
+_SIMD_ARRAY: Final[Any] = simdjson.Array
+
+
+def _item_type(dtype: DType) -> type:
+    """The type that JSON's values are read as."""
+    return float if dtype.is_float else bool if dtype is BOOL else str if dtype is BYTES else int
+
+
+_DECODE_LIST: Final[dict[str, Callable[[Raw], list[Any]]]] = {
+    name: Decoder(list[_item_type(dtype)]).decode  # type: ignore[misc]
+    for name, dtype in DTYPES.items()
+}
 
 
 def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferBody:
@@ -101,44 +101,45 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
             )
         view = memoryview(body)
         body, binary = view[:json_bytes], view[json_bytes:]
-    if len(body) > _LARGE:
+    if len(body) > _LARGE and not binary:
         found = _decode_large(body)
         if found is not None:
             return found
-    return _decode_small(body, max_depth, binary)
-
-
-def _decode_small(body: Buffer, max_depth: int, binary: memoryview | None) -> InferBody:
-    try:
-        request = _REQUEST.decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"the request does not fit the protocol: {error}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        # Bare NaN and Infinity are not JSON, but many clients send them.
-        check_depth(body, max_depth)
-        request = _convert(loads(body, max_depth))
+    request = _decode_small(body, max_depth)
     tensors = Tensors()
     offset = 0
     for given in request.inputs:
-        dtype = dtype_of(given.datatype)
-        shape = _checked_shape(given.shape, given.name)
         parameters = given.parameters
-        if parameters is not None and "binary_data_size" in parameters:
+        if parameters is None:
+            tensor = _tensor_of_json(given, max_depth)
+        elif "shared_memory_region" in parameters:
+            raise Unsupported(f"input {given.name!r}: shared memory is not offered; send the data")
+        elif "binary_data_size" in parameters:
             size = parameters["binary_data_size"]
             data = _binary(binary, offset, size, given.name)
             offset += size
-            tensor = tensor_of_bytes(dtype, shape, data, given.name)
+            tensor = tensor_of_bytes(dtype_of(given.datatype), given.shape, data, given.name)
         else:
-            tensor = Tensor(dtype, shape, _values(given, dtype, shape, max_depth))
-        if given.name in tensors:
-            raise InvalidInput(f"input {given.name!r} is given twice")
+            tensor = _tensor_of_json(given, max_depth)
         tensors[given.name] = tensor
+    if len(tensors) != len(request.inputs):
+        raise InvalidInput(f"an input is given twice: {', '.join(g.name for g in request.inputs)}")
     if binary is not None and offset != len(binary):
         raise InvalidInput(
             f"{len(binary)} bytes of binary data, but the inputs' binary_data_size add up to "
             f"{offset}"
         )
-    return InferBody(tensors, request.id, request.parameters or {}, request.outputs or [])
+    return InferBody(tensors, request.id, request.parameters, request.outputs)
+
+
+def _decode_small(body: Buffer, max_depth: int) -> JsonRequest:
+    try:
+        return _REQUEST.decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the request does not fit the protocol: {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        # Bare NaN and Infinity are not JSON, but many clients send them.
+        return _convert(loads(body, max_depth))
 
 
 def _convert(value: Any) -> JsonRequest:
@@ -147,7 +148,7 @@ def _convert(value: Any) -> JsonRequest:
         for given in value.get("inputs") or []:
             if isinstance(given, dict) and "data" in given:
                 words = orjson.dumps(_spell(given["data"]))
-                given["data"] = msgspec.Raw(words)
+                given["data"] = Raw(words)
     try:
         return msgspec.convert(value, JsonRequest)
     except msgspec.ValidationError as error:
@@ -162,37 +163,36 @@ def _spell(value: Any) -> Any:
     return value
 
 
-def _checked_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
-    """Raises: InvalidInput before any memory is spent on it."""
-    if any(dim < 0 for dim in shape) or len(shape) > _MAX_DIMENSIONS:
+def _check_count(name: str, shape: Sequence[int], got: int) -> None:
+    """Raises: InvalidInput unless `got` elements make an array of that shape."""
+    expected = prod(shape)
+    if expected != got:
         raise InvalidInput(
-            f"input {name!r}: expected a shape of at most {_MAX_DIMENSIONS} dimensions, none "
-            f"negative, got {list(shape)[: _MAX_DIMENSIONS + 1]}"
+            f"input {name!r}: shape {list(shape)} expects {expected} elements, got {got}"
         )
-    if len_of(shape) > _MAX_ELEMENTS:
+    # numpy refuses the shape of an empty array if its other dimensions are too large together.
+    if not expected and prod(filter(None, shape)) > _MAX_ELEMENTS:
         raise InvalidInput(f"input {name!r}: shape {list(shape)} is larger than any request")
-    return tuple(shape)
 
 
-def _count(name: str, shape: tuple[int, ...], got: int) -> None:
-    if len_of(shape) != got:
-        raise InvalidInput(
-            f"input {name!r}: shape {list(shape)} expects {len_of(shape)} elements, got {got}"
-        )
-
-
-def _values(given: JsonInput, dtype: DType, shape: tuple[int, ...], max_depth: int) -> Any:
-    raw = given.data
+def _tensor_of_json(given: JsonInput, max_depth: int) -> Tensor:
+    name, shape = given.datatype, given.shape
+    dtype = DTYPES.get(name) or dtype_of(name)
     try:
-        values = _LISTS[dtype].decode(raw)
+        values = _DECODE_LIST[name](given.data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        values = _nested_values(raw, dtype, given.name, max_depth)
-    _count(given.name, shape, len(values))
+        values = _nested_values(given.data, dtype, given.name, max_depth)
+    if not values or prod(shape) != len(values):
+        _check_count(given.name, shape, len(values))
     if dtype is BYTES:
-        array = np.empty(len(values), np.object_)
-        array[:] = [value.encode() for value in values]
-        return array.reshape(shape)
-    return values
+        return Tensor(dtype, shape, _objects([value.encode() for value in values], shape))
+    return Tensor(dtype, shape, values)
+
+
+def _objects(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
+    array: Array = np.empty(len(items), np.object_)
+    array[:] = items
+    return array.reshape(shape)
 
 
 def _nested_values(raw: Any, dtype: DType, name: str, max_depth: int) -> list[Any]:
@@ -201,17 +201,10 @@ def _nested_values(raw: Any, dtype: DType, name: str, max_depth: int) -> list[An
         raise InvalidInput(f"input {name!r}: has neither data nor binary_data_size")
     flat: list[Any] = []
     _flatten(loads(bytes(raw), max_depth), flat)
-    if dtype.is_float:
+    wanted: Any = _item_type(dtype)
+    if wanted is float:
         flat = [NON_FINITE.get(x, x) if isinstance(x, str) else x for x in flat]
-    wanted: tuple[type, ...] = (
-        (int, float)
-        if dtype.is_float
-        else (bool,)
-        if dtype is BOOL
-        else (str,)
-        if dtype is BYTES
-        else (int,)
-    )
+        wanted = (int, float)
     for index, value in enumerate(flat):
         if not isinstance(value, wanted) or (dtype is not BOOL and isinstance(value, bool)):
             shown = orjson.dumps(value)[:40].decode(errors="replace")
@@ -247,17 +240,17 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
     Raises: InvalidInput when length and shape do not fit.
     """
     if dtype is BYTES:
-        packed = Packed(data)
-        # The lengths are checked now, so that a broken request fails before it is queued.
-        array = np.empty(len_of(shape) if 4 * len_of(shape) <= len(data) else 0, np.object_)
-        array[:] = packed.items(len_of(shape), name)
-        return Tensor(dtype, shape, array.reshape(shape))
-    expected = len_of(shape) * dtype.itemsize
+        # Unpacked now, so that a broken request fails before it is queued.
+        items = Packed(data).items(prod(shape), name)
+        _check_count(name, shape, len(items))
+        return Tensor(dtype, shape, _objects(items, shape))
+    expected = prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise InvalidInput(
             f"input {name!r}: {dtype.name} of shape {list(shape)} expects {expected} bytes, "
             f"got {len(data)}"
         )
+    _check_count(name, shape, len(data) // dtype.itemsize)
     return Tensor(dtype, shape, np.frombuffer(data, dtype.numpy).reshape(shape))
 
 
@@ -279,13 +272,15 @@ def _decode_large(body: Buffer) -> InferBody | None:
 
 def _read_large(request: Any) -> InferBody:
     tensors = Tensors()
-    for given in request["inputs"]:
+    inputs = request["inputs"]
+    if type(inputs) is not _SIMD_ARRAY:
+        raise TypeError
+    for given in inputs:
         name = given["name"]
         dtype = DTYPES[given["datatype"]]
-        shape = tuple(given["shape"].as_list())
-        if any(type(dim) is not int for dim in shape) or name in tensors:
+        shape = msgspec.convert(given["shape"].as_list(), Shape)
+        if type(name) is not str or name in tensors:
             raise ValueError
-        shape = _checked_shape(shape, name)
         if dtype.is_float:
             data = np.frombuffer(given["data"].as_buffer(of_type="d"), np.float64)
         elif dtype.is_integer:
@@ -293,30 +288,30 @@ def _read_large(request: Any) -> InferBody:
             data = np.frombuffer(given["data"].as_buffer(of_type=kind), f"{kind}8")
         else:
             raise TypeError
-        _count(name, shape, data.size)
+        _check_count(name, shape, data.size)
         tensors[name] = Tensor(dtype, shape, narrowed(data, dtype, name).reshape(shape))
-    outputs = request.get("outputs")
-    parameters = request.get("parameters")
+    id, parameters, outputs = (request.get(key) for key in ("id", "parameters", "outputs"))
     return InferBody(
         tensors,
-        str(request.get("id") or ""),
-        parameters.as_dict() if parameters is not None else {},
-        msgspec.convert(outputs.as_list(), list[JsonOutput]) if outputs is not None else [],
+        "" if id is None else msgspec.convert(id, str),
+        None if parameters is None else parameters.as_dict(),
+        None if outputs is None else msgspec.convert(outputs.as_list(), list[JsonOutput]),
     )
 
 
-def narrowed(data: Any, dtype: DType, name: str) -> Any:
-    """64-bit numbers as `dtype`.
+def narrowed(data: Array, dtype: DType, name: str) -> Array:
+    """Numbers as `dtype`; floats that become integers must be whole.
 
     Raises: InvalidInput for an integer outside its range.
     """
+    if dtype is BF16:
+        with np.errstate(over="ignore"):
+            return bf16_bits(data.astype(np.float32))
     if data.dtype == dtype.numpy:
         return data
-    if dtype.name == "BF16":
-        return bf16_bits(data.astype(np.float32))
-    if dtype.is_integer and dtype not in (INT64, UINT64):
+    if dtype.is_integer and data.size:
         bounds = np.iinfo(dtype.numpy)
-        if data.size and (data.min() < bounds.min or data.max() > bounds.max):
+        if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
             raise InvalidInput(
                 f"input {name!r}: a value does not fit {dtype.name} ({bounds.min} to {bounds.max})"
             )
@@ -324,16 +319,10 @@ def narrowed(data: Any, dtype: DType, name: str) -> Any:
         return data.astype(dtype.numpy)
 
 
-@lru_cache(maxsize=1024)
-def _opening(ref: ModelRef) -> bytes:
-    name, version = orjson.dumps(ref.name), orjson.dumps(ref.version)
-    return b'{"model_name":%b,"model_version":%b,' % (name, version)
-
-
 class _OutputText:
     """One output of a batch as text: what stands around the numbers, and the rows' numbers."""
 
-    __slots__ = ("after", "before", "name", "row_texts", "rows")
+    __slots__ = ("after", "before", "before_row", "name", "row_texts", "rows")
 
     def __init__(self, name: str, rows: Rows) -> None:
         tensor = rows.tensors[name]
@@ -345,19 +334,20 @@ class _OutputText:
         )
         inner = "".join(f",{dim}" for dim in tensor.shape[1:]).encode()
         self.after = inner + b'],"data":['
+        self.before_row = self.before + b"1" + self.after
         self.row_texts = _row_texts(tensor, name)
 
     def part(self, response: Response) -> bytes:
-        if response.stop < 0:
+        start, stop = response.start, response.stop
+        if stop < 0:
             tensor = self.rows.tensors[self.name]
             shape = ",".join(map(str, tensor.shape)).encode()
             text = tensor_text(tensor, self.name, flat=True)
             return b'%b%b],"data":%b}' % (self.before, shape, text)
-        start, stop = response.start, response.stop
         if self.row_texts is None:
             text = tensor_text(response.tensor(self.name), self.name, flat=True)[1:-1]
         elif stop - start == 1:
-            text = self.row_texts[start]
+            return self.before_row + self.row_texts[start] + b"]}"
         else:
             text = b",".join(self.row_texts[start:stop])
         return b"%b%d%b%b]}" % (self.before, stop - start, self.after, text)
@@ -365,34 +355,42 @@ class _OutputText:
 
 def _row_texts(tensor: Tensor, name: str) -> list[bytes] | None:
     """Every row's numbers, written in one go; None where one by one is better."""
-    width = len_of(tensor.shape[1:])
+    width = prod(tensor.shape[1:])
     if tensor.dtype is BYTES or not tensor.shape or not 0 < width <= 64:
         return None
     rows = Tensor(tensor.dtype, (tensor.shape[0], width), tensor.array().reshape(-1, width))
     return tensor_text(rows, name, flat=False)[2:-2].split(b"],[")
 
 
+class _BatchText:
+    """The answers of a batch as text, as far as they have it in common."""
+
+    __slots__ = ("opening", "outputs")
+
+    def __init__(self, response: Response) -> None:
+        ref = response.ref
+        self.opening = b'{"model_name":%b,"model_version":%b,' % (
+            orjson.dumps(ref.name),
+            orjson.dumps(ref.version),
+        )
+        self.outputs = [_OutputText(name, response.rows) for name in response.names]
+
+
 def encode_response(response: Response, id: str = "") -> bytes:
-    """The JSON answer of an infer request."""
-    texts = _texts(response)
-    opening = _opening(response.ref)
+    """The JSON answer of an infer request. The first one of a batch writes the numbers of all."""
+    cache = response.rows.cache
+    batch: _BatchText | None = cache.get(response.names)
+    if batch is None:
+        batch = cache[response.names] = _BatchText(response)
+    opening = batch.opening
     if id:
         opening += b'"id":%b,' % orjson.dumps(id)
     if response.parameters:
         opening += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
-    if len(texts) == 1:
-        return b'%b"outputs":[%b]}' % (opening, texts[0].part(response))
-    return b'%b"outputs":[%b]}' % (opening, b",".join([text.part(response) for text in texts]))
-
-
-def _texts(response: Response) -> list[_OutputText]:
-    """Prepared once per batch: the first answer of a batch writes the numbers of all."""
-    cache = response.rows.cache
-    texts = cache.get(response.names)
-    if texts is None:
-        texts = [_OutputText(name, response.rows) for name in response.names]
-        cache[response.names] = texts
-    return texts
+    outputs = batch.outputs
+    if len(outputs) == 1:
+        return opening + b'"outputs":[' + outputs[0].part(response) + b"]}"
+    return b'%b"outputs":[%b]}' % (opening, b",".join([o.part(response) for o in outputs]))
 
 
 def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> list[Buffer]:
@@ -431,9 +429,9 @@ def wants_binary(body: InferBody, names: Sequence[str]) -> list[str]:
 
     Raises: Unsupported for output parameters that Salver does not offer.
     """
-    everything = bool(body.parameters.get("binary_data_output"))
+    everything = bool((body.parameters or {}).get("binary_data_output"))
     chosen = {}
-    for output in body.outputs:
+    for output in body.outputs or ():
         parameters = output.parameters or {}
         if "shared_memory_region" in parameters:
             raise Unsupported(f"output {output.name!r}: shared memory is not offered; leave it out")

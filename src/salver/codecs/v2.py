@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from salver.types import Array
 
 NS_PER_US: Final = 1000
+_LARGEST: Final = 1 << 53
 EXTENSIONS: Final = (
     "classification",
     "model_repository",
@@ -35,8 +36,8 @@ def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
     found = []
     for name in ("timeout", "priority"):
         value = parameters.get(name, 0)
-        if type(value) is not int or value < 0:
-            raise InvalidInput(f"parameter {name!r}: expected a whole number, got {value!r}")
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            raise InvalidInput(f"parameter {name!r}: expected a whole number up to {_LARGEST}")
         found.append(value)
     # The protocol's 0 means the model's default priority, 1 the most urgent.
     return found[0] * NS_PER_US, max(found[1] - 1, 0)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from salver.errors import Conflict, NotFound, SalverError, did_you_mean
+from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ class Loads(Protocol):
 
     async def load(self, version: VersionOnDisk) -> Any: ...
 
-    async def unload(self, ref: ModelRef) -> None: ...
+    async def unload(self, ref: ModelRef, why: str = ...) -> None: ...
 
     def forget(self, name: str) -> None: ...
 
@@ -120,9 +120,8 @@ class Repository:
     async def _apply(self, changes: Changes) -> None:
         for ref in changes.unload:
             del self._tried[ref]
-            await self._engine.unload(ref)
+            await self._engine.unload(ref, "as its files are gone")
             self._engine.forget(ref.name)
-            log.info("%s is unloaded: its files are gone", ref)
         await asyncio.gather(*(self._try(version) for version in changes.load))
 
     async def _try(self, version: VersionOnDisk) -> None:
@@ -131,8 +130,6 @@ class Repository:
             await self._engine.load(version)
         except SalverError as error:
             log.error("%s could not be loaded: %s", version.ref, error.message)
-        else:
-            log.info("%s is ready", version.ref)
 
     async def load(self, name: str) -> None:
         """Loads or reloads every version of a name that the source offers now.
@@ -145,7 +142,7 @@ class Repository:
         if not versions:
             raise NotFound(
                 f"the models' folder has no {name!r}.{did_you_mean(name, self.names())} "
-                f"There are: {', '.join(self.names()) or 'none'}"
+                f"There are: {listed(self.names())}"
             )
         for version in versions:
             self._tried[version.ref] = version.stamp
@@ -165,8 +162,8 @@ class Repository:
             await self._engine.unload(ref)
 
     def _demand_explicit(self) -> None:
-        if self._config.mode == "poll":
+        if self._config.mode != "explicit":
             raise Conflict(
-                "models follow their files here; start with --mode explicit to load and unload "
-                "by command"
+                "the files alone decide here what is served; start with --mode explicit to load "
+                "and unload by command"
             )

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 import logging
 from typing import TYPE_CHECKING
 
+from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
-from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
+from salver.errors import (
+    InvalidInput,
+    NotFound,
+    SalverError,
+    Unavailable,
+    did_you_mean,
+    listed,
+)
+from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
@@ -20,7 +32,6 @@ if TYPE_CHECKING:
     from salver.config import ServerConfig
     from salver.engine.generation import Generation
     from salver.interfaces import Sink, VersionOnDisk
-    from salver.observe.statistics import ModelStatistics
 
 log = logging.getLogger("salver.engine")
 MAX_DEPTH = 8
@@ -35,11 +46,28 @@ class ServedModel:
         self.latest: Generation | None = None
         self.labels: Mapping[str, str] = {}
         self.states: dict[str, tuple[str, str]] = {}
+        self._retiring: set[Generation] = set()
+        self._past: list[ModelStatistics] = []
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        """What all versions counted, past ones too, so that a swap takes nothing away."""
+        generations = (*self.versions.values(), *self._retiring)
+        counters = (generation.statistics.total() for generation in generations)
+        return merged([*counters, *self._past])
+
+    async def retire(self, generation: Generation, drain_s: float) -> None:
+        """Ends a generation that was taken or replaced."""
+        await generation.retire(drain_s)
+        self._retiring.discard(generation)
+        self._past = [merged([*self._past, generation.statistics.total()])]
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
+        if old is not None:
+            self._retiring.add(old)
         self.versions[version] = generation
         self.states[version] = ("READY", "")
         self.labels = generation.config.version_labels
@@ -48,12 +76,21 @@ class ServedModel:
 
     def take(self, version: str) -> Generation | None:
         found = self.versions.pop(version, None)
+        if found is not None:
+            self._retiring.add(found)
         self._choose_latest()
         return found
 
     def _choose_latest(self) -> None:
         self.latest = max(
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
+        )
+
+    @property
+    def answers(self) -> bool:
+        """It has a ready version, or was unloaded on purpose."""
+        return self.latest is not None or all(
+            reason == "unloaded" for _, reason in self.states.values()
         )
 
     def find(self, version: str) -> Generation:
@@ -67,7 +104,7 @@ class ServedModel:
         if version and version not in self.states:
             raise NotFound(
                 f"{self.name!r} has no version {version!r}; "
-                f"served: {', '.join(sorted(self.versions, key=version_key)) or 'none'}"
+                f"served: {listed(sorted(self.versions, key=version_key))}"
             )
         state, reason = self.states.get(version) or next(
             iter(self.states.values()), ("UNAVAILABLE", "")
@@ -81,6 +118,13 @@ class ServedModel:
 def version_key(version: str) -> tuple[int, int, str]:
     """Orders versions: numbers by value, after all other words."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+def reclaim_memory() -> None:
+    """Gives the memory of closed models back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Engine:
@@ -114,7 +158,7 @@ class Engine:
 
     def _only_model(self, ref: ModelRef) -> ServedModel:
         """An empty name means the only model that is served."""
-        served = ", ".join(sorted(self.models)) or "nothing yet"
+        served = listed(sorted(self.models), "nothing yet")
         if ref.name:
             raise NotFound(
                 f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
@@ -175,20 +219,21 @@ class Engine:
             self.note(ref, "LOADING")
             try:
                 generation = await self.prepare(version)
-            except SalverError as error:
-                self.note(ref, "UNAVAILABLE", error.message)
-                raise
-            except BaseException:
-                self.note(ref, "UNAVAILABLE", "loading was interrupted")
+            except BaseException as error:
+                why = error.message if isinstance(error, SalverError) else "it was interrupted"
+                self.note(ref, "UNAVAILABLE", f"loading failed: {why}")
                 raise
             self.show(generation)
             return generation
 
     def note(self, ref: ModelRef, state: str, reason: str = "") -> None:
-        """Says what becomes of a version that is not in service."""
+        """Says what becomes of a version. One that is in service goes on, whatever is tried; then
+        the reason tells that it is not the newest.
+        """
         model = self.models.setdefault(ref.name, ServedModel(ref.name))
-        if ref.version not in model.versions:
-            model.states[ref.version] = (state, reason)
+        if ref.version in model.versions:
+            state = "READY"
+        model.states[ref.version] = (state, reason)
 
     async def prepare(
         self, version: VersionOnDisk, statistics: ModelStatistics | None = None
@@ -197,18 +242,31 @@ class Engine:
 
         Raises: LoadFailed and its kinds.
         """
+        started = self._clock()
         self._generations += 1
-        return await self._loader.load(version, self._generations, statistics)
+        generation = await self._loader.load(version, self._generations, statistics)
+        generation.load_s = (self._clock() - started) / NS_PER_S
+        return generation
 
     def show(self, generation: Generation) -> None:
         """Makes a prepared generation visible, in place of the version's present one."""
-        name = generation.ref.name
-        old = self.models.setdefault(name, ServedModel(name)).put(generation)
+        ref = generation.ref
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        old = model.put(generation)
+        log.info(
+            "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
+            ref,
+            "is ready" if old is None else "is swapped",
+            generation.runtime,
+            generation.target.num_instances,
+            generation.memory_bytes / 1e6,
+            generation.load_s,
+        )
         if old is not None:
-            self._retire(old)
+            self._retire(model, old, "its successor is ready")
 
-    async def unload(self, ref: ModelRef) -> None:
-        """Takes versions out of service; those who use them may finish.
+    async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
+        """Takes versions out of service; those who use them may finish. `why` is for the log.
 
         Raises: NotFound if the name is not served.
         """
@@ -216,12 +274,13 @@ class Engine:
         if model is None:
             raise NotFound(f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}")
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            versions = [ref.version] if ref.version else list(model.versions)
+            versions = [ref.version] if ref.version else list(model.states)
             for version in versions:
                 generation = model.take(version)
-                if generation is not None:
+                if version in model.states:
                     model.states[version] = ("UNAVAILABLE", "unloaded")
-                    self._retire(generation)
+                if generation is not None:
+                    self._retire(model, generation, why)
 
     def forget(self, name: str) -> None:
         """Drops a name that has no versions left, so that it counts as unknown."""
@@ -229,10 +288,22 @@ class Engine:
         if model is not None and not model.versions:
             del self.models[name]
 
-    def _retire(self, generation: Generation) -> None:
-        task = asyncio.ensure_future(generation.retire(self.config.drain_timeout_s))
+    def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
+        task = asyncio.ensure_future(self._end(model, generation, why))
         self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.discard(task)
+        # Once for many, because it stops everything for tens of milliseconds.
+        if not self._retiring and not self.is_draining:
+            reclaim_memory()
+
+    async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
+        started, size = self._clock(), generation.memory_bytes
+        await model.retire(generation, self.config.drain_timeout_s)
+        seconds = (self._clock() - started) / NS_PER_S
+        log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""
@@ -242,15 +313,11 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Every version that is wanted is ready."""
+        """Every model that is wanted answers. A new version that fails takes nothing from that."""
         return (
             self.is_started
             and not self.is_draining
-            and all(
-                state == "READY" or reason == "unloaded"
-                for model in self.models.values()
-                for state, reason in model.states.values()
-            )
+            and all(model.answers for model in self.models.values())
         )
 
     async def stop(self, drain_s: float) -> None:

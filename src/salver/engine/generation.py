@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from salver.observe.metrics import Observed
+from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from salver.config import ModelConfig
+    from salver.engine.process import ProcessInstance
     from salver.engine.target import BatchedTarget
     from salver.observe.statistics import ModelStatistics
     from salver.signature import Method, Signature
@@ -64,7 +65,8 @@ class Generation:
         statistics: ModelStatistics,
         batches: bool,
         close: Callable[[], None],
-        resident_bytes: int = 0,
+        workers: Sequence[ProcessInstance] = (),
+        loaded_bytes: int = 0,
     ) -> None:
         self.ref = ref
         self.generation = number
@@ -73,16 +75,22 @@ class Generation:
         self.signature = signature
         self.target = target
         self.statistics = statistics
-        self.resident_bytes = resident_bytes
+        self.load_s = 0.0
         self.leases = 0
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
         }
+        self._default_plan = self.plans[signature.default]
         self._close = close
+        self._workers = tuple(workers)
+        self._loaded_bytes = loaded_bytes
+        self._told: dict[ProcessInstance, bytes] = {}
         self._unused: asyncio.Event | None = None
 
     def plan(self, method: str) -> Plan:
         """Raises: NotFound for a method that the model does not have."""
+        if not method:
+            return self._default_plan
         found = self.plans.get(method)
         return found if found is not None else self.plans[self.signature.method(method)[0]]
 
@@ -102,13 +110,18 @@ class Generation:
         await self.target.stop(grace_s)
         self._close()
 
-    def observed(self) -> Observed:
-        """What the metrics need to know."""
-        return Observed(
-            self.ref.name,
-            self.ref.version,
-            self.statistics.total(),
-            self.target.queue_depth,
-            self.target.num_instances,
-            self.resident_bytes,
-        )
+    @property
+    def memory_bytes(self) -> int:
+        """What its workers hold now, and what loading it into this process took."""
+        return self._loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
+
+    async def user_metrics(self, timeout_s: float) -> list[bytes]:
+        """What its code counts in workers; of one that is too busy to answer, what it last told."""
+        return await asyncio.gather(*(self._ask(worker, timeout_s) for worker in self._workers))
+
+    async def _ask(self, worker: ProcessInstance, timeout_s: float) -> bytes:
+        try:
+            self._told[worker] = await asyncio.wait_for(worker.metrics(), timeout_s)
+        except TimeoutError:
+            pass
+        return self._told.get(worker, b"")

@@ -8,6 +8,7 @@ from salver.clock import NS_PER_MS
 from salver.schedulers.cost import CostModel
 
 INLINE_BUDGET_NS: Final = 100_000
+_FORGIVEN: Final = 4
 _WINDOW_NS: Final = 100 * NS_PER_MS
 
 
@@ -22,8 +23,27 @@ class InlineCosts:
         self.size: int | None = None
 
     def learn(self, size: int, cost_ns: int) -> None:
-        """Notes a run; the limit is worked out anew only when a size changes sides."""
+        """Notes what a run on the loop, or alone in a warm-up, took.
+
+        Runs in threads say nothing: much of their time is waiting for the interpreter.
+        """
         self._costs.learn(size, cost_ns)
+        self._judge(size)
+
+    def pass_over(self) -> None:
+        """Notes that a run was too large for the loop. The size at which that begins gets another
+        chance after a while, for it may only have seemed long on a busy machine; what is far too
+        long does not.
+        """
+        if self.size is None:
+            return
+        blocked = self.size + 1
+        if self._costs.predict(blocked) <= _FORGIVEN * INLINE_BUDGET_NS:
+            self._costs.fade(blocked)
+            self._judge(blocked)
+
+    def _judge(self, size: int) -> None:
+        """Works the limit out anew when a size changes sides."""
         bucket = size.bit_length()
         is_short = self._costs.predict(size) <= INLINE_BUDGET_NS
         if self._was_short.get(bucket) is not is_short:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.memory import resident_bytes
 from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
@@ -84,6 +83,8 @@ class Loaded(NamedTuple):
     model: Model | None
     inline: InlineInstance | None
     instances: Sequence[Instance]
+    loaded_bytes: int = 0
+    """What this process grew by; other models that load at the same time count too."""
 
 
 class Loader:
@@ -144,6 +145,7 @@ class Loader:
 
     async def _here(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         """Loads into this process; goes on in workers if that turns out to be the better place."""
+        size_before = resident_bytes()
         model: Model = await self._blocking(runtime.load, spec)
         try:
             signature = chosen(model.signature, spec.config)
@@ -168,6 +170,7 @@ class Loader:
             model,
             InlineInstance(model) if placement.inline else None,
             threads if placement.threads else workers,
+            max(resident_bytes() - size_before, 0),
         )
 
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
@@ -226,9 +229,9 @@ class Loader:
             loop=self._loop,
             is_idempotent=loaded.traits.idempotent if idempotent is None else idempotent,
         )
-        for instance in loaded.instances:
-            if isinstance(instance, ProcessInstance):
-                instance.watcher = target
+        workers = [each for each in loaded.instances if isinstance(each, ProcessInstance)]
+        for worker in workers:
+            worker.watcher = target
         for cost in loaded.costs:
             target.learn(cost.method, cost.size, cost.ns)
         return Generation(
@@ -240,7 +243,9 @@ class Loader:
             target=target,
             statistics=statistics,
             batches=batches,
-            close=lambda: release(loaded.model),
+            close=loaded.model.close if loaded.model is not None else nothing,
+            workers=workers,
+            loaded_bytes=loaded.loaded_bytes,
         )
 
 
@@ -266,15 +271,8 @@ async def one_run(instance: Instance, work: Work) -> tuple[Results | Exception, 
     return await ended
 
 
-def release(model: Model | None) -> None:
-    """Closes a model and gives its memory back to the system."""
-    if model is not None:
-        model.close()
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+def nothing() -> None:
+    """Closes a model that lives in workers only."""
 
 
 def chosen(signature: Signature, config: ModelConfig) -> Signature:

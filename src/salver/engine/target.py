@@ -91,7 +91,8 @@ class BatchedTarget:
 
     @property
     def num_instances(self) -> int:
-        return len(self._instances) + (self._inline is not None)
+        """Runs that are possible at once; short ones on the loop take the place of one."""
+        return len(self._instances) or 1
 
     @property
     def is_ready(self) -> bool:
@@ -136,7 +137,7 @@ class BatchedTarget:
     def _next(self, now: int) -> tuple[Batch, Instance] | None:
         size = self._inline_size(now) if self._inline is not None else None
         # Cutting what waits into pieces that are short enough would cost more than one large run.
-        if size is not None and (not self._idle or not size or len(self._scheduler) <= size):
+        if size is not None and (not size or len(self._scheduler) <= size):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
                 return batch, self._inline  # type: ignore[return-value]
@@ -240,7 +241,11 @@ class BatchedTarget:
         if isinstance(results, Exception):
             self._fail(batch.calls, results)
         else:
-            self._costs[work.method].learn(sum(call.size for call in batch.calls), cost)
+            size = sum([call.size for call in batch.calls])
+            if running.instance is self._inline:
+                self._costs[work.method].learn(size, cost)
+            elif self._inline is not None:
+                self._costs[work.method].pass_over()
             self._statistics.batch(batch.rows, batch.reason, cost)
             self._answer(batch.calls, work, results, now)
 

@@ -49,6 +49,7 @@ from salver.engine.instances import run
 from salver.engine.packing import pack_request, pack_results, unpack_work
 from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.user_metrics import exposition
 from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
 
@@ -205,7 +206,7 @@ class Worker:
                 case Ping():
                     self._channel.send(Pong())
                 case MetricsQuery():
-                    self._channel.send(Metrics(_metrics()))
+                    self._channel.send(Metrics(exposition()))
 
     def _grant(self, frame: Credit) -> None:
         turn = self._turn
@@ -250,19 +251,6 @@ def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done
         # A traceback holds the frames, which hold the inputs and their slot.
         error.__traceback__ = None
         return Done(number, cost_ns, fault=fault_of(failed)), Payload()
-
-
-def _metrics() -> bytes:
-    """What user code counts with prometheus_client, if it uses it at all."""
-    if "prometheus_client" not in sys.modules:
-        return b""
-    import prometheus_client
-
-    try:
-        return prometheus_client.generate_latest()
-    except Exception:
-        traceback.print_exc()
-        return b""
 
 
 def _die_with(parent: int) -> None:

@@ -1,191 +1,234 @@
-"""Prometheus metrics, computed from the counters when somebody asks.
+"""Prometheus metrics, written from the counters when somebody asks (text format 0.0.4).
 
 `inference_requests_total`, `inference_duration_seconds` and `gpu_memory_usage_bytes` are the names
-that monitoring tutorials use; the rest begins with `salver_`.
+that monitoring tutorials use; the rest begins with `salver_` or is prometheus_client's own.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import PROCESS_COLLECTOR, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
 
-from salver.observe.statistics import REASONS, Histogram, step_end_ns
+from salver.observe.statistics import NUM_STEPS, step_end_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from salver.observe.statistics import ModelStatistics
+    from salver.observe.statistics import Histogram, ModelStatistics
+    from salver.observe.user_metrics import Family
 
 _NS_PER_S: Final = 1e9
 _STEPS_PER_POWER: Final = 4
-_BATCH_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+_LINES_PER_PIECE: Final = 500
+_BATCH_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
 _MODEL: Final = re.compile(r'[{,]model="((?:[^"\\]|\\.)*)"')
 
 
-class Observed(NamedTuple):
-    """What the metrics need to know of one version."""
+class ObservedModel(NamedTuple):
+    """A name that is served: what its versions counted, past ones too, and how many are ready."""
+
+    name: str
+    statistics: ModelStatistics
+    num_ready: int
+
+
+class ObservedVersion(NamedTuple):
+    """A version in service. `statistics` begins with its load."""
 
     model: str
     version: str
     statistics: ModelStatistics
     queue_depth: int
     num_instances: int
-    resident_bytes: int = 0
-    user_metrics: Sequence[bytes] = ()
-    """Expositions of the prometheus metrics that the model's own code keeps."""
+    memory_bytes: int
 
 
-class _Snapshot:
-    """What a prometheus registry would be: a thing that collects."""
-
-    def __init__(self, observed: Sequence[Observed]) -> None:
-        self._observed = observed
-
-    def collect(self) -> Iterator[Metric]:
-        yield from _requests(self._observed)
-        yield from _batches(self._observed)
-        yield from _state(self._observed)
-        yield from PROCESS_COLLECTOR.collect()
+Sample = tuple[str, "int | float | str"]
+"""What follows the metric's name, a suffix and labels; and the value."""
 
 
-def exposition(observed: Iterable[Observed]) -> bytes:
-    """The text format. What a model's own code exports replaces our samples of the same names."""
-    versions = list(observed)
-    ours = generate_latest(_Snapshot(versions))
-    texts = [text for version in versions for text in version.user_metrics]
-    return merge(ours, texts) if texts else ours
+def exposition(
+    models: Sequence[ObservedModel],
+    versions: Sequence[ObservedVersion],
+    devices: Mapping[str, int],
+    user: Mapping[str, Family],
+) -> Iterator[bytes]:
+    """The text in pieces, so that whoever sends it can do other things in between.
 
-
-def _requests(observed: Sequence[Observed]) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "inference_requests", "Requests by how they ended.", labels=["model", "status"]
-    )
-    duration = HistogramMetricFamily(
-        "inference_duration_seconds", "Time from acceptance to answer.", labels=["model"]
-    )
-    failures = CounterMetricFamily(
-        "salver_failures", "Failed requests by cause.", labels=["model", "cause"]
-    )
-    for model in dict.fromkeys(version.model for version in observed):
-        versions = [v.statistics for v in observed if v.model == model]
-        requests.add_metric([model, "success"], sum(s.success.times for s in versions))
-        requests.add_metric([model, "error"], sum(s.failure.times for s in versions))
-        total = _sum([s.durations() for s in versions])
-        duration.add_metric([model], _buckets(total), total.total_ns / _NS_PER_S)
-        for cause in versions[0].outcomes():
-            failures.add_metric([model, cause], sum(s.outcomes()[cause] for s in versions))
-    yield from (requests, duration, failures)
-
-
-def _sum(histograms: Sequence[Histogram]) -> Histogram:
-    steps = [sum(counts) for counts in zip(*(h.steps for h in histograms), strict=True)]
-    return Histogram(steps, sum(h.total_ns for h in histograms))
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Cumulative counts at powers of two, as seconds."""
-    buckets, total = [], 0
-    for step, count in enumerate(histogram.steps):
-        total += count
-        if step == 0 or step % _STEPS_PER_POWER == _STEPS_PER_POWER - 1:
-            buckets.append((str(step_end_ns(step) / _NS_PER_S), float(total)))
-    return [*buckets, ("+Inf", float(total))]
-
-
-def _batches(observed: Sequence[Observed]) -> Iterator[Metric]:
-    labels = ["model", "version"]
-    queue = HistogramMetricFamily(
-        "salver_queue_duration_seconds", "Time a call waited for an instance.", labels=labels
-    )
-    compute = HistogramMetricFamily(
-        "salver_compute_duration_seconds", "Time one run of the model took.", labels=labels
-    )
-    size = HistogramMetricFamily("salver_batch_size", "Rows per run.", labels=labels)
-    released = CounterMetricFamily(
-        "salver_batches", "Runs by why their batch was released.", labels=[*labels, "reason"]
-    )
-    for version in observed:
-        names, statistics = [version.model, version.version], version.statistics
-        waited, computed = statistics.queue_times(), statistics.compute_times()
-        queue.add_metric(names, _buckets(waited), waited.total_ns / _NS_PER_S)
-        compute.add_metric(names, _buckets(computed), computed.total_ns / _NS_PER_S)
-        size.add_metric(names, _size_buckets(statistics), statistics.num_rows)
-        reasons = statistics.reasons()
-        for reason in REASONS:
-            released.add_metric([*names, reason], reasons[reason])
-    yield from (queue, compute, size, released)
-
-
-def _size_buckets(statistics: ModelStatistics) -> list[tuple[str, float]]:
-    sizes = statistics.batches()
-    buckets = [
-        (str(float(bound)), float(sum(d.times for size, d in sizes.items() if size <= bound)))
-        for bound in _BATCH_BOUNDS[:-1]
-    ]
-    return [*buckets, ("+Inf", float(statistics.num_runs))]
-
-
-def _state(observed: Sequence[Observed]) -> Iterator[Metric]:
-    labels = ["model", "version"]
-    depth = GaugeMetricFamily("salver_queue_depth", "Calls that wait.", labels=labels)
-    instances = GaugeMetricFamily("salver_instances", "Instances.", labels=labels)
-    memory = GaugeMetricFamily(
-        "salver_model_memory_bytes", "Memory that loading the version took.", labels=labels
-    )
-    ready = GaugeMetricFamily("salver_versions_ready", "Versions in service.", labels=["model"])
-    counts: dict[str, int] = {}
-    for version in observed:
-        names = [version.model, version.version]
-        depth.add_metric(names, version.queue_depth)
-        instances.add_metric(names, version.num_instances)
-        memory.add_metric(names, version.resident_bytes)
-        counts[version.model] = counts.get(version.model, 0) + 1
-    for model, count in counts.items():
-        ready.add_metric([model], count)
-    yield from (depth, instances, memory, ready)
-
-
-def merge(ours: bytes, theirs: Sequence[bytes]) -> bytes:
-    """Adds expositions of user code. Each family appears once; a family that user code exports for
-    a model stands in place of our samples of that family and model.
+    `devices` is memory in use by device. What user code exports under a name of ours stands in
+    place of our samples of the models that it names; a family of another type is left out.
     """
-    families: dict[str, tuple[list[str], list[str]]] = {}
-    for text in theirs:
-        for name, (comments, samples) in _families(text.decode()).items():
-            known = families.setdefault(name, (comments, []))
-            known[1].extend(samples)
-    lines: list[str] = []
-    for name, (comments, samples) in _families(ours.decode()).items():
-        added = families.pop(name, ([], []))[1]
-        replaced = {model for sample in added if (model := _model_of(sample)) is not None}
-        kept = [sample for sample in samples if _model_of(sample) not in replaced]
-        lines += [*comments, *kept, *added]
-    for comments, samples in families.values():
-        lines += [*comments, *samples]
-    return ("\n".join(lines) + "\n").encode()
+    lines = _merged(models, versions, devices, dict(user))
+    while piece := list(islice(lines, _LINES_PER_PIECE)):
+        yield ("\n".join(piece) + "\n").encode()
+    yield generate_latest(PROCESS_COLLECTOR)
 
 
-def _families(text: str) -> dict[str, tuple[list[str], list[str]]]:
-    """Comments and samples by family, in order."""
-    families: dict[str, tuple[list[str], list[str]]] = {}
-    name = ""
-    for line in text.splitlines():
-        if line.startswith(("# HELP ", "# TYPE ")):
-            name = line.split(" ", 3)[2]
-            families.setdefault(name, ([], []))[0].append(line)
-        elif line and not line.startswith("#"):
-            families.setdefault(name, ([], []))[1].append(line)
-    return families
+def _merged(
+    models: Sequence[ObservedModel],
+    versions: Sequence[ObservedVersion],
+    devices: Mapping[str, int],
+    user: dict[str, Family],
+) -> Iterator[str]:
+    for name, kind, meaning, samples in _ours(models, versions, devices):
+        theirs = user.pop(name, None)
+        yield f"# HELP {name} {meaning}"
+        yield f"# TYPE {name} {kind}"
+        if theirs is None or theirs.kind != kind:
+            yield from (f"{name}{key} {value}" for key, value in samples)
+        else:
+            replaced = {_subject(key) for key in theirs.samples}
+            kept = (sample for sample in samples if _subject(sample[0]) not in replaced)
+            yield from (f"{name}{key} {value}" for key, value in kept)
+            yield from (f"{key} {value}" for key, value in theirs.samples.items())
+    for family in user.values():
+        yield from family.comments
+        yield from (f"{key} {value}" for key, value in family.samples.items())
 
 
-def _model_of(sample: str) -> str | None:
-    found = _MODEL.search(sample)
-    return found.group(1) if found else None
+def _subject(key: str) -> str:
+    """The model that a sample is about, or else all its labels."""
+    found = _MODEL.search(key)
+    return found.group(1) if found else key[key.find("{") :]
+
+
+Ours = tuple[str, str, str, "Iterator[Sample]"]
+
+
+def _ours(
+    models: Sequence[ObservedModel],
+    versions: Sequence[ObservedVersion],
+    devices: Mapping[str, int],
+) -> Iterator[Ours]:
+    yield from _of_models(models)
+    yield from _of_versions(versions)
+    if devices:
+        yield "gpu_memory_usage_bytes", "gauge", "Memory in use.", _devices(devices)
+
+
+def _of_models(models: Sequence[ObservedModel]) -> Iterator[Ours]:
+    yield "inference_requests_total", "counter", "Requests by how they ended.", _requests(models)
+    yield (
+        "inference_duration_seconds",
+        "histogram",
+        "Time from acceptance to answer.",
+        (
+            sample
+            for model in models
+            for sample in _times(_labels(model=model.name), model.statistics.durations())
+        ),
+    )
+    yield "salver_failures_total", "counter", "Failed requests by cause.", _failures(models)
+    yield (
+        "salver_versions_ready",
+        "gauge",
+        "Versions in service.",
+        ((f"{{{_labels(model=model.name)}}}", model.num_ready) for model in models),
+    )
+
+
+def _requests(models: Sequence[ObservedModel]) -> Iterator[Sample]:
+    for model in models:
+        labels = _labels(model=model.name)
+        yield f'{{{labels},status="success"}}', model.statistics.success.times
+        yield f'{{{labels},status="error"}}', model.statistics.failure.times
+
+
+def _failures(models: Sequence[ObservedModel]) -> Iterator[Sample]:
+    for model in models:
+        labels = _labels(model=model.name)
+        for cause, count in model.statistics.outcomes().items():
+            yield f'{{{labels},cause="{cause}"}}', count
+
+
+def _devices(devices: Mapping[str, int]) -> Iterator[Sample]:
+    for device, used in devices.items():
+        yield f"{{{_labels(device=device)}}}", used
+
+
+def _of_versions(versions: Sequence[ObservedVersion]) -> Iterator[Ours]:
+    named = [(_labels(model=each.model, version=each.version), each) for each in versions]
+    yield (
+        "salver_queue_duration_seconds",
+        "histogram",
+        "Time a call waited for an instance.",
+        (s for labels, each in named for s in _times(labels, each.statistics.queue_times())),
+    )
+    yield (
+        "salver_compute_duration_seconds",
+        "histogram",
+        "Time one run of the model took.",
+        (s for labels, each in named for s in _times(labels, each.statistics.compute_times())),
+    )
+    yield (
+        "salver_batch_size",
+        "histogram",
+        "Rows per run.",
+        (sample for labels, each in named for sample in _sizes(labels, each.statistics)),
+    )
+    yield (
+        "salver_batches_total",
+        "counter",
+        "Runs by why their batch was released.",
+        (
+            (f'{{{labels},reason="{reason}"}}', count)
+            for labels, each in named
+            for reason, count in each.statistics.reasons().items()
+        ),
+    )
+    for name, meaning, value in _GAUGES:
+        yield name, "gauge", meaning, _gauge(named, value)
+
+
+def _gauge(
+    named: Sequence[tuple[str, ObservedVersion]], value: Callable[[ObservedVersion], int]
+) -> Iterator[Sample]:
+    for labels, each in named:
+        yield f"{{{labels}}}", value(each)
+
+
+_GAUGES: Final[tuple[tuple[str, str, Callable[[ObservedVersion], int]], ...]] = (
+    ("salver_queue_depth", "Calls that wait.", lambda each: each.queue_depth),
+    ("salver_instances", "Instances.", lambda each: each.num_instances),
+    ("salver_model_memory_bytes", "Memory that it holds.", lambda each: each.memory_bytes),
+)
+
+
+def _times(labels: str, histogram: Histogram) -> Iterator[Sample]:
+    """Cumulative counts at powers of two, in seconds."""
+    total, steps = 0, histogram.steps
+    for first, stop, bound in _TIME_BOUNDS:
+        total += sum(steps[first:stop])
+        yield f'_bucket{{{labels},le="{bound}"}}', total
+    total += sum(steps[_TIME_BOUNDS[-1][1] :])
+    yield f'_bucket{{{labels},le="+Inf"}}', total
+    yield f"_count{{{labels}}}", total
+    yield f"_sum{{{labels}}}", histogram.total_ns / _NS_PER_S
+
+
+_TIME_BOUNDS: Final = tuple(
+    (first, first + _STEPS_PER_POWER, step_end_ns(first + _STEPS_PER_POWER - 1) / _NS_PER_S)
+    for first in range(0, NUM_STEPS - _STEPS_PER_POWER, _STEPS_PER_POWER)
+)
+"""First step, last step and upper end of each bucket; the longest times have no end."""
+
+
+def _sizes(labels: str, statistics: ModelStatistics) -> Iterator[Sample]:
+    runs = statistics.batches()
+    for bound in _BATCH_BOUNDS:
+        count = sum(duration.times for size, duration in runs.items() if size <= bound)
+        yield f'_bucket{{{labels},le="{bound}.0"}}', count
+    yield f'_bucket{{{labels},le="+Inf"}}', statistics.num_runs
+    yield f"_count{{{labels}}}", statistics.num_runs
+    yield f"_sum{{{labels}}}", statistics.num_rows
+
+
+def _labels(**labels: str) -> str:
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -6,8 +6,11 @@ somebody asks.
 
 from __future__ import annotations
 
+import time
+from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from salver.clock import NS_PER_MS
 from salver.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -25,7 +28,7 @@ OUTCOMES: Final = ("rejected", "expired", "cancelled", "invalid", "failed", "oth
 MAX_EXACT_BATCH: Final = 128
 _LOWEST_BIT: Final = 13
 _STEPS: Final = 4
-_NUM_STEPS: Final = (36 - _LOWEST_BIT) * _STEPS
+NUM_STEPS: Final = (37 - _LOWEST_BIT) * _STEPS
 
 _SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS = range(7)
 _OUTCOMES = 7
@@ -33,20 +36,20 @@ _REASONS = _OUTCOMES + len(OUTCOMES)
 _BATCHES = _REASONS + len(REASONS)
 _BATCH_NS = _BATCHES + MAX_EXACT_BATCH + 1
 _DURATION = _BATCH_NS + MAX_EXACT_BATCH + 1
-_QUEUE = _DURATION + _NUM_STEPS
-_COMPUTE = _QUEUE + _NUM_STEPS
-NUM_CELLS: Final = _COMPUTE + _NUM_STEPS
+_QUEUE = _DURATION + NUM_STEPS
+_COMPUTE = _QUEUE + NUM_STEPS
+NUM_CELLS: Final = _COMPUTE + NUM_STEPS
 
 _REASON_CELL = {reason: _REASONS + index for index, reason in enumerate(REASONS)}
 
 
 def step_of(ns: int) -> int:
-    """Histogram step of a time: four per power of two, 8 µs to a minute."""
+    """Histogram step of a time: four per power of two, 8 µs to a minute and whatever is longer."""
     bits = ns.bit_length()
     if bits <= _LOWEST_BIT:
         return 0
     step = ((bits - _LOWEST_BIT) << 2) | ((ns >> (bits - 3)) & 3)
-    return step if step < _NUM_STEPS else _NUM_STEPS - 1
+    return step if step < NUM_STEPS else NUM_STEPS - 1
 
 
 def step_end_ns(step: int) -> int:
@@ -59,24 +62,33 @@ def step_end_ns(step: int) -> int:
 
 
 def quantile_ns(steps: Sequence[int], quantile: float) -> int | None:
-    """The time that this share of the counted times stays under; None if none were counted."""
-    total = sum(steps)
-    if not total:
-        return None
-    wanted, seen = quantile * total, 0
+    """The time that this share of the counted times stays under; None if none were counted.
+
+    Times are taken to be spread evenly within their step.
+    """
+    wanted, seen = quantile * sum(steps), 0
+    found = None
     for step, count in enumerate(steps):
+        if not count:
+            continue
+        start, end = step_end_ns(step - 1) if step else 0, step_end_ns(step)
+        if seen + count >= wanted:
+            return start + int((end - start) * (wanted - seen) / count)
         seen += count
-        if count and seen >= wanted:
-            return step_end_ns(step)
-    return step_end_ns(len(steps) - 1)
+        found = end
+    return found
 
 
 class Duration(NamedTuple):
+    """How often something happened, and the time it took in all."""
+
     times: int
     ns: int
 
 
 class Histogram(NamedTuple):
+    """Counts by step of time, and the sum of the times."""
+
     steps: list[int]
     total_ns: int
 
@@ -84,11 +96,11 @@ class Histogram(NamedTuple):
 class ModelStatistics:
     """Counters of one version. Writing costs a few additions; reading sums them up."""
 
-    __slots__ = ("cells", "last_call_ms")
+    __slots__ = ("cells", "last_run_ms")
 
     def __init__(self, cells: MutableSequence[int] | None = None) -> None:
         self.cells = [0] * NUM_CELLS if cells is None else cells
-        self.last_call_ms = 0
+        self.last_run_ms = 0  # since the epoch
 
     def total(self) -> ModelStatistics:
         """The counters of all processes together; for reading."""
@@ -122,6 +134,12 @@ class ModelStatistics:
         cells[_BATCHES + size] += 1
         cells[_BATCH_NS + size] += compute_ns
         cells[_COMPUTE + step_of(compute_ns)] += 1
+        self.last_run_ms = time.time_ns() // NS_PER_MS
+
+    def add(self, other: ModelStatistics) -> None:
+        """Takes over what another counted."""
+        self.cells[:] = list(map(add, self.cells, other.cells))
+        self.last_run_ms = max(self.last_run_ms, other.last_run_ms)
 
     @property
     def success(self) -> Duration:
@@ -174,7 +192,17 @@ class ModelStatistics:
         return Histogram(self._steps(_COMPUTE), self.cells[_COMPUTE_NS])
 
     def _steps(self, start: int) -> list[int]:
-        return list(self.cells[start : start + _NUM_STEPS])
+        return list(self.cells[start : start + NUM_STEPS])
+
+
+def merged(counters: Sequence[ModelStatistics]) -> ModelStatistics:
+    """The sum of several; itself if there is only one."""
+    if len(counters) == 1:
+        return counters[0]
+    total = ModelStatistics()
+    for each in counters:
+        total.add(each)
+    return total
 
 
 def _outcome(error: SalverError) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from salver.interfaces import Head
     from salver.types import Response
 
+_MAX_DIGITS = 18
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
 
@@ -89,12 +90,12 @@ class KserveV2:
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
         if not (found.id or found.parameters or found.outputs):
             return Infer(ref=ref, request=Request(found.tensors))
-        timeout_ns, priority = timing(found.parameters)
-        names = tuple(output.name for output in found.outputs)
+        parameters = found.parameters or {}
+        timeout_ns, priority = timing(parameters)
         request = Request(
             found.tensors,
-            outputs=names,
-            parameters=own_parameters(found.parameters),
+            outputs=tuple(output.name for output in found.outputs or ()),
+            parameters=own_parameters(parameters),
             id=found.id,
         )
         return Infer(
@@ -145,14 +146,16 @@ class KserveV2:
 def _json_bytes(length: str | None) -> int:
     if length is None:
         return -1
-    if not length.isdecimal():
-        raise InvalidInput(f"Inference-Header-Content-Length: expected a number, got {length!r}")
+    if not length.isdecimal() or len(length) > _MAX_DIGITS:
+        raise InvalidInput(
+            f"Inference-Header-Content-Length: expected a number, got {length[:40]!r}"
+        )
     return int(length)
 
 
 def _class_counts(body: InferBody) -> dict[str, int]:
     counts = {}
-    for output in body.outputs:
+    for output in body.outputs or ():
         count = (output.parameters or {}).get("classification", 0)
         if type(count) is not int or count < 0:
             raise InvalidInput(f"output {output.name!r}: classification must be a whole number")

@@ -197,7 +197,7 @@ def _model_and_parameters(request: Any) -> dict[str, Any]:
 _ADMIN: Final[Sequence[tuple[str, Any, str, Callable[[Any], dict[str, Any]], str]]] = (
     ("ServerLive", Query, "live", _nothing, ""),
     ("ServerReady", Query, "ready", _nothing, ""),
-    ("ModelReady", Query, "model_ready", _name_and_version, ""),
+    ("ModelReady", Query, "is_model_ready", _name_and_version, ""),
     ("ServerMetadata", Query, "server_metadata", _nothing, ""),
     ("ModelMetadata", Query, "model_metadata", _name_and_version, ""),
     ("ModelConfig", Query, "model_config", _name_and_version, "config"),

@@ -152,31 +152,29 @@ def _csv(body: Buffer) -> Object:
     Raises: InvalidInput naming the line that differs in length.
     """
     try:
-        text = bytes(body).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(bytes(body).decode("utf-8-sig"), newline=""))
+        lines = [(reader.line_num, line) for line in reader if line]
     except UnicodeDecodeError:
         raise InvalidInput("CSV must be UTF-8 text") from None
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    except csv.Error as error:
+        raise InvalidInput(f"line {reader.line_num} is not valid CSV: {error}") from None
     if not lines:
         raise InvalidInput("the table is empty")
-    width = len(lines[0])
-    for number, line in enumerate(lines, 1):
+    width = len(lines[0][1])
+    for number, line in lines:
         if len(line) != width:
             raise InvalidInput(f"line {number} has {len(line)} cells, the first has {width}")
-    if all(_is_number(cell) for cell in lines[0]):
-        columns = {
-            f"column {index + 1}": column for index, column in enumerate(zip(*lines, strict=True))
-        }
-        return Object("rows", _numbers(columns))
-    names = [name.strip() for name in lines[0]]
-    if len(lines) == 1:
+    rows = [line for _, line in lines]
+    if all(cell == "" or _is_number(cell) for cell in rows[0]) and any(rows[0]):
+        columns = enumerate(zip(*rows, strict=True), 1)
+        table = np.column_stack([cells(column, f"column {index}") for index, column in columns])
+        return Object("rows", table.tolist())
+    names = [name.strip() for name in rows[0]]
+    if len(set(names)) != width:
+        raise InvalidInput("two columns of the table have the same name")
+    if len(rows) == 1:
         raise InvalidInput("the table has column names, but no rows")
-    return Object("columns", dict(zip(names, map(list, zip(*lines[1:], strict=True)), strict=True)))
-
-
-def _numbers(columns: Mapping[str, Sequence[str]]) -> list[list[float | None]]:
-    table = np.column_stack([cells(column, name) for name, column in columns.items()])
-    rows: list[list[float | None]] = table.tolist()
-    return rows
+    return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
 
 
 def _is_number(cell: str) -> bool:

@@ -105,7 +105,7 @@ def _session(file: Path, spec: LoadSpec) -> Any:
     if missing and not may_fall_back(wanted):
         refuse(missing)
     if missing:
-        spec.warn(f"{spec.ref} runs without {' and '.join(missing)}, on {', '.join(present)}")
+        spec.warn(f"it runs without {' and '.join(missing)}, on {', '.join(present)}")
     return session
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from salver.authoring import CURRENT, Declaration, Scope
 from salver.errors import LoadFailed, TrustRequired, did_you_mean
 from salver.interfaces import Probe, Traits
+from salver.observe.user_metrics import forget, own_registry
 from salver.runtimes.hints import HintError
 from salver.runtimes.methods import ServedMethod
 from salver.runtimes.private_loop import PrivateLoop, Run
@@ -81,7 +82,7 @@ class PythonRuntime:
         module = f"salver_model_{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
         token = CURRENT.set(Scope(spec.caller))
         try:
-            with _importable(file.parent):
+            with _importable(file.parent), own_registry(module):
                 return _open(file, module, name, spec)
         except BaseException:
             sys.modules.pop(module, None)
@@ -176,6 +177,7 @@ class PythonModel:
         if self._private is not None:
             self._private.close()
         sys.modules.pop(self._module_name, None)
+        forget(self._module_name)
 
 
 def _traits(config: ModelConfig, declaration: Declaration) -> Traits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _NUM_BUCKETS = 40
 _BLEND = 8
+_FADE = 32
 
 
 class CostModel:
@@ -20,6 +21,10 @@ class CostModel:
         # One run that was interrupted must not make a fast model look slow.
         new = old + (min(cost_ns, 4 * old) - old) // _BLEND if old else cost_ns
         self._costs[bucket] = max(new, 1)
+
+    def fade(self, size: int) -> None:
+        """Makes what is known of a size count for a little less, so that it is tried again."""
+        self._costs[_bucket(size)] -= self._costs[_bucket(size)] // _FADE
 
     def predict(self, size: int) -> int:
         """Expected cost, proportional to the nearest smaller size that is known; 0 if none is."""

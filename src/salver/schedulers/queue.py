@@ -52,17 +52,23 @@ class CallQueue:
                 f"{self._max_calls} calls already wait for this model; try again later",
                 retry_after_ms=1000,
             )
-        priority = min(max(call.priority, 0), self._last_priority)
-        key = (priority, call.group)
+        key = self._key(call)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(priority * self._ageing)
+            lane = self._lanes[key] = Lane(key[0] * self._ageing)
         lane.calls[call] = None
         lane.rows += call.rows
         self._num_calls += 1
         expiry = self._expiry(call)
         if expiry and (not self._next_expiry or expiry < self._next_expiry):
             self._next_expiry = expiry
+
+    def _key(self, call: Call) -> tuple[int, Any]:
+        """Priority and group; a priority that there is not counts as the nearest that there is."""
+        priority = call.priority
+        if priority and not 0 < priority <= self._last_priority:
+            priority = self._last_priority if priority > 0 else 0
+        return priority, call.group
 
     def _expiry(self, call: Call) -> int:
         if not self._timeout:
@@ -85,8 +91,7 @@ class CallQueue:
 
     def remove(self, call: Call) -> bool:
         """Takes a call out wherever it stands. False: it does not wait here."""
-        priority = min(max(call.priority, 0), self._last_priority)
-        lane = self._lanes.get((priority, call.group))
+        lane = self._lanes.get(self._key(call))
         if lane is None or call not in lane.calls:
             return False
         del lane.calls[call]
@@ -97,8 +102,7 @@ class CallQueue:
         lane.rows -= call.rows
         self._num_calls -= 1
         if not lane.calls:
-            priority = min(max(call.priority, 0), self._last_priority)
-            del self._lanes[priority, call.group]
+            del self._lanes[self._key(call)]
 
     def expire(self, now: int) -> tuple[list[Call], int | None]:
         """Takes out the calls whose time is over; also when to look again."""

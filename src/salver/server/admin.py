@@ -5,29 +5,36 @@ Every protocol's queries and commands end here, as plain dictionaries that it pu
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.v2 import EXTENSIONS
 from salver.engine.engine import version_key
-from salver.errors import Internal, InvalidInput
-from salver.observe.metrics import exposition
+from salver.errors import Internal, InvalidInput, NotFound, Unavailable
+from salver.observe import user_metrics
+from salver.observe.memory import device_bytes
+from salver.observe.metrics import ObservedModel, ObservedVersion, exposition
 from salver.server.openapi import describe
 from salver.types import ModelRef
 from salver.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from salver.config import ServerConfig
     from salver.control.reload import Commands
-    from salver.engine.engine import Engine
+    from salver.engine.engine import Engine, ServedModel
     from salver.engine.generation import Generation
-    from salver.interfaces import Command, Endpoint, Query
+    from salver.interfaces import Command, Query
     from salver.observe.rates import Rates
     from salver.observe.statistics import Duration, ModelStatistics
-    from salver.signature import TensorSpec
+    from salver.server.router import Router
+    from salver.signature import Method, TensorSpec
+
+
+_WORKER_TIMEOUT_S: Final = 0.5
 
 
 class Admin:
@@ -45,11 +52,12 @@ class Admin:
         self._repository = repository
         self._rates = rates
         self._started = time.monotonic()
-        self.endpoints: Sequence[Endpoint] = ()
+        self.router: Router
         self._queries = {
             "live": lambda arguments: {"live": True},
             "ready": lambda arguments: {"ready": engine.is_ready},
             "model_ready": self._model_ready,
+            "is_model_ready": self._is_model_ready,
             "server_metadata": self._server_metadata,
             "model_metadata": self._model_metadata,
             "model_config": self._model_config,
@@ -61,7 +69,7 @@ class Admin:
         }
 
     def query(self, query: Query) -> Any:
-        """Reads state. Raises: SalverError."""
+        """Reads state; what takes longer comes as an awaitable. Raises: SalverError."""
         answer = self._queries.get(query.name)
         if answer is None:
             raise Internal(f"no query {query.name!r}")
@@ -87,6 +95,13 @@ class Admin:
 
     def _model_ready(self, arguments: Mapping[str, Any]) -> dict[str, bool]:
         return {"ready": self._find(arguments).target.is_ready}
+
+    def _is_model_ready(self, arguments: Mapping[str, Any]) -> dict[str, bool]:
+        """The same for gRPC, whose clients expect an answer for what is not there, too."""
+        try:
+            return self._model_ready(arguments)
+        except (NotFound, Unavailable):
+            return {"ready": False}
 
     def _server_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": "salver", "version": __version__, "extensions": list(EXTENSIONS)}
@@ -171,46 +186,66 @@ class Admin:
 
     def _model_state(self, name: str) -> dict[str, Any]:
         model = self._engine.models[name]
-        generation = model.latest
-        if generation is None:
-            version, (state, reason) = next(iter(model.states.items()), ("", ("LOADING", "")))
-            facts = {"name": name, "version": version, "versions": [], "state": state}
-            return {**facts, "reason": reason, "methods": [], "labels": [], "tags": []}
-        config, statistics = generation.config, generation.statistics.total()
-        signature = generation.signature
-        return {
+        generation, statistics = model.latest, model.statistics
+        state = {
             "name": name,
-            "version": generation.ref.version,
             "versions": sorted(model.versions, key=version_key),
-            "state": "READY",
-            "reason": "",
+            **self._rates.of_model(name),
+            "requests_total": statistics.success.times + statistics.failure.times,
+            "errors_total": statistics.failure.times,
+            "avg_batch": round(statistics.num_rows / max(statistics.num_runs, 1), 2),
+        }
+        if generation is None:
+            return state | _NO_GENERATION | _most_telling(model)
+        config = generation.config
+        return state | {
+            "version": generation.ref.version,
+            "state": "READY" if generation.target.is_ready else "UNAVAILABLE",
+            "reason": _problem(model),
             "runtime": generation.runtime,
             "description": config.description,
             "labels": list(config.labels),
             "tags": list(config.tags),
             "methods": [
-                {
-                    "name": method_name,
-                    "batching": method.batching,
-                    "streams": method.streams,
-                    "inputs": [page_tensor(spec) for spec in method.inputs],
-                    "outputs": [page_tensor(spec) for spec in method.outputs],
-                }
-                for method_name, method in signature.methods.items()
+                page_method(name, method) for name, method in generation.signature.methods.items()
             ],
             "example": config.example,
-            **self._rates.of_model(name),
-            "requests_total": statistics.success.times + statistics.failure.times,
-            "errors_total": statistics.failure.times,
             "queue_depth": generation.target.queue_depth,
-            "avg_batch": round(statistics.num_rows / max(statistics.num_runs, 1), 2),
+            "memory_bytes": generation.memory_bytes,
         }
 
-    def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
-        return exposition(generation.observed() for generation in self._engine.generations())
+    async def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
+        generations = list(self._engine.generations())
+        told = await asyncio.gather(*(g.user_metrics(_WORKER_TIMEOUT_S) for g in generations))
+        texts = [user_metrics.exposition(), *(text for texts in told for text in texts)]
+        devices = await asyncio.to_thread(device_bytes)
+        models = [
+            ObservedModel(name, model.statistics, len(model.versions))
+            for name, model in sorted(self._engine.models.items())
+        ]
+        versions = [observed_version(generation) for generation in self._engine.generations()]
+        parts = []
+        for part in exposition(models, versions, devices, user_metrics.added_up(texts)):
+            parts.append(part)
+            await asyncio.sleep(0)  # hundreds of models make a long text, and requests wait
+        return b"".join(parts)
 
     def _openapi(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return describe(self.endpoints, self._engine)
+        latest = (model.latest for _, model in sorted(self._engine.models.items()))
+        ready = [generation for generation in latest if generation is not None]
+        return describe(self.router, ready, keyed=bool(self._config.api_key))
+
+
+def observed_version(generation: Generation) -> ObservedVersion:
+    """What the metrics tell of a version."""
+    return ObservedVersion(
+        generation.ref.name,
+        generation.ref.version,
+        generation.statistics.total(),
+        generation.target.queue_depth,
+        generation.target.num_instances,
+        generation.memory_bytes,
+    )
 
 
 def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
@@ -222,6 +257,47 @@ def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
     """A tensor as Triton's model configuration tells it, without the batch dimension."""
     name = "STRING" if spec.dtype.name == "BYTES" else spec.dtype.name
     return {"name": spec.name, "data_type": f"TYPE_{name}", "dims": list(spec.shape[skip:])}
+
+
+_NO_GENERATION: Final[dict[str, Any]] = {
+    "runtime": "",
+    "description": "",
+    "labels": [],
+    "tags": [],
+    "methods": [],
+    "example": None,
+    "queue_depth": 0,
+    "memory_bytes": 0,
+}
+
+
+def _most_telling(model: ServedModel) -> dict[str, str]:
+    """The newest version of a model without a ready one, and what became of it."""
+    version = max(model.states, key=version_key, default="")
+    state, reason = model.states.get(version, ("LOADING", ""))
+    return {"version": version, "state": state, "reason": reason}
+
+
+def _problem(model: ServedModel) -> str:
+    """What keeps the files of a model that is ready from being served as they are."""
+    if model.latest is not None and not model.latest.target.is_ready:
+        return "its workers crashed too often; load it again"
+    return "; ".join(
+        f"version {version}: {reason}"
+        for version, (_, reason) in sorted(model.states.items())
+        if reason not in ("", "unloaded")
+    )
+
+
+def page_method(name: str, method: Method) -> dict[str, Any]:
+    """A method as the page needs it for its form."""
+    return {
+        "name": name,
+        "batching": method.batching,
+        "streams": method.streams,
+        "inputs": [page_tensor(spec) for spec in method.inputs],
+        "outputs": [page_tensor(spec) for spec in method.outputs],
+    }
 
 
 def page_tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -244,13 +320,13 @@ def model_statistics(generation: Generation) -> dict[str, Any]:
     return {
         "name": generation.ref.name,
         "version": generation.ref.version,
-        "last_inference": statistics.last_call_ms,
+        "last_inference": statistics.last_run_ms,
         "inference_count": statistics.num_rows,
         "execution_count": statistics.num_runs,
         "inference_stats": {
             "success": _duration(success),
             "fail": _duration(failure),
-            "queue": {"count": success.times + failure.times, "ns": statistics.queue_ns},
+            "queue": {"count": sum(statistics.queue_times().steps), "ns": statistics.queue_ns},
             "compute_input": nothing,
             "compute_infer": runs,
             "compute_output": nothing,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from salver.clock import NS_PER_S
+from salver.interfaces import Infer
+from salver.observe.access import Record
 from salver.server.bodies import BufferPool
 from salver.server.head import HeadReader
 
@@ -111,16 +114,28 @@ class App:
 
     def answered(self, exchange: Exchange, status: int, length: int) -> None:
         """Notes an answer in the access log."""
-        if self._access is not None:
-            head = exchange.head
-            self._access.write(
+        if self._access is None:
+            return
+        head = exchange.head
+        self._access.write(
+            Record(
+                time.time(),
                 head.method,
                 head.path,
+                self._model_of(exchange),
                 status,
                 length,
                 self.clock() - exchange.started,
                 head.request_id,
             )
+        )
+
+    def _model_of(self, exchange: Exchange) -> str:
+        """The model that a request was for; an empty name in it means the only one."""
+        operation, models = exchange.operation, self.engine.models
+        if not isinstance(operation, Infer):
+            return exchange.head.arguments.get("model", "")
+        return operation.ref.name or (next(iter(models)) if len(models) == 1 else "")
 
     def sweep(self) -> None:
         """Once a second: time limits of connections, and what the log holds."""

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from salver.errors import InvalidInput, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from salver.types import Array, Buffer
 
 _POOLED_BYTES: Final = 256 << 20
 _SMALLEST: Final = 1 << 16
 _MAX_CHUNK_LINE: Final = 256
+_FRAMING_ALLOWANCE: Final = 1 << 16
+_FRAMING_PER_BYTE: Final = 16
+_CHUNK_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n\0]*)?")
+# What `map` counts for an object that only a list refers to; it differs between Python versions.
+_FREE_REFERENCES: Final = next(map(sys.getrefcount, [np.empty(0)]))
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
@@ -19,12 +32,13 @@ class BufferPool:
 
     Fresh memory costs ten times what copying into warm memory does (page faults). A buffer counts
     as free when only the pool refers to it, so tensors may be views for as long as they like.
+    Fresh buffers are not written to, so that a body which is announced but never sent costs none.
     """
 
     def __init__(self, max_bytes: int = _POOLED_BYTES) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._buffers: dict[int, list[bytearray]] = {}
+        self._buffers: dict[int, list[Array]] = {}
 
     def take(self, size: int) -> memoryview:
         """A writable view of `size` bytes with unspecified content."""
@@ -32,23 +46,23 @@ class BufferPool:
         if capacity < _SMALLEST:
             return memoryview(bytearray(size))
         buffers = self._buffers.setdefault(capacity, [])
-        for buffer in buffers:
-            # References: the list, the loop variable, and the argument of getrefcount itself.
-            if sys.getrefcount(buffer) <= 3:
-                return memoryview(buffer)[:size]
-        fresh = bytearray(capacity)
+        for index, references in enumerate(map(sys.getrefcount, buffers)):
+            if references <= _FREE_REFERENCES:
+                return buffers[index].data[:size]
+        fresh: Array = np.empty(capacity, np.uint8)
         if self._num_bytes + capacity > self._max_bytes:
             self._drop_free()
         if self._num_bytes + capacity <= self._max_bytes:
             buffers.append(fresh)
             self._num_bytes += capacity
-        return memoryview(fresh)[:size]
+        return fresh.data[:size]
 
     def _drop_free(self) -> None:
         for buffers in self._buffers.values():
-            kept = [buffer for buffer in buffers if sys.getrefcount(buffer) > 3]
-            self._num_bytes -= sum(map(len, buffers)) - sum(map(len, kept))
-            buffers[:] = kept
+            references = list(map(sys.getrefcount, buffers))
+            for index in reversed(range(len(buffers))):
+                if references[index] <= _FREE_REFERENCES:
+                    self._num_bytes -= len(buffers.pop(index))
 
 
 def _capacity(size: int) -> int:
@@ -60,11 +74,12 @@ def _capacity(size: int) -> int:
 class ChunkedBody:
     """Decodes the chunked transfer coding (RFC 9112 section 7.1), bounded."""
 
-    __slots__ = ("_line", "_max_bytes", "_need", "_state", "body")
+    __slots__ = ("_framing", "_line", "_max_bytes", "_need", "_state", "body")
 
     def __init__(self, max_bytes: int) -> None:
         self.body = bytearray()
         self._max_bytes = max_bytes
+        self._framing = 0
         self._line = b""
         self._need = 0
         self._state = "size"
@@ -77,22 +92,28 @@ class ChunkedBody:
         position = 0
         while position < len(data):
             if self._state == "data":
-                taken = min(self._need, len(data) - position)
-                self.body += data[position : position + taken]
-                position += taken
-                self._need -= taken
+                piece = data[position : position + self._need]
+                self.body += piece
+                position += len(piece)
+                self._need -= len(piece)
                 if not self._need:
                     self._state = "end"
                 continue
-            end = data.find(b"\n", position)
-            piece = data[position : end + 1] if end >= 0 else data[position:]
-            self._line += piece
+            end = data.find(b"\n", position) + 1
+            piece = data[position : end or len(data)]
             position += len(piece)
-            if len(self._line) > _MAX_CHUNK_LINE:
-                raise InvalidInput("a chunk's size line or trailer is too long")
-            if end >= 0 and self._take_line():
+            self._line += piece
+            self._bound_framing(len(piece))
+            if end and self._take_line():
                 return data[position:]
         return None
+
+    def _bound_framing(self, num_bytes: int) -> None:
+        """Tiny chunks, extensions and trailers may not cost many times what the body is worth."""
+        self._framing += num_bytes
+        allowed = _FRAMING_ALLOWANCE + _FRAMING_PER_BYTE * len(self.body)
+        if len(self._line) > _MAX_CHUNK_LINE or self._framing > allowed:
+            raise InvalidInput("the chunked body has too long chunk lines or trailers")
 
     def _take_line(self) -> bool:
         """Handles one complete line; True after the last."""
@@ -107,28 +128,27 @@ class ChunkedBody:
         elif self._state == "trailer":
             return not line
         else:
-            self._start_chunk(line.partition(b";")[0].rstrip(b" \t"))
+            self._start_chunk(line)
         return False
 
-    def _start_chunk(self, size: bytes) -> None:
-        if not size or len(size) > 16 or not all(c in b"0123456789abcdefABCDEF" for c in size):
+    def _start_chunk(self, line: bytes) -> None:
+        matched = _CHUNK_LINE.fullmatch(line)
+        if matched is None:
             raise InvalidInput("a chunk's size is not a hexadecimal number")
-        self._need = int(size, 16)
+        self._need = int(matched[1], 16)
         if len(self.body) + self._need > self._max_bytes:
             raise TooLarge(f"the body has more than {self._max_bytes} bytes")
         self._state = "data" if self._need else "trailer"
 
 
-def decompress(body: bytes | bytearray | memoryview, encoding: str, max_bytes: int) -> bytes:
+def decompress(body: Buffer, encoding: str, max_bytes: int) -> bytes:
     """The body without its content coding.
 
     Raises: TooLarge before more than `max_bytes` are produced, InvalidInput for broken data.
     """
+    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
         plain = inflater.decompress(body, max_bytes + 1)
-        if len(plain) <= max_bytes and not inflater.eof and inflater.unconsumed_tail:
-            plain += inflater.decompress(inflater.unconsumed_tail, max_bytes + 1 - len(plain))
     except zlib.error as error:
         raise InvalidInput(f"the body is not valid {encoding}: {error}") from None
     if len(plain) > max_bytes:
@@ -138,7 +158,7 @@ def decompress(body: bytes | bytearray | memoryview, encoding: str, max_bytes: i
     return plain
 
 
-def compress(parts: list[bytes], encoding: str) -> bytes:
+def compress(parts: Iterable[Buffer], encoding: str) -> bytes:
     """A body with `gzip` or `deflate`, fast rather than small."""
     deflater = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS[encoding])
     pieces = [deflater.compress(part) for part in parts]

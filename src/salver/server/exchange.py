@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status
-from salver.errors import Cancelled, Internal, MethodNotAllowed, SalverError, Unsupported
+from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import JSON_HEADERS, HttpAnswer, Infer, Query
 from salver.server.bodies import decompress
 from salver.types import CallContext
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from salver.interfaces import Endpoint
     from salver.server.app import App
     from salver.server.head import HttpHead
@@ -21,19 +24,21 @@ if TYPE_CHECKING:
     from salver.types import Call, Response
 
 log = logging.getLogger("salver.server")
-GONE = Cancelled("the client went away")
+GONE: Final = Cancelled("the client went away")
+_MAX_UNSENT: Final = 16 << 20
+_INFLATED_AT_ONCE: Final = 4096
 
 
 class Exchange:
     """A request on one connection. `connection.ready(self)` is called whenever it can send.
 
-    A unary answer stands in `answer`; a streaming one has its head in `answer`, its pieces in
-    `pieces`, and `is_open` until the last.
+    A unary answer stands in `answer`; a streaming one has its head in `answer`, and pieces that
+    the connection takes with `take_pieces` when it can send them. `is_open` until the last.
     """
 
     __slots__ = (
-        "answer", "app", "call", "connection", "head", "is_open", "operation", "pieces", "started",
-        "stream",
+        "_unsent", "answer", "app", "call", "connection", "head", "is_open", "operation", "pieces",
+        "started", "stream",
     )  # fmt: skip
 
     def __init__(self, app: App, connection: Any, head: HttpHead) -> None:
@@ -53,44 +58,67 @@ class Exchange:
         head = self.head
         endpoint = head.endpoint
         try:
-            if head.error is not None or endpoint is None:
-                self._refuse_head()
-                return
-            if head.encoding:
-                body = decompress(body, head.encoding, self.app.config.limits.body_bytes)
-            operation = endpoint.decode(head, head.arguments, body)
-            self.operation = operation
-            if type(operation) is Infer:
-                self._submit(operation, head)
-            elif isinstance(operation, Query):
-                self._send(endpoint.encode(operation, self.app.admin.query(operation)))
+            if endpoint is None or head.error is not None:
+                self._refuse()
+            elif not head.encoding:
+                self._run(endpoint, body)
+            elif len(body) <= _INFLATED_AT_ONCE:
+                self._run(endpoint, self._inflate(body))
             else:
-                self.app.spawn(self._command(endpoint))
+                self.app.spawn(self._run_inflated(endpoint, body))
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
 
-    def _submit(self, operation: Infer, head: HttpHead) -> None:
-        timeout = operation.timeout_ns or head.timeout_ns or self.app.default_timeout_ns
-        if operation.timeout_ns and head.timeout_ns:
-            timeout = min(operation.timeout_ns, head.timeout_ns)
-        deadline = self.started + timeout if timeout else 0
-        self.call = self.app.engine.submit(
-            operation.ref,
-            operation.request,
-            self,
-            CallContext(deadline, operation.priority),
-        )
+    def _run(self, endpoint: Endpoint, body: Any) -> None:
+        operation = endpoint.decode(self.head, self.head.arguments, body)
+        self.operation = operation
+        if type(operation) is Infer:
+            self.call = self.app.engine.submit(
+                operation.ref,
+                operation.request,
+                self,
+                CallContext(self._deadline(operation), operation.priority),
+            )
+        elif isinstance(operation, Query):
+            found = self.app.admin.query(operation)
+            if isawaitable(found):
+                self.app.spawn(self._answer(endpoint, found))
+            else:
+                self.send(endpoint.encode(operation, found))
+        else:
+            self.app.spawn(self._answer(endpoint, self.app.admin.command(self.operation)))
 
-    async def _command(self, endpoint: Endpoint) -> None:
+    def _deadline(self, operation: Infer) -> int:
+        """The earliest of what body, head and server say; 0 for none."""
+        own, timeout = operation.timeout_ns, self.head.timeout_ns
+        if own and timeout:
+            timeout = min(own, timeout)
+        timeout = timeout or own or self.app.default_timeout_ns
+        return self.started + timeout if timeout else 0
+
+    def _inflate(self, body: Any) -> bytes:
+        return decompress(body, self.head.encoding, self.app.config.limits.body_bytes)
+
+    async def _run_inflated(self, endpoint: Endpoint, body: Any) -> None:
+        """Off the loop, which a few kilobytes of zeros could keep busy for long."""
         try:
-            result = await self.app.admin.command(self.operation)
-            self._send(endpoint.encode(self.operation, result))
+            plain = await asyncio.to_thread(self._inflate, body)
+            if self.is_open:
+                self._run(endpoint, plain)
         except SalverError as error:
             self.fail(error)
-        except asyncio.CancelledError:
-            raise
+        except Exception:
+            self._fail_internally()
+
+    async def _answer(self, endpoint: Endpoint, result: Awaitable[Any]) -> None:
+        try:
+            found = await result
+            if self.is_open:
+                self.send(endpoint.encode(self.operation, found))
+        except SalverError as error:
+            self.fail(error)
         except Exception:
             self._fail_internally()
 
@@ -103,59 +131,74 @@ class Exchange:
         try:
             if isinstance(item, SalverError):
                 self.fail(item)
-            elif final and self.pieces is None:
+            elif final and self.pieces is None and (item.names or not item.method.streams):
                 endpoint: Any = self.head.endpoint
-                self._send(endpoint.encode(self.operation, item))
+                self.send(endpoint.encode(self.operation, item))
             else:
-                self._stream(call, item, final)
+                self._stream(item, final)
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
 
-    def _stream(self, call: Call, item: Response, final: bool) -> None:
+    def _stream(self, item: Response, final: bool) -> None:
         endpoint: Any = self.head.endpoint
         if endpoint.stream is None:
-            call.lease.target.cancel(call, GONE)
-            self.fail(Unsupported("this method streams; call it at /predict/MODEL/METHOD"))
-            return
+            raise Unsupported("this method streams; call it at /predict/MODEL/METHOD")
         if self.pieces is None:
             self.answer = HttpAnswer(200, b"Content-Type: application/x-ndjson\r\n", ())
             self.pieces = []
+            self._unsent = 0
         if item.names:
-            self.pieces.append(endpoint.stream(self.operation, item))
+            piece = endpoint.stream(self.operation, item)
+            self.pieces.append(piece)
+            self._unsent += len(piece)
+            if self._unsent > _MAX_UNSENT:
+                raise Overloaded("the stream ended because its reader is too slow")
         self.is_open = not final
         self.connection.ready(self)
 
-    def _refuse_head(self) -> None:
-        error = self.head.error
-        if self.head.method == "OPTIONS" and isinstance(error, MethodNotAllowed):
-            allowed = ", ".join([*self.app.router.methods(self.head.path), "OPTIONS"]).encode()
-            self._send(HttpAnswer(204, b"Allow: %b\r\n" % allowed, ()))
-        else:
-            self.fail(error or Internal("no endpoint"))
+    def take_pieces(self) -> list[bytes]:
+        """The pieces of a stream that are to be sent next."""
+        pieces = self.pieces or []
+        self.pieces, self._unsent = [], 0
+        return pieces
 
-    def _send(self, answer: HttpAnswer) -> None:
+    def _refuse(self) -> None:
+        """Answers a request that its head alone rules out; `OPTIONS` asks what would be taken."""
+        head, router = self.head, self.app.router
+        if head.method == "OPTIONS" and not head.must_close:
+            allowed = router.methods(head.path)
+            if allowed or head.path == "*":
+                names = ", ".join([*allowed, "OPTIONS"]).encode()
+                self.send(HttpAnswer(204, b"Allow: %b\r\n" % names, ()))
+                return
+        self.fail(head.error or Internal("no endpoint"))
+
+    def send(self, answer: HttpAnswer) -> None:
+        """Ends the exchange with a complete answer."""
         self.answer = answer
         self.is_open = False
         self.connection.ready(self)
 
     def fail(self, error: SalverError) -> None:
-        """Answers with an error in the protocol's form; inside a stream as its last piece."""
+        """Ends the exchange with an error in the protocol's form; a stream with a last piece."""
         if not self.is_open:
             return
         if self.pieces is not None:
             self.pieces.append(dumps({"error": error.message}) + b"\n")
             self.is_open = False
             self.connection.ready(self)
-            return
+        else:
+            answer = self._error_answer(error)
+            self.send(answer._replace(headers=answer.headers + extra_headers(error, self)))
+        self._cancel()
+
+    def _error_answer(self, error: SalverError) -> HttpAnswer:
         endpoint = self.head.endpoint
-        answer = (
-            self.app.router.protocol_of(endpoint).refuse(error)
-            if endpoint is not None
-            else HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
-        )
-        self._send(answer._replace(headers=answer.headers + extra_headers(error, self)))
+        if endpoint is None:
+            return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+        return self.app.router.protocol_of(endpoint).refuse(error)
 
     def _fail_internally(self) -> None:
         log.exception("a bug while answering %s %s", self.head.method, self.head.path)
@@ -164,9 +207,11 @@ class Exchange:
     def abandon(self) -> None:
         """The client is gone: ends the call, sends nothing."""
         self.is_open = False
-        call = self.call
+        self._cancel()
+
+    def _cancel(self) -> None:
+        call, self.call = self.call, None
         if call is not None:
-            self.call = None
             call.lease.target.cancel(call, GONE)
 
 
@@ -174,7 +219,7 @@ def extra_headers(error: SalverError, exchange: Exchange) -> bytes:
     """Headers that belong to an error: when to retry, which methods there are, which key."""
     status = http_status(error)
     if error.retry_after_ms is not None:
-        return b"Retry-After: %d\r\n" % max(1, error.retry_after_ms // 1000)
+        return b"Retry-After: %d\r\n" % max(1, -(-error.retry_after_ms // 1000))
     if status == 405:
         methods = exchange.app.router.methods(exchange.head.path)
         return b"Allow: %b\r\n" % ", ".join(methods).encode()

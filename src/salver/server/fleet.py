@@ -7,6 +7,7 @@ when all have it; so a load that fails anywhere changes nothing anywhere.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from salver.observe.slab import Slab
     from salver.server.orders import AnyOrder
     from salver.types import ModelRef
+
+
+log = logging.getLogger("salver.models")
 
 
 class Link:
@@ -53,6 +57,11 @@ class FleetModel(NamedTuple):
 
     versions: dict[str, Wanted]
     states: dict[str, tuple[str, str]]
+
+    @property
+    def answers(self) -> bool:
+        """It has a ready version, or was unloaded on purpose."""
+        return bool(self.versions) or all(why == "unloaded" for _, why in self.states.values())
 
 
 class Fleet:
@@ -132,15 +141,16 @@ class Fleet:
             try:
                 wanted = await self._prepare(version)
             except SalverError as error:
-                self._note(ref, "UNAVAILABLE", error.message)
+                self._note(ref, "UNAVAILABLE", f"loading failed: {error.message}")
                 raise
             await self._apply(wanted)
 
-    async def unload(self, ref: ModelRef) -> None:
+    async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
         """Takes a version out of service on all fronts; returns when each has done so."""
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
             if ref in self._wanted:
                 await self._apply(Wanted(ref, "UNAVAILABLE", "unloaded"))
+                log.info("%s is unloaded everywhere, %s", ref, why)
 
     def forget(self, name: str) -> None:
         """Drops a name that has no versions left, so that it counts as unknown."""
@@ -195,10 +205,12 @@ class Fleet:
         raise LoadFailed(f"more than {NUM_SLOTS - 2} versions cannot be served at once")
 
     def _note(self, ref: ModelRef, state: str, reason: str = "") -> None:
-        """Says what becomes of a version that is not in service."""
+        """Says what becomes of a version. One that is in service goes on, whatever is tried."""
         present = self._wanted.get(ref)
         if present is None or not present.generation:
             self._publish(Wanted(ref, state, reason))
+        elif present.reason != reason:
+            self._publish(msgspec.structs.replace(present, reason=reason))
 
     async def _apply(self, wanted: Wanted) -> None:
         number = self._publish(wanted)
@@ -222,7 +234,7 @@ class Fleet:
             self._is_started
             and len(self.joined) == self._num_fronts
             and not any(link.missing for link in self.joined)
-            and all(w.state == "READY" or w.reason == "unloaded" for w in self._wanted.values())
+            and all(model.answers for model in self.models.values())
         )
         if is_ready != self._is_ready:
             self._is_ready = is_ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import itertools
 import logging
 import os
@@ -159,6 +160,8 @@ class Follower:
             else:
                 self._engine.show(generation)
                 self._shown[ref] = number
+        else:
+            self._engine.note(ref, wanted.state, wanted.reason)
 
     async def _take_out(self, ref: ModelRef) -> None:
         if self._shown.pop(ref, 0):
@@ -171,6 +174,8 @@ class Follower:
 
     def _heed_health(self, order: Health) -> None:
         self._engine.is_started = order.is_ready
+        if order.is_ready:
+            gc.freeze()
 
     async def _accept(self, wanted: tuple[int, ...]) -> None:
         async with self._accepting:
@@ -223,7 +228,9 @@ async def follow(control: socket.socket, slab_fd: int, listeners: list[socket.so
     assert isinstance(setup, Setup)
     logger = logging.getLogger("salver")
     logger.addHandler(logging.StreamHandler(sys.stderr))
-    logger.handlers[0].setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger.handlers[0].setFormatter(
+        logging.Formatter(f"%(levelname)s front {setup.index}: %(message)s")
+    )
     logger.setLevel(setup.log_level)
     slab = Slab(slab_fd, setup.config.processes)
     os.close(slab_fd)

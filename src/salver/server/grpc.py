@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 import zlib
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -58,10 +58,11 @@ OK_BLOCK: Final = hpack.encode([("grpc-status", "0")])
 class CallHead:
     """What a gRPC request's head says; made once per header block.
 
-    `timeout_ns` is 0 when the client set none. `encoding` is that of compressed messages.
+    `timeout_ns` is 0 when the client set none. `encoding` is that of compressed messages. `method`
+    is for whoever knows what stands behind `path`.
     """
 
-    __slots__ = ("encoding", "headers", "method", "timeout_ns")
+    __slots__ = ("encoding", "headers", "method", "path", "timeout_ns")
 
     def __init__(self, head: RequestHead) -> None:
         """Raises: InvalidInput, Unsupported, UnsupportedMedia."""
@@ -70,7 +71,8 @@ class CallHead:
             raise InvalidInput(f"gRPC calls are POST requests, not {head.method}")
         if not is_grpc(head):
             raise UnsupportedMedia(f"the content type must be {CONTENT_TYPE}")
-        self.method = head.path
+        self.path = head.path
+        self.method: Any = None
         self.headers = headers
         timeout = headers.get("grpc-timeout")
         self.timeout_ns = 0 if timeout is None else parse_timeout(timeout)
@@ -80,14 +82,6 @@ class CallHead:
                 f"messages compressed with {self.encoding!r} are not taken; there are: "
                 f"{ACCEPTED_ENCODINGS}"
             )
-
-    @classmethod
-    def of(cls, head: RequestHead) -> CallHead:
-        """The call that `head` describes, kept in its note. Raises: as the constructor."""
-        call = head.note
-        if call is None:
-            call = head.note = cls(head)
-        return call  # type: ignore[no-any-return]
 
     def metadata(self) -> dict[str, str | bytes]:
         """The call's custom metadata; values of keys that end in `-bin` are decoded bytes.

@@ -48,14 +48,12 @@ class GrpcCall:
         "_deframer", "app", "head", "is_over", "method", "socket", "started", "stream", "touched",
     )  # fmt: skip
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         self.app = socket.app
         self.socket = socket
         self.stream = stream
         self.head = head
-        self.method = method
+        self.method: GrpcMethod = head.method
         self.started = self.app.clock()
         self.touched = self.app.now
         self.is_over = False
@@ -75,7 +73,7 @@ class GrpcCall:
         except SalverError as error:
             self.fail(error)
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def _plain(self, message: Buffer | Compressed) -> Buffer:
@@ -89,12 +87,12 @@ class GrpcCall:
     def end(self) -> None:
         raise NotImplementedError
 
-    def submit(self, operation: Infer, sink: Any) -> Call:
-        """Hands an inference to the engine. Raises: SalverError."""
-        timeout = operation.timeout_ns or self.head.timeout_ns or self.app.default_timeout_ns
-        if operation.timeout_ns and self.head.timeout_ns:
-            timeout = min(operation.timeout_ns, self.head.timeout_ns)
-        deadline = self.started + timeout if timeout else 0
+    def submit(self, operation: Infer, sink: Any, since: int) -> Call:
+        """Hands an inference that came at `since` to the engine. Raises: SalverError."""
+        whole = self.head.timeout_ns
+        own = operation.timeout_ns or (0 if whole else self.app.default_timeout_ns)
+        ends = [start + length for start, length in ((since, own), (self.started, whole)) if length]
+        deadline = min(ends, default=0)
         return self.app.engine.submit(
             operation.ref, operation.request, sink, CallContext(deadline, operation.priority)
         )
@@ -110,12 +108,17 @@ class GrpcCall:
         """The client is gone or does not want the answer any more."""
         raise NotImplementedError
 
+    def give_up(self, error: SalverError) -> None:
+        """Ends the call with the error's status and what still runs for it."""
+        # In this order, because what is cancelled may answer at once.
+        self.fail(error)
+        self.abandon()
+
     def sweep(self, now: int) -> None:
         """Ends what has lasted too long without being in the engine's care."""
         timeout = self.head.timeout_ns
         if timeout and now > self.started + timeout:
-            self.abandon()
-            self.fail(DeadlineExceeded("the call's time was over"))
+            self.give_up(DeadlineExceeded("the call's time was over"))
 
 
 class UnaryCall(GrpcCall):
@@ -123,10 +126,8 @@ class UnaryCall(GrpcCall):
 
     __slots__ = ("_message", "call", "operation")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self.call: Call | None = None
         self.operation: Any = None
         self._message: Buffer | None = None
@@ -142,7 +143,7 @@ class UnaryCall(GrpcCall):
             raise InvalidInput("the call ended without a message")
         operation = self.operation = self.method.decode(message)
         if type(operation) is Infer:
-            self.call = self.submit(operation, self)
+            self.call = self.submit(operation, self, self.started)
         elif isinstance(operation, Query):
             self._answer(self.app.admin.query(operation))
         elif isinstance(operation, Answered):
@@ -158,7 +159,7 @@ class UnaryCall(GrpcCall):
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
@@ -166,8 +167,7 @@ class UnaryCall(GrpcCall):
         if self.is_over:
             return
         if not final:
-            self.abandon()
-            self.fail(Unsupported("this method streams; call it by ModelStreamInfer"))
+            self.give_up(Unsupported("this method streams; call it by ModelStreamInfer"))
             return
         self.call = None
         if isinstance(item, SalverError):
@@ -178,7 +178,7 @@ class UnaryCall(GrpcCall):
         except SalverError as error:
             self.fail(error)
         except Exception:
-            log.exception("a bug while answering %s", self.head.method)
+            log.exception("a bug while answering %s", self.head.path)
             self.fail(Internal("an internal error; the server's log has the details"))
 
     def _answer(self, item: Any) -> None:
@@ -216,10 +216,8 @@ class StreamCall(GrpcCall):
 
     __slots__ = ("_asked", "_has_begun", "_has_ended")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self._asked: deque[Asked] = deque()
         self._has_begun = False
         self._has_ended = False
@@ -235,7 +233,7 @@ class StreamCall(GrpcCall):
         self._asked.append(asked)
         try:
             if type(asked.operation) is Infer:
-                asked.call = self.submit(asked.operation, asked)
+                asked.call = self.submit(asked.operation, asked, self.app.clock())
             elif isinstance(asked.operation, Answered):
                 asked.push(None, asked.operation.item, True)
             else:
@@ -252,12 +250,11 @@ class StreamCall(GrpcCall):
         if self.is_over:
             return
         try:
-            if isinstance(item, SalverError) and self.head.headers.get("triton_grpc_error"):
+            if isinstance(item, SalverError) and self._is_the_end(item):
                 raise item
             parts = self.method.encode(asked.operation, item, final)
         except SalverError as error:
-            self.abandon()
-            self.fail(error)
+            self.give_up(error)
             return
         if parts is not None:
             asked.parts += frame(parts)
@@ -268,6 +265,14 @@ class StreamCall(GrpcCall):
             self._send(self._asked.popleft())
         self._finish()
 
+    def _is_the_end(self, error: SalverError) -> bool:
+        """Whether an error of one request is the status of the whole call."""
+        timeout = self.head.timeout_ns
+        is_over = bool(timeout) and self.app.clock() >= self.started + timeout
+        return (isinstance(error, DeadlineExceeded) and is_over) or bool(
+            self.head.headers.get("triton_grpc_error")
+        )
+
     def _send(self, asked: Asked) -> None:
         parts, asked.parts = asked.parts, []
         if not parts:
@@ -275,8 +280,9 @@ class StreamCall(GrpcCall):
         self._begin()
         self.socket.send(self.stream, parts)
         if self.stream.queued > MAX_QUEUED_BYTES:
-            self.abandon()
-            self.fail(Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread"))
+            self.give_up(
+                Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread")
+            )
 
     def _begin(self) -> None:
         if not self._has_begun:
@@ -309,10 +315,8 @@ class WatchCall(StreamCall):
 
     __slots__ = ("_last", "_operation")
 
-    def __init__(
-        self, socket: Http2Socket, stream: Stream, head: CallHead, method: GrpcMethod
-    ) -> None:
-        super().__init__(socket, stream, head, method)
+    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
+        super().__init__(socket, stream, head)
         self._operation: Any = None
         self._last: list[Buffer] | None = None
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from salver.clock import NS_PER_MS
 from salver.errors import (
     InvalidInput,
     SalverError,
@@ -31,20 +32,23 @@ if TYPE_CHECKING:
 
 _MAX_CACHED_HEADS: Final = 1024
 _MAX_CACHED_BYTES: Final = 2048
-_NS_PER_MS: Final = 1_000_000
+_MAX_LENGTH_DIGITS: Final = 18
+_SMALL_BODY: Final = 1 << 16
+OWS: Final = " \t"
 
 
 class HttpHead:
     """One parsed head and what it decides.
 
     `length` is the body's in bytes, -1 for chunked; `error` is why the request is refused, and
-    `must_close` that nothing after this head can be trusted.
+    `must_close` that nothing after this head is read. `common_headers` belong to every answer;
+    an answer to a head that `is_plain` needs nothing but its length.
     """
 
     __slots__ = (
-        "accepts", "arguments", "encoding", "endpoint", "error", "expects_continue", "headers",
-        "keep_alive", "length", "method", "must_close", "path", "query", "request_id",
-        "timeout_ns", "version",
+        "accepts", "arguments", "common_headers", "encoding", "endpoint", "error",
+        "expects_continue", "headers", "is_plain", "keep_alive", "length", "method",
+        "must_close", "path", "query", "request_id", "timeout_ns", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,10 +59,12 @@ class HttpHead:
         self.headers: Mapping[str, str] = {}
         self.endpoint: Endpoint | None = None
         self.arguments: Mapping[str, str] = {}
+        self.is_plain = False
         self.length = 0
         self.keep_alive = True
         self.expects_continue = False
         self.accepts = ""
+        self.common_headers = b""
         self.encoding = ""
         self.request_id = ""
         self.timeout_ns = 0
@@ -90,12 +96,11 @@ class HeadReader:
         self._router = router
         self._api_key = api_key
         self._cache: dict[bytes, HttpHead] = {}
+        self.known = self._cache.get
+        """The head of bytes that were read before, or None."""
 
     def read(self, raw: bytes) -> HttpHead:
         """The head in `raw`, which ends with its empty line. Never raises for bad input."""
-        found = self._cache.get(raw)
-        if found is not None:
-            return found
         head = HttpHead()
         try:
             self._parse(head, raw)
@@ -103,26 +108,27 @@ class HeadReader:
             head.error = error
             head.must_close = True
             return head
-        self._decide(head)
-        if len(raw) <= _MAX_CACHED_BYTES:
-            if len(self._cache) >= _MAX_CACHED_HEADS:
-                self._cache.clear()
-            self._cache[raw] = head
+        self.decide(head)
         return head
 
     def of_http2(self, request: RequestHead) -> HttpHead:
-        """The same for a head that came by HTTP/2; made once for each header block."""
-        if request.note is None:
-            head = HttpHead()
-            head.method = request.method
-            head.path = unquote(request.path, errors="replace")
-            head.query = request.query
-            head.headers = request.headers
-            head.length = max(request.content_length, 0)
-            self._decide(head)
-            request.note = head
-        found: HttpHead = request.note
-        return found
+        """The same for a head that came by HTTP/2."""
+        head = HttpHead()
+        head.method = request.method
+        head.path = unquote(request.path, errors="replace")
+        head.query = request.query
+        head.headers = request.headers
+        head.length = max(request.content_length, 0)
+        self.decide(head)
+        return head
+
+    def remember(self, raw: bytes, head: HttpHead) -> None:
+        """Makes `head` known, unless nothing after it can be trusted."""
+        if len(raw) > _MAX_CACHED_BYTES or head.must_close:
+            return
+        if len(self._cache) >= _MAX_CACHED_HEADS:
+            self._cache.clear()
+        self._cache[raw] = head
 
     def _parse(self, head: HttpHead, raw: bytes) -> None:
         collected = _Fields()
@@ -130,68 +136,68 @@ class HeadReader:
         try:
             parser.feed_data(raw)
         except httptools.HttpParserUpgrade:
+            # A server may go on in HTTP/1.1, which is what happens here.
             pass
         except httptools.HttpParserError as error:
             raise InvalidInput(f"not a valid HTTP request: {error}") from None
-        if raw.count(b"\n") != raw.count(b"\r\n") or b"\x00" in raw:
-            raise InvalidInput("not a valid HTTP request: a line ends without CRLF")
         head.version = parser.get_http_version()
         if head.version not in ("1.0", "1.1"):
             raise InvalidInput(f"HTTP/{head.version} is not spoken here")
         head.method = parser.get_method().decode()
         self._target(head, collected.url)
         self._fields(head, collected.fields)
-        self._framing(head, collected.fields)
+        self._framing(head)
 
     def _target(self, head: HttpHead, url: bytes) -> None:
         target = url.decode("latin-1")
         if target.startswith(("http://", "https://")):
-            target = "/" + target.split("/", 3)[3] if target.count("/") > 2 else "/"
+            # The absolute form (RFC 9112 section 3.2.2): scheme, nothing, authority, path.
+            target = "/" + "".join(target.split("/", 3)[3:])
         path, _, head.query = target.partition("?")
         head.path = unquote(path, errors="replace") if "%" in path else path
 
     def _fields(self, head: HttpHead, fields: list[tuple[bytes, bytes]]) -> None:
-        if len(fields) > self._limits.headers:
-            raise TooLarge(f"more than {self._limits.headers} header fields")
         headers: dict[str, str] = {}
         for raw_name, raw_value in fields:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            if name != name.strip():
-                raise InvalidInput("a header name has spaces around it")
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(OWS)
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if head.version == "1.1" and ("host" not in headers or "," in headers["host"]):
             raise InvalidInput("exactly one Host header is needed")
         head.headers = headers
 
-    def _framing(self, head: HttpHead, fields: list[tuple[bytes, bytes]]) -> None:
+    def _framing(self, head: HttpHead) -> None:
         """The body's length (RFC 9112 section 6). What is ambiguous is refused."""
         headers = head.headers
-        lengths = [value for name, value in fields if name.lower() == b"content-length"]
-        coding = headers.get("transfer-encoding")
+        length, coding = headers.get("content-length"), headers.get("transfer-encoding")
         if coding is not None:
-            if lengths or head.version == "1.0":
+            if length is not None or head.version == "1.0":
                 raise InvalidInput("Transfer-Encoding together with Content-Length or HTTP/1.0")
-            if coding.strip().lower() != "chunked":
-                raise Unsupported(f"transfer coding {coding!r} is not spoken here")
+            if coding.lower() != "chunked":
+                raise Unsupported(f"transfer coding {coding[:40]!r} is not spoken here")
             head.length = -1
-        elif lengths:
-            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18:
+        elif length is not None:
+            if not (length.isascii() and length.isdigit() and len(length) <= _MAX_LENGTH_DIGITS):
                 raise InvalidInput("Content-Length must be one number")
-            head.length = int(lengths[0])
-        options = {word.strip() for word in headers.get("connection", "").lower().split(",")}
-        head.keep_alive = (
-            "close" not in options if head.version == "1.1" else "keep-alive" in options
+            head.length = int(length)
+        options = {word.strip(OWS) for word in headers.get("connection", "").lower().split(",")}
+        head.keep_alive = "close" not in options and (
+            head.version == "1.1" or "keep-alive" in options
         )
 
-    def _decide(self, head: HttpHead) -> None:
+    def decide(self, head: HttpHead) -> None:
         """Route, permission and limits: everything that needs no body."""
         headers = head.headers
         head.request_id = headers.get("x-request-id", "")[:128]
-        head.expects_continue = headers.get("expect", "").lower() == "100-continue"
+        head.expects_continue = (
+            head.version != "1.0" and headers.get("expect", "").lower() == "100-continue"
+        )
         try:
             head.endpoint, head.arguments = self._router.find(head.method, head.path)
-            head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
-            self._permit(head)
+            if self._api_key and not is_open(head.path):
+                check_key(headers, self._api_key)
+            if not head.path.startswith("/v2") or head.path.endswith("/infer"):
+                # Triton's asyncio client always offers gzip, but undoes it for inference only.
+                head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
             head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
             head.encoding = content_encoding(headers.get("content-encoding", ""))
             if head.length > self._limits.body_bytes:
@@ -200,12 +206,8 @@ class HeadReader:
                 )
         except SalverError as error:
             head.error = error
-            # The body of a refused request is not read, unless it is small.
-            head.must_close = head.length == -1 or head.length > 1 << 16
-
-    def _permit(self, head: HttpHead) -> None:
-        if self._api_key and not is_open(head.path):
-            check_key(head.headers, self._api_key)
+            # The body of a refused request is not read, unless it is small and on its way.
+            head.must_close = head.expects_continue or not 0 <= head.length <= _SMALL_BODY
 
 
 def is_open(path: str) -> bool:
@@ -217,7 +219,8 @@ def is_open(path: str) -> bool:
 
 def check_key(headers: Mapping[str, str], api_key: str) -> None:
     """Raises: Unauthenticated unless the request carries the server's key."""
-    given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")
     if not compare_digest(given.encode(), api_key.encode()):
         raise Unauthenticated(
             "this server needs its API key: send Authorization: Bearer KEY or X-API-Key: KEY"
@@ -237,7 +240,7 @@ def timeout_ns(value: str | None) -> int:
         timeout = -1.0
     if not 0 < timeout < 1e12:
         raise InvalidInput(f"X-Request-Timeout-Ms: expected milliseconds, got {value[:40]!r}")
-    return int(timeout * _NS_PER_MS)
+    return max(int(timeout * NS_PER_MS), 1)
 
 
 def content_encoding(value: str) -> str:
@@ -245,7 +248,7 @@ def content_encoding(value: str) -> str:
 
     Raises: UnsupportedMedia.
     """
-    value = value.strip().lower()
+    value = value.lower()
     if value in ("", "identity"):
         return ""
     if value not in ("gzip", "deflate"):
@@ -256,8 +259,8 @@ def content_encoding(value: str) -> str:
 def accepted_encoding(value: str) -> str:
     """The coding to answer with: `gzip` or `deflate` if the client takes it, else nothing."""
     offered = {
-        word.partition(";")[0].strip()
+        word.partition(";")[0].strip(OWS)
         for word in value.lower().split(",")
-        if word.partition("q=")[2].strip() not in ("0", "0.0", "0.00", "0.000")
+        if word.partition("q=")[2].strip(OWS) not in ("0", "0.", "0.0", "0.00", "0.000")
     }
     return next((coding for coding in ("gzip", "deflate") if coding in offered), "")

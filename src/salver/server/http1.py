@@ -12,19 +12,20 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from salver.clock import NS_PER_S
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import REASONS
 from salver.errors import SalverError
 from salver.interfaces import JSON_HEADERS, HttpAnswer
 from salver.server.bodies import ChunkedBody, compress
 from salver.server.exchange import Exchange
+from salver.server.head import HttpHead
 from salver.server.http2_socket import Http2Socket
 
 if TYPE_CHECKING:
     import ssl
 
     from salver.server.app import App
-    from salver.server.head import HttpHead
 
 log = logging.getLogger("salver.server")
 _STAGING: Final = memoryview(bytearray(256 << 10))
@@ -32,31 +33,49 @@ _STATUS: Final = {
     status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in REASONS.items()
 }
 _OK_JSON: Final = _STATUS[200] + JSON_HEADERS
-_DIRECT_BYTES: Final = 8192
 _JOINED_BYTES: Final = 1 << 16
-_COMPRESSED_BYTES: Final = 1024
-_MAX_REST: Final = 1 << 20
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
+_COMPRESSED_BYTES: Final = range(1024, 1 << 20)
+_MAX_REST: Final = 1 << 18
+_LINGER_S: Final = 10
+_LINGER_SILENT_S: Final = 1
 
 
 class Http1Connection(asyncio.BufferedProtocol):
-    """One connection. `idle_since` is when it last did something, for the sweep."""
+    """One connection, which ends by `_is_closing` after its last answer.
+
+    While `_is_discarding`, what arrives is thrown away; `_lingers` says that more of it may come.
+    `_rest` is received but not yet parsed, and has not moved on since `_rest_since`.
+    """
+
+    __slots__ = (
+        "_body", "_chunked", "_closed_at", "_exchanges", "_head", "_is_closing", "_is_discarding",
+        "_is_writable", "_known_head", "_lingers", "_max_pipelined", "_out", "_owes_continue",
+        "_received", "_rest", "_rest_since", "_unsent", "app", "idle_since", "transport",
+    )  # fmt: skip
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.idle_since = app.clock()
+        """When something was received or sent last, for the sweep."""
+        self._known_head = app.heads.known
+        self._max_pipelined = app.config.limits.pipelined
         self._rest = b""
+        self._rest_since = 0
         self._head: HttpHead | None = None
         self._body: memoryview | None = None
         self._received = 0
         self._chunked: ChunkedBody | None = None
         self._exchanges: deque[Exchange] = deque()
         self._out: list[Any] = []
+        self._unsent = 0
+        self._owes_continue = False
+        self._is_writable = True
         self._is_closing = False
         self._is_discarding = False
-        self._is_writable = True
-        self._num_requests = 0
+        self._lingers = False
+        self._closed_at = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -65,20 +84,27 @@ class Http1Connection(asyncio.BufferedProtocol):
         if secure is not None and secure.selected_alpn_protocol() == "h2":
             self._switch_to_http2(b"")
 
+    def _switch_to_http2(self, data: bytes) -> None:
+        """The client speaks HTTP/2: by TLS, or by prior knowledge (RFC 9113 section 3.3)."""
+        self.app.closed(self)
+        connection = Http2Socket(self.app)
+        self.transport.set_protocol(connection)
+        connection.take_over(self.transport, data)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.app.closed(self)
-        for exchange in self._exchanges:
-            exchange.abandon()
+        self._is_discarding = True
+        exchanges = tuple(self._exchanges)
         self._exchanges.clear()
         self._out.clear()
+        self._rest, self._head, self._body, self._chunked = b"", None, None, None
+        for exchange in exchanges:
+            exchange.abandon()
 
     def eof_received(self) -> bool:
-        # A client may close its side and still wait for its answers.
-        if not self._exchanges:
-            return False
+        """A client may close its side and still wait for its answers; under TLS it cannot."""
         self._is_closing = True
-        self._is_discarding = True
-        return True
+        return bool(self._exchanges or self._out) and self.transport.can_write_eof()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._body is not None:
@@ -87,108 +113,124 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.idle_since = self.app.now
-        try:
-            if self._body is not None:
-                self._received += nbytes
-                if self._received == len(self._body):
-                    self._finish_body()
-            elif not self._is_discarding:
-                data = bytes(_STAGING[:nbytes])
+        if self._body is None:
+            if not self._is_discarding:
+                data = _STAGING[:nbytes].tobytes()
                 self._parse(self._rest + data if self._rest else data)
-        except Exception:
-            log.exception("a bug in a connection")
-            self.transport.abort()
-
-    def _finish_body(self) -> None:
-        head, body = self._head, self._body
-        self._head, self._body, self._received = None, None, 0
-        assert head is not None
-        self._start(head, body)
+            return
+        self._received += nbytes
+        if self._received == len(self._body):
+            body, head = self._body, self._head
+            self._body, self._head = None, None
+            assert head is not None
+            self._start(head, body)
 
     def _parse(self, data: bytes) -> None:
-        """Takes as many requests out of `data` as are complete; keeps the rest."""
+        """Takes as many requests out of `data` as are complete and wanted; keeps the rest."""
+        if data.startswith(PREFACE_HEAD) and not self._exchanges:
+            self._switch_to_http2(data)
+            return
+        try:
+            position = self._take_requests(data)
+        except Exception:
+            # Nothing that a client sends may end the loop's turn for other connections.
+            log.exception("a bug in a connection")
+            self._is_discarding = True
+            self.transport.abort()
+            return
+        self._rest = b"" if self._is_discarding else data[position:]
+        if position or not self._rest_since:
+            self._rest_since = self.app.now
+        if len(self._rest) > _MAX_REST:
+            # Pausing hides a client's departure, so only a flooded pipeline comes to that.
+            self.transport.pause_reading()
+
+    def _take_requests(self, data: bytes) -> int:
+        """Starts the requests in `data`; returns where what is left of it begins."""
         position, size = 0, len(data)
-        self._rest = b""
         while position < size and not self._is_discarding:
             if self._chunked is not None:
-                position = self._feed_chunked(data, position)
+                position = self._feed_chunked(self._chunked, data, position)
                 continue
-            if len(self._exchanges) >= self.app.config.limits.pipelined:
+            if (self._exchanges or self._out or not self._is_writable) and self._is_full():
                 break
             end = data.find(b"\r\n\r\n", position) + 4
             if end < 4:
-                if not self._awaits_head(data, position):
-                    return
+                if size - position > self.app.config.limits.header_bytes:
+                    self._refuse_head()
                 break
-            raw = data[position:end] if position or end < size else data
-            if not position and raw == PREFACE_HEAD and not self._num_requests:
-                self._switch_to_http2(data)
-                return
-            if len(raw) > self.app.config.limits.header_bytes:
-                self._refuse_head()
-                return
-            position = self._take(self.app.heads.read(raw), data, end)
-        if position < size and not self._is_discarding:
-            self._keep(data, position)
+            if end - position == 4:
+                # Empty lines in front of a request are skipped (RFC 9112 section 2.2).
+                position = end
+                continue
+            raw = data[position:end]
+            head = self._known_head(raw) or self._read_head(raw)
+            if head is None:
+                break
+            stop = end + head.length
+            if head.must_close:
+                self._stop_reading()
+                self._start(head, b"")
+            elif end <= stop <= size:
+                self._start(head, data[end:stop])
+                position = stop
+            else:
+                position = self._await_body(head, data, end)
+        return position
 
-    def _switch_to_http2(self, data: bytes) -> None:
-        """The client speaks HTTP/2 by prior knowledge (RFC 9113 section 3.3)."""
-        self.app.closed(self)
-        connection = Http2Socket(self.app)
-        self.transport.set_protocol(connection)
-        connection.take_over(self.transport, data)
+    def _is_full(self) -> bool:
+        """Whether the client must take answers before more of its requests are started."""
+        return (
+            len(self._exchanges) >= self._max_pipelined
+            or len(self._out) >= 2 * self._max_pipelined
+            or not self._is_writable
+        )
 
-    def _awaits_head(self, data: bytes, position: int) -> bool:
-        """Whether more of a head may come. Empty lines in front of it are skipped by clients."""
-        if len(data) - position > self.app.config.limits.header_bytes:
+    def _read_head(self, raw: bytes) -> HttpHead | None:
+        """The head in bytes that were not seen before; None if there are too many of them."""
+        heads, limits = self.app.heads, self.app.config.limits
+        if len(raw) > limits.header_bytes or raw.count(b"\n") > limits.headers + 2:
             self._refuse_head()
-            return False
-        return True
+            return None
+        head = heads.read(raw)
+        head.common_headers = self.app.common_headers(head)
+        head.is_plain = (
+            head.version == "1.1"
+            and head.method != "HEAD"
+            and not (head.accepts or head.common_headers)
+        )
+        heads.remember(raw, head)
+        return head
 
-    def _keep(self, data: bytes, position: int) -> None:
-        self._rest = data[position:]
-        if len(self._rest) > _MAX_REST:
-            # Pausing hides a client's departure, so it is the last resort of a flooded pipeline.
-            self.transport.pause_reading()
-
-    def _take(self, head: HttpHead, data: bytes, position: int) -> int:
-        """Starts the request of `head`, or prepares for its body; returns where data goes on."""
-        length = head.length
-        if head.must_close:
-            self._is_discarding = True
-            self._start(head, b"")
-            return len(data)
-        if not length:
-            self._start(head, b"")
-            return position
-        available = len(data) - position
-        if 0 < length <= available:
-            self._start(head, data[position : position + length])
-            return position + length
-        if head.expects_continue and not available:
-            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if length < 0:
-            self._head = head
-            self._chunked = ChunkedBody(self.app.config.limits.body_bytes)
-            return position
+    def _await_body(self, head: HttpHead, data: bytes, position: int) -> int:
+        """Prepares for the rest of a body; returns where what is not yet part of it begins."""
         self._head = head
-        self._body = self.app.pool.take(length)
+        limits = self.app.config.limits
+        available = len(data) - position
+        self._owes_continue = head.expects_continue and not available
+        if self._owes_continue and not self._exchanges:
+            self._send_continue()
+        if head.length < 0:
+            self._chunked = ChunkedBody(limits.body_bytes)
+            return position
+        self._body = self.app.pool.take(head.length)
         self._body[:available] = data[position:]
         self._received = available
         return len(data)
 
-    def _feed_chunked(self, data: bytes, position: int) -> int:
-        chunked, head = self._chunked, self._head
-        assert chunked is not None
+    def _send_continue(self) -> None:
+        self._owes_continue = False
+        self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.app.dirty(self)
+
+    def _feed_chunked(self, chunked: ChunkedBody, data: bytes, position: int) -> int:
+        head = self._head
         assert head is not None
         try:
-            rest = chunked.feed(data[position:] if position else data)
+            rest = chunked.feed(data[position:])
         except SalverError as error:
-            self._chunked = self._head = None
-            self._is_discarding = True
-            exchange = Exchange(self.app, self, head)
-            self._is_closing = True
-            self._exchanges.append(exchange)
+            self._stop_reading()
+            self._exchanges.append(exchange := Exchange(self.app, self, head))
             exchange.fail(error)
             return len(data)
         if rest is None:
@@ -198,113 +240,149 @@ class Http1Connection(asyncio.BufferedProtocol):
         return len(data) - len(rest)
 
     def _start(self, head: HttpHead, body: Any) -> None:
-        self._num_requests += 1
         exchange = Exchange(self.app, self, head)
         self._exchanges.append(exchange)
-        if not head.keep_alive or head.must_close or self.app.is_draining:
-            self._is_closing = True
-            self._is_discarding = True
+        if not head.keep_alive or self.app.is_draining:
+            self._is_closing = self._is_discarding = True
         exchange.run(body)
 
+    def _stop_reading(self) -> None:
+        """What the client still sends belongs to a request that is refused."""
+        self._is_closing = self._is_discarding = self._lingers = True
+
     def _refuse_head(self) -> None:
-        self._is_closing = self._is_discarding = True
-        message = f"the request head has more than {self.app.config.limits.header_bytes} bytes"
-        text = dumps({"error": message})
-        self._out += [
-            _STATUS[431],
-            JSON_HEADERS,
-            b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(text),
-            text,
-        ]
-        self.app.dirty(self)
+        """Answers 431, in its turn."""
+        self._stop_reading()
+        limits = self.app.config.limits
+        message = (
+            f"the request head is too large: at most {limits.header_bytes} bytes and "
+            f"{limits.headers} fields are taken"
+        )
+        answer = HttpAnswer(431, JSON_HEADERS, [dumps({"error": message})])
+        self._exchanges.append(exchange := Exchange(self.app, self, HttpHead()))
+        exchange.send(answer)
 
     def ready(self, exchange: Exchange) -> None:
         """An exchange has something to send: everything that is in order goes out."""
-        exchanges = self._exchanges
-        if not exchanges or exchange is not exchanges[0]:
+        if not self._exchanges or exchange is not self._exchanges[0]:
             return
+        try:
+            self._send_ready()
+        except Exception:
+            log.exception("a bug while writing an answer")
+            self.transport.abort()
+
+    def _send_ready(self) -> None:
+        exchanges = self._exchanges
         while exchanges:
             first = exchanges[0]
             if first.pieces is not None:
+                if not self._is_writable:
+                    break
                 self._stream(first)
             elif first.answer is not None:
                 self._answer(first, first.answer)
             if first.is_open:
                 break
             exchanges.popleft()
+        if self._owes_continue and not exchanges:
+            self._send_continue()
         self.app.dirty(self)
 
     def _answer(self, exchange: Exchange, answer: HttpAnswer) -> None:
-        head, out = exchange.head, self._out
-        parts = answer.body
-        length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
-        headers = answer.headers
-        if head.accepts and length > _COMPRESSED_BYTES:
-            parts = [compress(list(parts), head.accepts)]
+        head = exchange.head
+        status, headers, parts = answer
+        length = sum(map(len, parts))
+        if (
+            head.is_plain
+            and headers is JSON_HEADERS
+            and status == 200
+            and length < _JOINED_BYTES
+            and not self._is_closing
+        ):
+            text = b"".join(parts)
+            self._out.append(b"%bContent-Length: %d\r\n\r\n%b" % (_OK_JSON, length, text))
+            self.app.answered(exchange, status, length)
+            return
+        if head.accepts and length in _COMPRESSED_BYTES and b"octet-stream" not in headers:
+            parts = [compress(parts, head.accepts)]
             length = len(parts[0])
             headers += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % head.accepts.encode()
-        headers += self.app.common_headers(head)
-        if self._is_closing and len(self._exchanges) == 1:
-            headers += b"Connection: close\r\n"
-        elif head.version == "1.0":
-            headers += b"Connection: keep-alive\r\n"
-        if headers is JSON_HEADERS and answer.status == 200:
-            out.append(b"%bContent-Length: %d\r\n\r\n" % (_OK_JSON, length))
-        elif answer.status == 204:
-            out.append(b"%b%b\r\n" % (_STATUS[204], headers))
+        start = _start(status, headers)
+        more = self._connection_headers(head)
+        if status == 204:
+            self._out.append(b"%b%b\r\n" % (start, more))
+        elif head.method == "HEAD":
+            self._out.append(b"%bContent-Length: %d\r\n%b\r\n" % (start, length, more))
         else:
-            status = _STATUS.get(answer.status) or b"HTTP/1.1 %d \r\n" % answer.status
-            out.append(b"%b%bContent-Length: %d\r\n\r\n" % (status, headers, length))
-        if head.method != "HEAD":
-            out += parts
-        self.app.answered(exchange, answer.status, length)
+            self._out.append(b"%bContent-Length: %d\r\n%b\r\n" % (start, length, more))
+            self._out += parts
+        self.app.answered(exchange, status, length)
+
+    def _connection_headers(self, head: HttpHead) -> bytes:
+        """What stands in every answer to this head, and what becomes of the connection."""
+        if self._is_closing and len(self._exchanges) == 1 and not self._rest:
+            return head.common_headers + b"Connection: close\r\n"
+        if head.version == "1.0":
+            return head.common_headers + b"Connection: keep-alive\r\n"
+        return head.common_headers
 
     def _stream(self, exchange: Exchange) -> None:
-        """Sends the pieces there are as chunks; the head with the first, the end with the last."""
-        out, pieces, answer = self._out, exchange.pieces, exchange.answer
-        assert pieces is not None
+        """Sends the pieces there are as chunks; the head with the first, the end with the last.
+
+        HTTP/1.0 knows no chunks: there the end of the connection ends the body.
+        """
+        out, answer = self._out, exchange.answer
+        is_chunked = exchange.head.version != "1.0"
         if answer is not None:
-            headers = answer.headers + self.app.common_headers(exchange.head)
-            out.append(b"%b%bTransfer-Encoding: chunked\r\n\r\n" % (_STATUS[200], headers))
             exchange.answer = None
-        for piece in pieces:
-            out.append(b"%x\r\n%b\r\n" % (len(piece), piece))
-        pieces.clear()
+            if not is_chunked:
+                self._is_closing = self._is_discarding = True
+            coding = b"Transfer-Encoding: chunked\r\n" if is_chunked else b""
+            more = self._connection_headers(exchange.head)
+            out.append(b"%b%b%b\r\n" % (_start(answer.status, answer.headers), coding, more))
+        pieces = exchange.take_pieces()
+        # An empty chunk would end the body.
+        out += [b"%x\r\n%b\r\n" % (len(p), p) for p in pieces if p] if is_chunked else pieces
         if not exchange.is_open:
-            out.append(b"0\r\n\r\n")
+            if is_chunked:
+                out.append(b"0\r\n\r\n")
             self.app.answered(exchange, 200, 0)
 
     def flush(self) -> None:
-        """Writes what is ready, in one system call where possible."""
+        """Writes what is ready, in one system call where possible, and goes on with the rest."""
         out = self._out
+        self.idle_since = self.app.now
         if out and not self.transport.is_closing():
             self._out = []
-            if len(out) <= 4 and sum(map(len, out)) > _JOINED_BYTES:
+            if len(out) == 1:
+                self.transport.write(out[0])
+            elif sum(map(len, out)) > _JOINED_BYTES:
                 self.transport.writelines(out)
             else:
                 self.transport.write(b"".join(out))
-        self.idle_since = self.app.now
-        if not self._exchanges:
-            if self._is_closing:
-                self._close()
-            elif self._rest:
-                self._resume()
-        elif self._rest and len(self._exchanges) < self.app.config.limits.pipelined:
+        # Half of the places must be free, or every answer would have all of the rest parsed again.
+        if self._rest and 2 * len(self._exchanges) <= self._max_pipelined and self._is_writable:
             self._resume()
+        if self._is_closing and not self._exchanges and not self._out:
+            self._close()
 
     def _resume(self) -> None:
-        if not self.transport.is_reading():
-            self.transport.resume_reading()
+        """Goes on with requests that had to wait."""
         if self._body is None and b"\r\n\r\n" in self._rest:
             self._parse(self._rest)
-
-    def _write(self, data: bytes) -> None:
-        self._out.append(data)
-        self.app.dirty(self)
+        if len(self._rest) <= _MAX_REST and not self.transport.is_reading():
+            self.transport.resume_reading()
 
     def _close(self) -> None:
-        """Closes so that the client can still read the last answer."""
-        if self._is_discarding and self.transport.can_write_eof() and not self._received:
+        """Closes; if input is left, only for sending, or the client's kernel drops the answer.
+
+        See RFC 9112 section 9.6.
+        """
+        if self._closed_at or self.transport.is_closing():
+            return
+        if self._lingers and self.transport.can_write_eof():
+            self._closed_at = self.app.now
             self.transport.write_eof()
         else:
             self.transport.close()
@@ -314,25 +392,38 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_writable = True
+        if self._exchanges or self._rest:
+            self._send_ready()
 
     def sweep(self, now: int) -> None:
-        """Closes what has been silent for too long."""
-        silent_s = (now - self.idle_since) / 1e9
+        """Ends what has been silent for too long."""
         limits = self.app.config.limits
-        if self._is_discarding and not self._exchanges:
-            if silent_s > 1:
-                self.transport.close()
-        elif self._body is not None or self._chunked is not None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            # The client reads on, if slowly.
+            self._unsent, self.idle_since = unsent, now
+        silent_s = (now - self.idle_since) / NS_PER_S
+        if self._closed_at and not unsent:
+            if silent_s > _LINGER_SILENT_S or now - self._closed_at > _LINGER_S * NS_PER_S:
+                self.transport.abort()
+        elif unsent or self._body is not None or self._chunked is not None:
             if silent_s > limits.body_timeout_s:
                 self.transport.abort()
+        elif self._exchanges:
+            # Calls have deadlines of their own.
+            return
         elif self._rest:
-            if not self._exchanges and silent_s > limits.header_timeout_s:
+            if now - self._rest_since > limits.header_timeout_s * NS_PER_S:
                 self.transport.abort()
-        elif not self._exchanges and silent_s > limits.idle_timeout_s:
+        elif silent_s > limits.idle_timeout_s:
             self.transport.close()
 
     def drain(self) -> None:
         """The server stops: no further requests; closes as soon as the last answer is out."""
         self._is_closing = True
-        if not self._exchanges and self._body is None and self._chunked is None:
+        if not (self._exchanges or self._out or self._body is not None or self._chunked):
             self.transport.close()
+
+
+def _start(status: int, headers: bytes) -> bytes:
+    return (_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status) + headers

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from salver.server.app import App
+    from salver.server.head import HttpHead
     from salver.server.http2_head import RequestHead
     from salver.server.stream import Stream
     from salver.types import Buffer
@@ -37,12 +38,12 @@ METHODS: Final = {method.path: method for method in methods()}
 class HttpRequest:
     """A request that is no gRPC call: gathers its body and answers through an exchange."""
 
-    def __init__(self, socket: Http2Socket, stream: Stream, head: RequestHead) -> None:
+    def __init__(self, socket: Http2Socket, stream: Stream, head: HttpHead) -> None:
         app = socket.app
         self.touched = app.now
         self._max_bytes = app.config.limits.body_bytes
         self._body = bytearray()
-        self.exchange = Exchange(app, socket, app.heads.of_http2(head))
+        self.exchange = Exchange(app, socket, head)
         self.exchange.stream = stream
 
     def feed(self, data: Buffer, end_stream: bool) -> None:
@@ -113,7 +114,8 @@ class Http2Socket(asyncio.BufferedProtocol):
             log.exception("a bug in a connection")
             self.transport.abort()
             return
-        self.app.dirty(self)
+        if self._sender.has_output or self._http2.finished:
+            self.app.dirty(self)
 
     def pause_writing(self) -> None:
         self._sender.pause_output()
@@ -166,25 +168,35 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
         """A new request."""
-        if is_grpc(head):
-            self._call(stream, head)
-        else:
-            stream.call = HttpRequest(self, stream, head)
-        if end_stream and stream.call is not None:
-            stream.call.feed(b"", True)
-
-    def _call(self, stream: Stream, head: RequestHead) -> None:
         try:
-            call_head = CallHead.of(head)
-            method = METHODS.get(call_head.method)
-            if method is None:
-                raise Unsupported(f"there is no gRPC method {call_head.method[:200]!r}")
-            if self.app.config.api_key and not call_head.method.startswith(_HEALTH):
-                check_key(head.headers, self.app.config.api_key)
+            if head.note is None:
+                head.note = self._understand(head)
+            make, meaning = head.note
+            stream.call = make(self, stream, meaning)
         except SalverError as error:
             self.send_status(stream, grpc_status(error), error.message)
             return
-        stream.call = CALLS[method.kind](self, stream, call_head, method)
+        if end_stream:
+            stream.call.feed(b"", True)
+
+    def _understand(self, head: RequestHead) -> tuple[Any, Any]:
+        """What answers a request, and what its head means to it; kept for the same head's return.
+
+        Raises: SalverError for a gRPC call that its head rules out.
+        """
+        app = self.app
+        if not is_grpc(head):
+            http_head = app.heads.of_http2(head)
+            http_head.common_headers = app.common_headers(http_head)
+            return HttpRequest, http_head
+        call_head = CallHead(head)
+        method = METHODS.get(call_head.path)
+        if method is None:
+            raise Unsupported(f"there is no gRPC method {call_head.path[:200]!r}")
+        if app.config.api_key and not call_head.path.startswith(_HEALTH):
+            check_key(head.headers, app.config.api_key)
+        call_head.method = method
+        return CALLS[method.kind], call_head
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:
         """A piece of a request's body."""
@@ -241,8 +253,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         if answer is not None:
             self._send_head(stream, exchange)
         if exchange.pieces is not None:
-            self._sender.send_data(stream, exchange.pieces, end_stream=not exchange.is_open)
-            exchange.pieces = []
+            self._sender.send_data(stream, exchange.take_pieces(), end_stream=not exchange.is_open)
             if stream.queued > _MAX_QUEUED_BYTES:
                 exchange.abandon()
                 self._http2.reset(stream, 11)
@@ -252,7 +263,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         answer = exchange.answer
         assert answer is not None
         exchange.answer = None
-        headers = answer.headers + self.app.common_headers(exchange.head)
+        headers = answer.headers + exchange.head.common_headers
         length = sum(map(len, answer.body))
         has_body = exchange.head.method != "HEAD" and length > 0
         if exchange.pieces is None:

@@ -145,6 +145,11 @@ class Sender:
         """Writes a frame that is no answer."""
         self._emit(frame)
 
+    @property
+    def has_output(self) -> bool:
+        """Something may be written."""
+        return bool(self._output or self._ready)
+
     def take_output(self) -> list[Buffer]:
         """What to write now, in one go. Call again until it is empty or writing is paused."""
         if self._ready and not self.paused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uvloop
@@ -62,6 +63,7 @@ class Server:
             for listener in listeners:
                 await front.accept(listener)
             await repository.start()
+            gc.freeze()
             if config.mode == "poll":
                 follower = asyncio.ensure_future(repository.follow())
             on_signals(self.stop)

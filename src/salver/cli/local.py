@@ -1,0 +1,106 @@
+"""Models opened without a server, from the same source and runtimes that serving uses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from salver.engine.instances import run
+from salver.engine.loader import chosen, device, drop_item, place, thread_budget
+from salver.engine.warmup import warm_up
+from salver.errors import LoadFailed, SalverError, TrustRequired
+from salver.interfaces import LoadSpec
+from salver.runtimes.table import detect
+from salver.sources.folder import FolderSource, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from salver.engine.loader import Placement
+    from salver.interfaces import Model, Results, VersionOnDisk
+    from salver.signature import Signature
+    from salver.types import Work
+
+
+class Opened(NamedTuple):
+    """A loaded model, and the signature it is served with."""
+
+    version: VersionOnDisk
+    runtime: str
+    model: Model
+    signature: Signature
+
+
+def versions(path: str | Path, overrides: Mapping[str, Any]) -> list[VersionOnDisk]:
+    """Every version that serving `path` would offer.
+
+    Raises: LoadFailed if there is nothing.
+    """
+    given = {key: value for key, value in overrides.items() if value}
+    found = list(FolderSource([Place(Path(path))], given).scan().values())
+    if not found:
+        raise LoadFailed(f"{path}: there is no model in this folder")
+    return found
+
+
+def only_version(path: str | Path, overrides: Mapping[str, Any]) -> VersionOnDisk:
+    """The latest version of the only model at `path`.
+
+    Raises: LoadFailed naming the models if there are several, or what is wrong with the only one.
+    """
+    found = versions(path, overrides)
+    names = sorted({version.ref.name for version in found})
+    if len(names) > 1:
+        raise LoadFailed(f"{path} holds several models: {', '.join(names)}; give the path of one")
+    latest = found[-1]
+    if latest.problem is not None:
+        raise latest.problem
+    return latest
+
+
+def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], None]) -> Opened:
+    """Loads a version into this process.
+
+    Raises: LoadFailed and its kinds.
+    """
+    runtime, probe = detect(version.path, version.config)
+    if probe.trust and not (trust or version.trusted):
+        raise TrustRequired(f"{probe.trust}. If you trust it, add --trust")
+    spec = LoadSpec(
+        path=version.path,
+        ref=version.ref,
+        config=version.config,
+        device=device(version.config.device or "auto"),
+        threads=thread_budget(version.config, os.cpu_count() or 1),
+        trusted=trust or version.trusted,
+        warn=warn,
+    )
+    try:
+        model = runtime.load(spec)
+    except SalverError:
+        raise
+    except Exception as error:
+        raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
+    try:
+        signature = chosen(model.signature, version.config)
+    except LoadFailed:
+        model.close()
+        raise
+    return Opened(version, runtime.name, model, signature)
+
+
+def placement(opened: Opened) -> Placement:
+    """Where the server would run the model, by what its warm-up costs here.
+
+    Raises: LoadFailed if the model fails on its own example.
+    """
+
+    async def once(work: Work) -> tuple[Results | Exception, int]:
+        return run(opened.model, work, drop_item)
+
+    config = opened.version.config
+    costs = asyncio.run(warm_up(once, opened.signature, config))
+    default = next((cost.ns for cost in costs if cost.method == opened.signature.default), None)
+    return place(config.instances.isolation, opened.model.traits, default)

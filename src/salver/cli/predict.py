@@ -1,0 +1,226 @@
+"""`salver predict`: a whole file of rows through a model, without a server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from salver.codecs.bind import bind
+from salver.errors import InvalidInput, ModelFailed, SalverError, Unsupported
+from salver.types import Object, Request, Response, Rows, Tensors, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from salver.cli.local import Opened
+    from salver.cli.tables import Chunk
+    from salver.signature import Method
+
+Answer = dict[str, Any]
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True))
+@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write: .csv, .jsonl, .npy or .parquet.",
+)  # fmt: skip
+@click.option("--method", default="", help="Method to run; the default one if not given.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1024, show_default=True,
+    help="Rows in one run.",
+)  # fmt: skip
+@click.option(
+    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+    help="What to do with a bad row. Skipping adds a column with each row's line.",
+)  # fmt: skip
+@click.option("--trust", is_flag=True, help="Run code from the model's files.")
+@click.option("--class", "class_name", help="module:Class of weights or of a Python file.")
+@click.option("--runtime", help="Runtime to load with, where the file does not tell.")
+def predict(
+    model: str,
+    data: Path,
+    output: Path,
+    method: str,
+    batch_size: int,
+    on_error: str,
+    trust: bool,
+    **overrides: Any,
+) -> None:
+    """Predicts every row of DATA: .csv, .jsonl, .npy or .parquet, of any length.
+
+    \b
+    salver predict iris.onnx rows.csv -o answers.csv
+    """
+    from salver.cli.local import only_version, open_model
+    from salver.cli.tables import read_chunks, writer
+
+    console = Console(stderr=True, highlight=False)
+    chunks = read_chunks(data, batch_size)
+    version = only_version(model, overrides)
+    skipped: list[str] = []
+    num_rows = 0
+    with writer(output) as write:
+        opened = open_model(version, trust=trust, warn=lambda text: console.print(text))
+        try:
+            predictor = Predictor(opened, method, data.name, skipped, skip=on_error == "skip")
+            for answers in _with_progress(console, chunks, predictor):
+                write(answers)
+                num_rows += len(answers)
+        finally:
+            opened.model.close()
+    for line in skipped[:10]:
+        console.print(f"skipped {line}", markup=False)
+    left_out = f", {len(skipped)} skipped" if skipped else ""
+    console.print(f"{num_rows} rows written to {output}{left_out}", markup=False)
+
+
+def _with_progress(
+    console: Console, chunks: Iterator[Chunk], predictor: Predictor
+) -> Iterator[list[Answer]]:
+    columns = (TextColumn("{task.fields[rows]} rows"), BarColumn(), TaskProgressColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=1.0, rows=0)
+        rows = 0
+        for chunk in chunks:
+            answers = predictor(chunk)
+            rows += len(answers)
+            yield answers
+            progress.update(task, completed=chunk.progress, rows=rows)
+
+
+class Predictor:
+    """Turns chunks into answers. `skipped` gets a line for every bad row, if those are skipped."""
+
+    def __init__(
+        self, opened: Opened, method: str, file: str, skipped: list[str], *, skip: bool
+    ) -> None:
+        self._opened = opened
+        self._file = file
+        self._skip = skip
+        self._skipped = skipped
+        self._name, self._method = opened.signature.method(method)
+        if self._method.streams:
+            raise Unsupported(f"method {self._name!r} streams; choose one that answers at once")
+        self._outputs = tuple(
+            spec.name for spec in self._method.outputs if spec.role or not spec.on_request
+        )
+
+    def __call__(self, chunk: Chunk) -> list[Answer]:
+        """The answers to all good rows, in order.
+
+        Raises: InvalidInput with file and line for a bad row, unless those are skipped.
+        """
+        for line, problem in chunk.problems:
+            self._bad(line, problem)
+        answers: Sequence[Answer | None] | None
+        answers = self._all(chunk) if len(chunk.lines) > 1 else None
+        if answers is None:
+            answers = [self._one(chunk, index) for index in range(len(chunk.lines))]
+        found = zip(chunk.lines, answers, strict=True)
+        if self._skip:
+            return [{"line": line, **answer} for line, answer in found if answer is not None]
+        return [answer for _, answer in found if answer is not None]
+
+    def _all(self, chunk: Chunk) -> list[Answer] | None:
+        """All rows in one run; None if they must be run singly, or one of them is bad."""
+        if self._method.batching != "rows":
+            return None
+        try:
+            return self._run(chunk.payload)
+        except SalverError:
+            return None
+
+    def _one(self, chunk: Chunk, index: int) -> Answer | None:
+        line = chunk.lines[index]
+        try:
+            (answer,) = self._run(self._single(chunk.row(index)))
+        except (InvalidInput, ModelFailed) as error:
+            # The row is told by its line; its place in the chunk means nothing to anybody.
+            self._bad(line, re.sub(r"(, row \d+|row \d+: )", "", error.message))
+            return None
+        return answer
+
+    def _single(self, row: Object) -> Object:
+        """A row for a method that takes one input per call."""
+        if self._method.batching == "rows" or row.schema != "columns":
+            return row
+        return Object("row", {name: _value(column[0]) for name, column in row.value.items()})
+
+    def _bad(self, line: int, problem: str) -> None:
+        if not self._skip:
+            raise InvalidInput(f"{self._file}:{line}: {problem}")
+        self._skipped.append(f"{self._file}:{line}: {problem}")
+
+    def _run(self, payload: Object) -> list[Answer]:
+        inputs = bind(self._method, payload)
+        rows = self._method.check(inputs)
+        results = run_once(self._opened, self._name, self._method, inputs, rows, self._outputs)
+        response = Response(
+            results, self._opened.version.ref, self._method, self._outputs, parameters={}
+        )
+        return answers_of(response, payload)
+
+
+def _value(cell: Any) -> Any:
+    """A cell of a table as JSON would have it: CSV knows text only."""
+    try:
+        return orjson.loads(cell) if isinstance(cell, str) else cell
+    except orjson.JSONDecodeError:
+        return cell
+
+
+def run_once(
+    opened: Opened,
+    name: str,
+    method: Method,
+    inputs: Tensors,
+    rows: int,
+    outputs: tuple[str, ...],
+) -> Rows:
+    """Runs one call.
+
+    Raises: SalverError of the model's own, ModelFailed for anything else that it raises.
+    """
+    arrays: dict[str, Any] = {key: tensor.array(key) for key, tensor in inputs.items()}
+    if method.batching == "items":
+        arrays = {key: [array] for key, array in arrays.items()}
+    work = Work(name, arrays, [0, rows], outputs, [{}])
+    try:
+        results = opened.model.run(work, lambda index, item: None)
+    except SalverError:
+        raise
+    except Exception as error:
+        raise ModelFailed(f"the model failed: {type(error).__name__}: {error}") from error
+    if isinstance(results, Rows):
+        return results
+    first = results[0]
+    if isinstance(first, SalverError):
+        raise first
+    return Rows(first if first is not None else Tensors())
+
+
+def answers_of(response: Response, payload: Object) -> list[Answer]:
+    """One answer per row, as `/predict` gives them: prediction, label, probabilities."""
+    from salver.interfaces import Infer
+    from salver.protocols.plain import encode_answer
+
+    shown = Object("rows", payload.value)
+    operation = Infer(ref=response.ref, request=Request(shown))
+    found = orjson.loads(b"".join(encode_answer(operation, response).body))
+    columns: dict[str, Sequence[Any]] = {
+        one: found[several]
+        for one, several in (
+            ("prediction", "predictions"), ("label", "labels"), ("probabilities", "probabilities"),
+        )
+        if several in found
+    }  # fmt: skip
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,264 @@
+"""What a client does, as generators: they yield what to send or how long to wait, and are sent
+the replies. Sockets and sleeping are the driver's, so that one text serves threads and loops.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+
+from salver.client.wire import input_tensors
+from salver.clock import NS_PER_S, system_clock
+from salver.errors import (
+    InvalidInput,
+    LoadFailed,
+    NotFound,
+    SalverError,
+    Undeliverable,
+    Unsupported,
+)
+from salver.types import len_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    from salver.client.wire import ModelState, Question, Request, Result, Wire
+    from salver.clock import Clock
+    from salver.types import Parameter
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 5.0
+
+
+class Pause(NamedTuple):
+    """Wait before going on."""
+
+    seconds: float
+
+
+if TYPE_CHECKING:
+    Flow = Generator[Request | Pause, Any, T]
+
+
+class Session:
+    """What all calls of one client share. Safe to use from several threads.
+
+    `uniform()` gives numbers between 0 and 1 for the jitter of pauses.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        timeout_s: float | None,
+        retries: int,
+        clock: Clock = system_clock,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._wire = wire
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._clock = clock
+        self._uniform = uniform
+        self._metadata: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def ask(self, question: Question[T], timeout_s: float | None = None) -> Flow[T]:
+        """Sends a request, again while that may help and there is time, and reads the reply.
+
+        Raises: SalverError as the server meant it, or why there is no answer.
+        """
+        return self._until(self._deadline(timeout_s), question)
+
+    def _deadline(self, timeout_s: float | None) -> int | None:
+        """When a call that starts now must be over, by our clock; None for never."""
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        return None if limit is None else self._clock() + int(limit * NS_PER_S)
+
+    def _until(self, deadline: int | None, question: Question[T]) -> Flow[T]:
+        for attempt in count():
+            try:
+                reply = yield question.request.within(self._left_s(deadline))
+                return question.read(reply)
+            except SalverError as failure:
+                error = failure
+            pause = self._pause(attempt, error)
+            left_s = self._left_s(deadline)
+            is_over = left_s is not None and left_s <= pause
+            if attempt >= self._retries or is_over or not _may_repeat(question.request, error):
+                raise error
+            yield Pause(pause)
+        raise AssertionError
+
+    def _left_s(self, deadline: int | None) -> float | None:
+        return None if deadline is None else max(deadline - self._clock(), 0) / NS_PER_S
+
+    def _pause(self, attempt: int, error: SalverError) -> float:
+        """Doubles with each attempt, spread so that clients do not come back all at once."""
+        pause = min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S) * (0.5 + self._uniform() / 2)
+        return max(pause, (error.retry_after_ms or 0) / 1000)
+
+    def is_ready(self, name: str) -> Flow[bool]:
+        """Whether the server (or one model) answers and is ready. Asks once."""
+        question = self._wire.ready(name)
+        try:
+            reply = yield question.request.within(self._timeout_s)
+        except SalverError:
+            return False
+        return question.read(reply)
+
+    def models(self) -> Flow[list[ModelState]]:
+        """Every version of every model."""
+        return self.ask(self._wire.models())
+
+    def metadata(self, name: str, version: str) -> Flow[dict[str, Any]]:
+        """Inputs and outputs of a model."""
+        self._forget(name)
+        return self._described(self._deadline(None), name, version)
+
+    def _described(self, deadline: int | None, name: str, version: str) -> Flow[dict[str, Any]]:
+        """A model's metadata, asked for once."""
+        found = self._metadata.get((name, version))
+        if found is None:
+            found = yield from self._until(deadline, self._wire.metadata(name, version))
+            self._metadata[name, version] = found
+        return found
+
+    def statistics(self, name: str) -> Flow[list[dict[str, Any]]]:
+        """Counters of each version."""
+        return self.ask(self._wire.statistics(name))
+
+    def state(self) -> Flow[dict[str, Any]]:
+        """What the server's page shows."""
+        return self.ask(self._wire.state())
+
+    def change(self, name: str, what: str) -> Flow[None]:
+        """Loads or unloads a model."""
+        self._forget(name)
+        try:
+            yield from self.ask(self._wire.change(name, what))
+        except InvalidInput as error:
+            raise LoadFailed(error.message) from None
+
+    def infer(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        version: str,
+        method: str,
+        parameters: Mapping[str, Parameter],
+        timeout_s: float | None,
+    ) -> Flow[Result]:
+        """Runs a model on named inputs. A method is only reached through the plain door."""
+        if method and (outputs or version or parameters):
+            raise Unsupported("a call that names a method takes no outputs, version or parameters")
+        if method:
+            return (yield from self.ask(self._wire.call(name, method, dict(inputs)), timeout_s))
+        deadline = self._deadline(timeout_s)
+        return (yield from self._infer(deadline, name, inputs, outputs, version, parameters))
+
+    def _infer(
+        self,
+        deadline: int | None,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        version: str,
+        parameters: Mapping[str, Parameter],
+    ) -> Flow[Result]:
+        metadata = yield from self._described(deadline, name, version)
+        try:
+            tensors = input_tensors(inputs, metadata)
+            question = self._wire.infer(name, version, tensors, outputs, parameters)
+            return (yield from self._until(deadline, question))
+        except (InvalidInput, NotFound):
+            # The model may have been replaced by one that takes other inputs.
+            self._forget(name)
+            raise
+
+    def predict(
+        self, name: str, value: Any, version: str, method: str, timeout_s: float | None
+    ) -> Flow[Any]:
+        """Runs a model on what its only input, or a dict of inputs, says."""
+        if method:
+            return _bare((yield from self.ask(self._wire.call(name, method, value), timeout_s)))
+        deadline = self._deadline(timeout_s)
+        metadata = yield from self._described(deadline, name, version)
+        named = value if isinstance(value, dict) else {_only_input(metadata): value}
+        is_single = _is_single_row(named, metadata)
+        if is_single:
+            named = {key: _as_row(item) for key, item in named.items()}
+        result = yield from self._infer(deadline, name, named, (), version, {})
+        answers = {key: readable(array) for key, array in result.items()}
+        return _bare({key: array[0] if is_single else array for key, array in answers.items()})
+
+    def open(
+        self, name: str, value: Any, method: str, content_type: str, timeout_s: float | None
+    ) -> Flow[Any]:
+        """The plain door's answer: its lines are still to be read."""
+        return self.ask(self._wire.open(name, method, value, content_type), timeout_s)
+
+    def _forget(self, name: str) -> None:
+        for key in [key for key in list(self._metadata) if key[0] == name]:
+            self._metadata.pop(key, None)
+
+
+def _may_repeat(request: Request, error: SalverError) -> bool:
+    if isinstance(error, Undeliverable):
+        return request.is_safe
+    return error.retryable
+
+
+def _bare(answers: dict[str, Any]) -> Any:
+    return next(iter(answers.values())) if len(answers) == 1 else answers
+
+
+def _only_input(metadata: Mapping[str, Any]) -> str:
+    names = [spec["name"] for spec in metadata["inputs"]]
+    if len(names) != 1:
+        raise InvalidInput(
+            f"{metadata['name']} takes several inputs; give them by name: "
+            f"{{{', '.join(f'{name!r}: ...' for name in names)}}}"
+        )
+    return str(names[0])
+
+
+def _is_single_row(named: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    """Every input lacks exactly the dimension that counts rows."""
+    shapes = {spec["name"]: spec["shape"] for spec in metadata["inputs"]}
+    return (
+        bool(named)
+        and all(
+            name in shapes and shapes[name][:1] == [-1] and _ndim(value) + 1 == len(shapes[name])
+            for name, value in named.items()
+        )
+        and all(spec["shape"][:1] == [-1] for spec in metadata["outputs"])
+    )
+
+
+def _ndim(value: Any) -> int:
+    try:
+        return int(np.ndim(value))
+    except ValueError:
+        return -1
+
+
+def _as_row(value: Any) -> Any:
+    return [value] if isinstance(value, str | bytes) else np.asarray(value)[None]
+
+
+def readable(array: Any) -> Any:
+    """BYTES as text if all of them are text; everything else as it is."""
+    if array.dtype != np.object_:
+        return array
+    try:
+        texts = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
+    except UnicodeDecodeError:
+        return array
+    out = np.empty(len_of(array.shape), np.object_)
+    out[:] = texts
+    return out.reshape(array.shape)

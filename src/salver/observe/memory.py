@@ -1,0 +1,58 @@
+"""How much memory a process holds, and how much of each graphics card is in use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process (Linux, proc(5)); 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+class _Memory(ctypes.Structure):
+    """`nvmlMemory_t` of NVIDIA's management library."""
+
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def device_bytes() -> dict[str, int]:
+    """Memory in use by graphics card, as `cuda:0`; empty where there is none. Blocking."""
+    library = nvml()
+    if library is None:
+        return {}
+    count = ctypes.c_uint()
+    if library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return {}
+    found = {}
+    for index in range(count.value):
+        device, memory = ctypes.c_void_p(), _Memory()
+        failed = library.nvmlDeviceGetHandleByIndex_v2(
+            index, ctypes.byref(device)
+        ) or library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
+        if not failed:
+            found[f"cuda:{index}"] = memory.used
+    return found
+
+
+@cache
+def nvml() -> Any:
+    """NVIDIA's management library, initialised; None where there is no driver."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    return None if library.nvmlInit_v2() else library

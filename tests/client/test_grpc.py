@@ -1,0 +1,178 @@
+"""The clients over gRPC against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+
+import salver
+from salver.client.grpc_transport import meaning
+from salver.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    SalverError,
+    Unauthenticated,
+    Unavailable,
+    Undeliverable,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+TOY = """
+import salver
+
+class Toy:
+    def predict(self, x: salver.Array["float32", "B", 3]) -> salver.Array["float32", "B"]:
+        return x.sum(axis=1)
+"""
+WORDS = """
+import numpy as np
+import salver
+
+@salver.model
+def words(
+    text: salver.Array["str", "B"], times: salver.Array["int64", "B"]
+) -> salver.Array["str", "B"]:
+    return np.array([t * n for t, n in zip(text, times)], object)
+"""
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "toy.py").write_text(TOY)
+    (folder / "words.py").write_text(WORDS)
+    (folder / "broken.py").write_text("def predict(x: int) -> int\n")
+    files = [folder / f"{name}.py" for name in ("toy", "words", "broken")]
+    server = serve(*files, "--mode", "explicit", "--api-key", "secret")
+    with salver.Client(f"grpc://{server.address}", "secret") as client:
+        client.load("toy")
+        client.load("words")
+    return str(server.address)
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[salver.Client]:
+    with salver.Client(f"grpc://{address}", "secret") as client:
+        yield client
+
+
+def test_predict(client: salver.Client) -> None:
+    answer = client.predict("toy", [[1, 2, 3], [4, 5, 6]])
+    assert answer.dtype == np.float32
+    assert answer.tolist() == [6.0, 15.0]
+    assert client.predict("toy", [1, 2, 3]) == 6.0
+    answer = client.predict("words", {"text": ["ab", "ö"], "times": [2, 3]})
+    assert answer.tolist() == ["abab", "ööö"]
+
+
+def test_infer(client: salver.Client) -> None:
+    inputs = {"text": ["a"], "times": [3]}
+    result = client.infer("words", inputs, ["output"], version="1", parameters={"note": 1.5})
+    assert result["output"].tolist() == [b"aaa"]
+    assert result.model_version == "1"
+
+
+def test_both_wires_tell_the_same(client: salver.Client, address: str) -> None:
+    with salver.Client(address, "secret") as http:
+        assert client.models() == http.models()
+        assert client.metadata("words") == http.metadata("words")
+        ours, theirs = client.statistics("words"), http.statistics("words")
+        assert [entry["name"] for entry in ours] == [entry["name"] for entry in theirs]
+        assert ours[0]["inference_count"] == theirs[0]["inference_count"]
+
+
+def test_readiness(client: salver.Client) -> None:
+    assert client.is_ready("toy")
+    assert not client.is_ready("toi")
+    assert not salver.Client("grpc://127.0.0.1:9").is_ready()
+
+
+def test_unload_and_load(client: salver.Client) -> None:
+    client.unload("words")
+    assert not client.is_ready("words")
+    client.load("words")
+    assert client.is_ready("words")
+
+
+def test_errors_carry_the_servers_message(client: salver.Client, address: str) -> None:
+    with pytest.raises(NotFound, match="'toi' is not served here"):
+        client.predict("toi", [1])
+    with pytest.raises(InvalidInput, match="expected shape"):
+        client.predict("toy", [[1, 2]])
+    with pytest.raises(SalverError, match="expected ':'"):
+        client.load("broken")
+    with salver.Client(f"grpc://{address}") as stranger, pytest.raises(Unauthenticated):
+        stranger.models()
+
+
+def test_nobody_there() -> None:
+    with (
+        salver.Client("grpc://127.0.0.1:9", retries=1, sleep=lambda seconds: None) as client,
+        pytest.raises(Unavailable, match=r"cannot connect to 127\.0\.0\.1:9"),
+    ):
+        client.models()
+
+
+class Failure:
+    """What the library raises."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, debug: str = "") -> None:
+        self.code = lambda: code
+        self.details = lambda: details
+        self.debug_error_string = lambda: debug
+
+
+def test_what_failures_of_the_library_mean() -> None:
+    late = Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    cut = Failure(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+    nobody = Failure(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
+    servers = Failure(
+        grpc.StatusCode.UNAVAILABLE, "toy is not ready", "Error received from peer {...}"
+    )
+    assert type(meaning(late, "server")) is DeadlineExceeded
+    assert type(meaning(cut, "server")) is Undeliverable
+    assert type(meaning(nobody, "server")) is Unavailable
+    assert type(meaning(servers, "server")) is Unavailable
+    assert meaning(servers, "server").message == "toy is not ready"
+
+
+def test_what_only_http_offers(client: salver.Client) -> None:
+    with pytest.raises(Unsupported, match="connect with http:// to the same port"):
+        client.predict("toy", [1, 2, 3], method="predict")
+    with pytest.raises(Unsupported, match="a stream"):
+        next(client.stream("toy", 1))
+    with pytest.raises(Unsupported, match="state"):
+        client.state()
+
+
+def test_a_parameter_that_cannot_travel(client: salver.Client) -> None:
+    with pytest.raises(InvalidInput, match="parameter 'p': expected a string"):
+        client.infer("toy", {"x": [[1, 2, 3]]}, parameters={"p": [1]})  # type: ignore[dict-item]
+
+
+def test_the_asynchronous_client_does_the_same(address: str) -> None:
+    async def run() -> None:
+        async with salver.AsyncClient(f"grpc://{address}", "secret") as client:
+            answers = await asyncio.gather(*(client.predict("toy", [n, 0, 0]) for n in range(4)))
+            assert answers == [0.0, 1.0, 2.0, 3.0]
+            assert await client.is_ready("toy")
+            with pytest.raises(NotFound):
+                await client.predict("toi", [1])
+
+    asyncio.run(run())
+
+
+def test_without_grpcio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(salver.errors.MissingExtra, match=r"pip install 'salver\[client\]'"):
+        salver.Client("grpc://server")

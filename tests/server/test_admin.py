@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from salver.clock import system_clock
+from salver.config import ServerConfig
+from salver.control.reload import Repository
+from salver.engine.engine import Engine
+from salver.errors import InvalidInput, NotFound, SalverError
+from salver.interfaces import Command, Query
+from salver.observe.rates import Rates
+from salver.protocols.kserve_v2 import KserveV2
+from salver.protocols.plain import PlainDoor
+from salver.server.admin import Admin
+from salver.server.pages import Pages
+from salver.server.router import Router
+from salver.sources.folder import FolderSource, Place
+from salver.types import ModelRef, Object, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+DOUBLE = """
+import salver
+
+class Double:
+    def predict(self, x: salver.Array["float32", "B", 2]) -> salver.Array["float32", "B", 2]:
+        if x[0, 0] < 0:
+            raise ValueError("negative")
+        return x * 2
+"""
+SETTINGS = "instances: {isolation: inline}\ntags: [toy]\nlabels: [small, large]\n"
+
+
+class Served:
+    """A server without sockets."""
+
+    def __init__(self, folder: Path) -> None:
+        config = ServerConfig(trust=True, mode="explicit", drain_timeout_s=5)
+        self.engine = Engine(config, system_clock)
+        self.engine.is_started = True
+        self.rates = Rates()
+        self.repository = Repository(FolderSource([Place(folder)], {}), self.engine, config)
+        self.admin = Admin(config, self.engine, self.repository, self.rates)
+        self.admin.router = Router([PlainDoor(config.limits), KserveV2(config.limits), Pages()])
+
+    def ask(self, name: str, **arguments: Any) -> Any:
+        return self.admin.query(Query(name=name, arguments=arguments))
+
+    async def tell(self, name: str, **arguments: Any) -> Any:
+        return await self.admin.command(Command(name=name, arguments=arguments))
+
+    async def predict(self, model: str, value: float) -> Any:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        class Sink:
+            def push(self, call: Any, item: Any, final: bool) -> None:
+                answered.set_result(item)
+
+        request = Request(Object("rows", [[value, value]]))
+        self.engine.submit(ModelRef(model), request, Sink())
+        return await answered
+
+
+def serve(folder: Path, check: Callable[[Served], Awaitable[None]]) -> None:
+    async def main() -> None:
+        served = Served(folder)
+        try:
+            await check(served)
+        finally:
+            await served.engine.stop(1)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for version in ("1", "2"):
+        (tmp_path / "double" / version).mkdir(parents=True)
+        (tmp_path / "double" / version / "model.py").write_text(DOUBLE)
+    (tmp_path / "double" / "model.yaml").write_text(SETTINGS)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.py").write_text(
+        "class Broken:\n    def predict(self) -> int: 1/0"
+    )
+    (tmp_path / "broken" / "model.yaml").write_text("nonsense: 1\n")
+    return tmp_path
+
+
+def test_a_model_without_a_version_has_the_same_keys_as_a_ready_one(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        with pytest.raises(SalverError):
+            await served.tell("load", model="broken")
+        broken, double = served.ask("state")["models"]
+        assert broken.keys() == double.keys()
+        assert (broken["name"], broken["state"], broken["methods"]) == ("broken", "UNAVAILABLE", [])
+        assert "nonsense" in broken["reason"]
+        assert (double["state"], double["reason"], double["version"]) == ("READY", "", "2")
+        assert double["tags"] == ["toy"]
+        assert double["memory_bytes"] >= 0
+
+    serve(folder, check)
+
+
+def test_counters_outlive_a_swap_and_an_unload(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        await served.predict("double", 1)
+        assert isinstance(await served.predict("double", -1), SalverError)
+        await served.tell("load", model="double")
+        await served.predict("double", 2)
+        (state,) = served.ask("state")["models"]
+        assert (state["requests_total"], state["errors_total"]) == (3, 1)
+        await served.tell("unload", model="double")
+        (state,) = served.ask("state")["models"]
+        assert (state["requests_total"], state["state"]) == (3, "UNAVAILABLE")
+        text = (await served.ask("metrics")).decode()
+        assert 'inference_requests_total{model="double",status="success"} 2' in text
+        assert 'inference_requests_total{model="double",status="error"} 1' in text
+        assert 'salver_versions_ready{model="double"} 0' in text
+
+    serve(folder, check)
+
+
+def test_a_reload_that_fails_is_told_while_the_old_one_serves(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        (folder / "double" / "2" / "model.py").write_text(DOUBLE.replace("class Double", "1/0"))
+        with pytest.raises(SalverError):
+            await served.tell("load", model="double")
+        (state,) = served.ask("state")["models"]
+        assert state["state"] == "READY"
+        assert state["reason"].startswith("version 2: loading failed")
+        assert served.ask("ready") == {"ready": True}
+        assert not isinstance(await served.predict("double", 1), SalverError)
+
+    serve(folder, check)
+
+
+def test_statistics_of_a_version(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        await served.predict("double", 1)
+        (found,) = served.ask("statistics", model="double", version="2")["model_stats"]
+        assert (found["inference_count"], found["execution_count"]) == (1, 1)
+        assert found["last_inference"] > 1_700_000_000_000
+        stats = found["inference_stats"]
+        assert stats["success"]["count"] == stats["queue"]["count"] == 1
+        assert stats["success"]["ns"] >= stats["compute_infer"]["ns"] > 0
+        assert [entry["batch_size"] for entry in found["batch_stats"]] == [1]
+        with pytest.raises(NotFound):
+            served.ask("statistics", model="double", version="9")
+
+    serve(folder, check)
+
+
+def test_models_that_are_only_offered_are_listed(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        await served.repository.start()
+        assert served.ask("repository_index") == [{"name": "broken"}, {"name": "double"}]
+        await served.tell("load", model="double")
+        ready = served.ask("repository_index", ready=True)
+        assert [(entry["name"], entry["version"], entry["state"]) for entry in ready] == [
+            ("double", "2", "READY")
+        ]
+
+    serve(folder, check)
+
+
+def test_load_takes_no_parameters(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        with pytest.raises(InvalidInput, match=r"model\.yaml"):
+            await served.tell("load", model="double", parameters={"config": "{}"})
+
+    serve(folder, check)
+
+
+def test_one_line_tells_of_each_load_swap_and_unload(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        await served.tell("load", model="double")
+        await served.tell("unload", model="double")
+
+    caplog.set_level("INFO", "salver.engine")
+    serve(folder, check)
+    lines = [record.getMessage() for record in caplog.records if record.name == "salver.engine"]
+    assert [line.split(" MB")[0].rsplit(" ", 1)[0] for line in lines] == [
+        "double version 2 is ready: python, instances 1,",
+        "double version 2 is swapped: python, instances 1,",
+        "double version 2 is unloaded, its successor is ready:",
+        "double version 2 is unloaded, as it was told:",
+    ]

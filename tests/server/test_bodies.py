@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import gzip
+import zlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salver.errors import InvalidInput, SalverError, TooLarge
+from salver.server.bodies import BufferPool, ChunkedBody, compress, decompress
+
+
+def test_a_buffer_is_used_again_when_nobody_looks_at_it():
+    pool = BufferPool()
+    first = pool.take(100_000)
+    array = np.frombuffer(first, np.uint8)
+    address = array.ctypes.data
+    first.release()
+    second = pool.take(100_000)
+    assert np.frombuffer(second, np.uint8).ctypes.data != address
+    del array
+    third = pool.take(100_000)
+    assert np.frombuffer(third, np.uint8).ctypes.data == address
+
+
+def test_views_have_the_size_that_was_asked_for():
+    pool = BufferPool()
+    for size in (1, 100, 65_535, 65_536, 65_537, 1_000_003):
+        view = pool.take(size)
+        assert len(view) == size
+        view[size - 1] = 7
+
+
+def test_the_pool_is_bounded():
+    pool = BufferPool(max_bytes=1 << 20)
+    held = [pool.take(200_000) for _ in range(10)]
+    assert pool._num_bytes <= 1 << 20
+    del held
+    assert len(pool.take(1_000_000)) == 1_000_000
+    assert pool._num_bytes == 1 << 20
+
+
+@given(
+    chunks=st.lists(st.binary(min_size=1, max_size=50), max_size=8),
+    rest=st.binary(max_size=10),
+    cuts=st.lists(st.integers(0, 500), max_size=8),
+)
+def test_chunks_in_any_pieces(chunks, rest, cuts):
+    parts = [b'%X ;a="b"\r\n%b\r\n' % (len(chunk), chunk) for chunk in chunks]
+    stream = b"".join([*parts, b"0\r\nA: b\r\n\r\n", rest])
+    body = ChunkedBody(1000)
+    edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    left = None
+    for start, end in pairwise(edges):
+        piece = stream[start:end]
+        left = left + piece if left is not None else body.feed(piece)
+    assert body.body == b"".join(chunks)
+    assert left == rest
+
+
+@given(pieces=st.lists(st.binary(max_size=60), max_size=20))
+def test_any_bytes_end_in_a_body_or_an_error(pieces):
+    body = ChunkedBody(100)
+    try:
+        for piece in pieces:
+            if body.feed(piece) is not None:
+                break
+    except SalverError:
+        return
+    assert len(body.body) <= 100
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_codings_there_and_back(encoding):
+    parts = [b"a" * 1000, memoryview(b"b" * 1000)]
+    packed = compress(parts, encoding)
+    assert len(packed) < 100
+    assert decompress(memoryview(packed), encoding, 2000) == b"a" * 1000 + b"b" * 1000
+    with pytest.raises(TooLarge):
+        decompress(packed, encoding, 1999)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"plain",
+        gzip.compress(b"a" * 99)[:-1],
+        gzip.compress(b"a" * 99) + b"more",
+        zlib.compress(b"a" * 99),
+    ],
+)
+def test_broken_gzip(broken):
+    with pytest.raises(InvalidInput, match="gzip"):
+        decompress(broken, "gzip", 1000)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import Any
+
+import numpy as np
+import pytest
+
+from salver.errors import DeadlineExceeded, Overloaded
+from salver.types import Tensor
+
+STREAM = {"path": "/predict/m/words"}
+
+
+def lines(answer: Any) -> list[str]:
+    return answer.body.decode().splitlines()
+
+
+def test_a_stream_leaves_item_by_item(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(b'{"input": 1}', **STREAM))
+    (call,) = here.engine.calls
+    here.engine.push(call, Tensor.of([1.0]), False)
+    here.turn()
+    assert client.transport.sent.count(b"prediction") == 1
+    here.engine.push(call, Tensor.of([2.0]), False)
+    here.engine.push(call, Tensor.of([3.0]), True)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert ["1.0" in line for line in lines(answer)] == [True, False, False]
+    assert not client.transport.ended
+
+
+def test_an_error_ends_a_stream_as_its_last_line(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(b'{"input": 1}', **STREAM))
+    (call,) = here.engine.calls
+    here.engine.push(call, Tensor.of([1.0]), False)
+    here.engine.fail(call, DeadlineExceeded("too late"))
+    here.turn()
+    (answer,) = client.answers()
+    assert lines(answer)[-1] == '{"error":"too late"}'
+
+
+def test_http_1_0_gets_a_stream_without_chunks(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    body = b'{"input": 1}'
+    client.send(b"POST /predict/m/w HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    (call,) = here.engine.calls
+    here.engine.push(call, Tensor.of([1.0]), False)
+    here.engine.push(call, Tensor.of([2.0]), True)
+    here.turn()
+    head, _, rest = client.transport.sent.partition(b"\r\n\r\n")
+    assert b"Connection: close" in head
+    assert b"chunked" not in head
+    assert rest.count(b"\n") == 2
+    assert client.transport.ended == "closed"
+
+
+def test_a_stream_waits_for_a_reader_and_ends_if_it_never_comes(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.transport.window = 0
+    client.send(here.request(b'{"input": 1}', **STREAM))
+    (call,) = here.engine.calls
+    item = Tensor.of(np.ones(200_000))
+    for _ in range(40):
+        here.engine.push(call, item, False)
+        here.turn(1)
+    assert here.engine.cancelled == [call]
+    assert len(client.transport.waiting) < 2 << 20
+    client.transport.read_on(1 << 60)
+    here.turn()
+    (answer,) = client.answers()
+    assert "too slow" in lines(answer)[-1]
+
+
+def test_a_slow_reader_gets_everything_that_fits(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.transport.window = 0
+    client.send(here.request(b'{"input": 1}', **STREAM))
+    (call,) = here.engine.calls
+    for index in range(20):
+        here.engine.push(call, Tensor.of(np.full(10_000, float(index))), index == 19)
+        here.turn(1)
+    while client.transport.waiting:
+        client.transport.read_on(50_000)
+        here.turn()
+    (answer,) = client.answers()
+    assert len(lines(answer)) == 20
+    assert not here.engine.cancelled
+
+
+def test_streams_are_for_the_plain_door(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(here.infer()))
+    (call,) = here.engine.calls
+    here.engine.push(call, Tensor.of([1.0]), False)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.status == 501
+    assert "/predict/MODEL/METHOD" in answer.json["error"]
+    assert here.engine.cancelled == [call]
+
+
+def test_a_stream_without_items_is_an_empty_body(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(b'{"input": 1}', **STREAM))
+    (call,) = here.engine.calls
+    here.engine.push_nothing(call)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.status == 200
+    assert answer.body == b""
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "expected"),
+    [
+        (0, None, 60_000),
+        (5, None, 5),
+        (0, "7", 7),
+        (5, "7", 5),
+        (9, "7", 7),
+        (90_000, None, 90_000),
+    ],
+)
+def test_the_earliest_deadline_counts(door, body, head, expected):
+    here = door()
+    here.engine.holds = True
+    raw = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]%b}' % (
+        b', "parameters": {"timeout": %d}' % (body * 1000) if body else b""
+    )
+    headers = {"X_Request_Timeout_Ms": head} if head else {}
+    here.connect().send(here.request(raw, **headers))
+    (call,) = here.engine.calls
+    assert call.deadline == here.time + expected * 1_000_000
+
+
+def test_no_limit_means_no_deadline(door):
+    here = door(request_timeout_s=0)
+    here.engine.holds = True
+    here.connect().send(here.request(here.infer()))
+    assert here.engine.calls[0].deadline == 0
+
+
+def test_an_overload_says_when_to_try_again(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(here.infer()))
+    here.engine.fail(here.engine.calls[0], Overloaded("full", retry_after_ms=1200))
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.status == 429
+    assert answer.headers["retry-after"] == "2"
+
+
+def test_commands_run_beside_the_loop(door):
+    here = door()
+    client = here.connect()
+    path = "/v2/repository/models/m/load"
+    found = client.send(
+        here.request(path=path) + here.request(b'{"parameters": {"a": "b"}}', path=path)
+    )
+    assert [answer.status for answer in found] == [200, 400]
+
+
+def test_a_client_that_left_does_not_start_what_was_inflated(door):
+    here = door()
+    client = here.connect()
+    body = gzip.compress(np.random.default_rng(0).bytes(9000))
+    client.feed(here.request(body, Content_Encoding="gzip"))
+    client.leave()
+    while here.app._tasks:
+        here.loop.run_until_complete(asyncio.wait(here.app._tasks))
+    assert not here.engine.calls
+    assert not client.transport.sent
+
+
+def test_an_answer_that_cannot_be_written_is_an_error(door, caplog):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(here.infer()))
+    broken: Any = Tensor.of([1.0])
+    broken.dtype = None
+    here.engine.push(here.engine.calls[0], broken, True)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.status == 500
+    assert answer.json == {"error": "an internal error; the server's log has the details"}
