@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib
-import sys
 import zipfile
 from pathlib import Path
 

@@ -237,7 +237,7 @@ def test_timeouts_of_client_and_request(client):
     assert status == "DEADLINE_EXCEEDED"
     status, message = refused(client.infer, "stuck", [number("n", 1)], timeout=20_000)
     assert status == "DEADLINE_EXCEEDED"
-    assert message == "the request's time was over while running"
+    assert message.startswith("the request's time was over while ")
 
 
 def test_headers_and_keepalive_options(server):
@@ -430,7 +430,8 @@ def test_a_stream_outlives_the_time_of_a_request(serve, repository):
     with triton.InferenceServerClient(server.address) as client:
         answers = Answers(client)
         answers.ask("stuck", [number("n", 1)])
-        assert answers.next()[1].message() == "the request's time was over while running"
+        message = answers.next()[1].message()
+        assert message.startswith("the request's time was over while ")
         answers.ask("echo", [number("n", 1)])
         assert answers.next()[1] is None
 
