@@ -29,6 +29,7 @@ def test_each_process_reads_what_all_counted(fd: int) -> None:
     for total in (one.total(), other.total()):
         assert total.success == (2, 4000)
         assert total.failure.times == 1
+        assert total.last_run_ms == one.last_run_ms > 0
         assert (total.num_rows, total.num_runs, sum(total.durations().steps)) == (3, 1, 2)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NUM_SLOTS: Final = 4096
 """Most generations that can be counted at once; pages are only taken by those that are used."""
 _CELL_BYTES: Final = 8
+_ROW_CELLS: Final = NUM_CELLS + 1  # the last one is the time of the last run
 
 
 class Slab:
@@ -28,7 +29,7 @@ class Slab:
     """
 
     def __init__(self, fd: int, num_rows: int) -> None:
-        row_bytes = NUM_CELLS * _CELL_BYTES
+        row_bytes = _ROW_CELLS * _CELL_BYTES
         self._slot_bytes = -(-num_rows * row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self._num_rows = num_rows
         if os.fstat(fd).st_size == 0:
@@ -45,10 +46,10 @@ class Slab:
         rows = np.frombuffer(
             self._memory,
             np.int64,
-            self._num_rows * NUM_CELLS,
+            self._num_rows * _ROW_CELLS,
             generation % NUM_SLOTS * self._slot_bytes,
         )
-        return SharedStatistics(rows.reshape(self._num_rows, NUM_CELLS), row)
+        return SharedStatistics(rows.reshape(self._num_rows, _ROW_CELLS), row)
 
 
 class SharedStatistics(ModelStatistics):
@@ -57,8 +58,18 @@ class SharedStatistics(ModelStatistics):
     __slots__ = ("_rows",)
 
     def __init__(self, rows: npt.NDArray[np.int64], row: int) -> None:
-        super().__init__(cast("MutableSequence[int]", memoryview(rows[row])))
         self._rows = rows
+        self.cells = cast("MutableSequence[int]", memoryview(rows[row]))
+
+    @property
+    def last_run_ms(self) -> int:
+        return self.cells[NUM_CELLS]
+
+    @last_run_ms.setter
+    def last_run_ms(self, value: int) -> None:
+        self.cells[NUM_CELLS] = value
 
     def total(self) -> ModelStatistics:
-        return ModelStatistics(self._rows.sum(axis=0).tolist())
+        total = ModelStatistics(self._rows[:, :NUM_CELLS].sum(axis=0).tolist())
+        total.last_run_ms = int(self._rows[:, NUM_CELLS].max())
+        return total
