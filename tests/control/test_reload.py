@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
@@ -12,9 +11,6 @@ from salver.control.reload import Repository, to_load, to_unload
 from salver.errors import Conflict, LoadFailed, NotFound
 from salver.interfaces import VersionOnDisk
 from salver.types import ModelRef
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 V1, V2, V3 = (ModelRef("m", str(number)) for number in (1, 2, 3))
 OTHER = ModelRef("n", "1")
@@ -76,15 +72,15 @@ class Engine:
     """Keeps what is served; a load waits while its version is in `held`, fails if in `broken`."""
 
     def __init__(self) -> None:
-        self.served: set[ModelRef] = set()
+        self.in_service: set[ModelRef] = set()
         self.loads: list[ModelRef] = []
         self.forgotten: list[ModelRef] = []
         self.broken: set[ModelRef] = set()
         self.held: dict[ModelRef, asyncio.Event] = {}
         self.is_started = False
 
-    def generations(self) -> Iterator[Any]:
-        return iter([SimpleNamespace(ref=ref) for ref in self.served])
+    def served(self) -> list[ModelRef]:
+        return list(self.in_service)
 
     async def load(self, version: VersionOnDisk) -> None:
         ref = version.ref
@@ -93,16 +89,16 @@ class Engine:
             await self.held[ref].wait()
         if ref in self.broken:
             raise LoadFailed("broken")
-        self.served.add(ref)
+        self.in_service.add(ref)
 
     async def unload(self, ref: ModelRef, why: str = "") -> None:
         if ref.version:
-            self.served.discard(ref)
+            self.in_service.discard(ref)
             return
-        gone = {served for served in self.served if served.name == ref.name}
+        gone = {served for served in self.in_service if served.name == ref.name}
         if not gone:
             raise NotFound("not served")
-        self.served -= gone
+        self.in_service -= gone
 
     def forget(self, ref: ModelRef) -> None:
         self.forgotten.append(ref)
@@ -128,7 +124,7 @@ def test_start_loads_everything_and_survives_failures() -> None:
         at = Bench(m1="a", n1="a")
         at.engine.broken = {V1}
         await at.repository.start()
-        assert at.engine.served == {OTHER}
+        assert at.engine.in_service == {OTHER}
         assert at.engine.is_started
         assert at.repository.names() == ["m", "n"]
 
@@ -152,10 +148,10 @@ def test_a_new_version_takes_over_when_it_serves() -> None:
         at.engine.held[V2] = asyncio.Event()
         at.source.offer(m2="a")
         await at.look(3)
-        assert at.engine.served == {V1}
+        assert at.engine.in_service == {V1}
         at.engine.held[V2].set()
         await at.look(1)
-        assert at.engine.served == {V2}
+        assert at.engine.in_service == {V2}
         assert at.engine.forgotten == [V1]
 
     asyncio.run(test())
@@ -168,12 +164,12 @@ def test_a_failed_version_leaves_the_old_one_until_it_is_mended() -> None:
         at.engine.broken = {V2}
         at.source.offer(m2="half")
         await at.look(4)
-        assert at.engine.served == {V1}
+        assert at.engine.in_service == {V1}
         assert at.engine.loads == [V1, V2]
         at.engine.broken = set()
         at.source.offer(m2="whole")
         await at.look()
-        assert at.engine.served == {V2}
+        assert at.engine.in_service == {V2}
 
     asyncio.run(test())
 
@@ -206,11 +202,11 @@ def test_a_load_whose_files_vanish_is_given_up() -> None:
         await at.look(1)
         at.engine.held[V1].set()
         await at.look(1)
-        assert at.engine.served == set()
+        assert at.engine.in_service == set()
         assert at.engine.forgotten == [V1]
         at.source.offer(m1="a")
         await at.look()
-        assert at.engine.served == {V1}
+        assert at.engine.in_service == {V1}
 
     asyncio.run(test())
 
@@ -224,7 +220,7 @@ def test_an_unreadable_source_changes_nothing(
         await at.repository.start()
         at.source.found = error
         await at.look(3)
-        assert at.engine.served == {V1}
+        assert at.engine.in_service == {V1}
         at.source.offer(m1="b")
         await at.look()
         assert at.engine.loads == [V1, V1]
@@ -238,14 +234,14 @@ def test_commands_load_and_unload_in_explicit_mode() -> None:
         at = Bench(mode="explicit", m1="a", m2="a", n1="a")
         await at.repository.start()
         await at.repository.load("m")
-        assert at.engine.served == {V1, V2}
+        assert at.engine.in_service == {V1, V2}
         at.source.offer(m3="a", n1="a")
         await at.repository.load("m")
-        assert at.engine.served == {V3}
+        assert at.engine.in_service == {V3}
         with pytest.raises(NotFound, match=r"Did you mean 'n'|There are: m, n"):
             await at.repository.load("nn")
         await at.repository.unload("m")
-        assert at.engine.served == set()
+        assert at.engine.in_service == set()
         with pytest.raises(NotFound):
             await at.repository.unload("m")
 
@@ -259,7 +255,7 @@ def test_a_command_tells_what_failed_and_loads_the_rest() -> None:
         at.engine.broken = {V1}
         with pytest.raises(LoadFailed, match="broken"):
             await at.repository.load("m")
-        assert at.engine.served == {V2}
+        assert at.engine.in_service == {V2}
 
     asyncio.run(test())
 

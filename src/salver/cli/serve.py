@@ -17,7 +17,7 @@ from salver.errors import TrustRequired
 from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
-    from salver.server.serve import Server
+    from salver.server.serve import Serving
 
 _MODEL_FLAGS = ("class_name", "runtime")
 
@@ -117,12 +117,12 @@ def set_up_logging(level: str) -> None:
     logger.setLevel(level.upper())
 
 
-def announce(console: Console, server: Server) -> None:
+def announce(console: Console, server: Serving) -> None:
     """The table of models, and what to try."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "version", "runtime", "state"):
         table.add_column(column)
-    for name, model in sorted(server.engine.models.items()):
+    for name, model in sorted(server.models.items()):
         for version, (state, reason) in sorted(model.states.items()):
             runtime = model.versions[version].runtime if version in model.versions else "-"
             colour = "green" if state == "READY" else "red"

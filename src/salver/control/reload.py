@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from salver.config import ServerConfig
-    from salver.engine.engine import Engine
     from salver.interfaces import Source, VersionOnDisk
 
     Versions = Mapping[ModelRef, VersionOnDisk]
@@ -50,10 +49,38 @@ def to_unload(
     ]
 
 
+class Commands(Protocol):
+    """What an administrator may ask for."""
+
+    def names(self) -> list[str]:
+        """Every name that could be loaded."""
+        ...
+
+    async def load(self, name: str) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
+
+class Loads(Protocol):
+    """What loads and unloads for the repository: this process's engine, or that of every front."""
+
+    is_started: bool
+
+    def served(self) -> Iterable[ModelRef]:
+        """Every version in service."""
+        ...
+
+    async def load(self, version: VersionOnDisk) -> object: ...
+
+    async def unload(self, ref: ModelRef, why: str = ...) -> None: ...
+
+    def forget(self, ref: ModelRef) -> None: ...
+
+
 class Repository:
     """The models of one source, and the loop that follows it."""
 
-    def __init__(self, source: Source, engine: Engine, config: ServerConfig) -> None:
+    def __init__(self, source: Source, engine: Loads, config: ServerConfig) -> None:
         self._source = source
         self._engine = engine
         self._config = config
@@ -124,7 +151,7 @@ class Repository:
 
     async def _clear(self, name: str = "") -> None:
         """Unloads what is not wanted any more, of one name or of all."""
-        served = {generation.ref for generation in self._engine.generations()}
+        served = set(self._engine.served())
         refs = [
             ref
             for ref in to_unload(self._wanted, self._tried, served - self._loading.keys())

@@ -66,13 +66,17 @@ class ServedModel:
     @property
     def statistics(self) -> ModelStatistics:
         """What all versions counted, past ones too, so that a swap takes nothing away."""
-        return merged([*self.counters.values(), self._past])
+        return merged([*(counters.total() for counters in self.counters.values()), self._past])
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
         self.versions[version] = generation
+        counters = self.counters.get(version, generation.statistics)
+        if counters is not generation.statistics:
+            self._past.add(counters.total())
+        self.counters[version] = generation.statistics
         self.states[version] = State("READY")
         self.labels = generation.config.version_labels
         self._choose_latest()
@@ -92,7 +96,7 @@ class ServedModel:
     def settle(self, version: str) -> None:
         """A version that nobody uses any more counts among the past ones."""
         if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
-            self._past.add(self.counters.pop(version, ModelStatistics()))
+            self._past.add(self.counters.pop(version, ModelStatistics()).total())
 
     @property
     def answers(self) -> bool:
@@ -230,38 +234,63 @@ class Engine:
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            started = self._clock()
-            model = self.models.setdefault(ref.name, ServedModel(ref.name))
-            is_new = ref.version not in model.versions
-            if is_new:
-                model.states[ref.version] = State("LOADING")
-            self._generations += 1
-            counters = model.counters.setdefault(ref.version, ModelStatistics())
+            self.note(ref, "LOADING")
             try:
-                generation = await self._loader.load(version, self._generations, counters)
+                generation = await self.prepare(version)
             except BaseException as error:
                 why = error.message if isinstance(error, SalverError) else "it was interrupted"
-                # What was loaded before goes on; the reason tells that it is not the newest.
-                state = "UNAVAILABLE" if is_new else "READY"
-                model.states[ref.version] = State(state, f"loading failed: {why}")
-                model.settle(ref.version)
+                self.note(ref, "UNAVAILABLE", f"loading failed: {why}")
+                self.models[ref.name].settle(ref.version)
                 raise
             if self.is_draining:
                 await generation.retire(0)
                 raise Unavailable("the server is shutting down")
-            old = model.put(generation)
-            log.info(
-                "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
-                ref,
-                "is ready" if old is None else "is swapped",
-                generation.runtime,
-                generation.target.num_instances,
-                generation.memory_bytes / 1e6,
-                (self._clock() - started) / NS_PER_S,
-            )
-            if old is not None:
-                self._retire(model, old, "its successor is ready")
+            self.show(generation)
             return generation
+
+    def note(self, ref: ModelRef, state: str, reason: str = "") -> None:
+        """Says what becomes of a version. One that is in service goes on, whatever is tried; then
+        the reason tells that it is not the newest.
+        """
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        model.states[ref.version] = State(
+            "READY" if ref.version in model.versions else state, reason
+        )
+
+    async def prepare(
+        self, version: VersionOnDisk, counters: ModelStatistics | None = None
+    ) -> Generation:
+        """Loads a version that no call reaches yet: `show` it, or retire it. It counts in
+        `counters`, or goes on where the version's last generation left off.
+
+        Raises: LoadFailed and its kinds.
+        """
+        ref = version.ref
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        if counters is None:
+            counters = model.counters.setdefault(ref.version, ModelStatistics())
+        started = self._clock()
+        self._generations += 1
+        generation = await self._loader.load(version, self._generations, counters)
+        generation.load_s = (self._clock() - started) / NS_PER_S
+        return generation
+
+    def show(self, generation: Generation) -> None:
+        """Makes a prepared generation visible, in place of the version's present one."""
+        ref = generation.ref
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        old = model.put(generation)
+        log.info(
+            "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
+            ref,
+            "is ready" if old is None else "is swapped",
+            generation.runtime,
+            generation.target.num_instances,
+            generation.memory_bytes / 1e6,
+            generation.load_s,
+        )
+        if old is not None:
+            self._retire(model, old, "its successor is ready")
 
     async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
         """Takes a version out of service, all of them without one; calls that use it may finish.
@@ -304,6 +333,10 @@ class Engine:
             reclaim_memory()
         seconds = (self._clock() - started) / NS_PER_S
         log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
+
+    def served(self) -> Iterable[ModelRef]:
+        """Every version in service."""
+        return [generation.ref for generation in self.generations()]
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""

@@ -79,6 +79,7 @@ class Generation:
         self.signature = signature
         self.target = target
         self.statistics = statistics
+        self.load_s = 0.0
         self.leases = 0
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()

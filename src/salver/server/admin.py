@@ -6,6 +6,7 @@ Every protocol's queries and commands end here, as plain dictionaries that it pu
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from salver.config import ServerConfig
-    from salver.control.reload import Repository
+    from salver.control.reload import Commands
     from salver.engine.engine import Engine, ServedModel
     from salver.engine.generation import Generation
     from salver.interfaces import Command, Query
@@ -44,7 +45,7 @@ class Admin:
         self,
         config: ServerConfig,
         engine: Engine,
-        repository: Repository,
+        repository: Commands,
         rates: Rates,
     ) -> None:
         self._config = config
@@ -178,6 +179,8 @@ class Admin:
         return {
             "server": {
                 "version": __version__,
+                "pid": os.getpid(),
+                "processes": self._config.processes,
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "device": self._config.device,
                 "requests_per_s": self._rates.total_per_s(),
@@ -243,7 +246,7 @@ def observed_version(generation: Generation) -> ObservedVersion:
     return ObservedVersion(
         generation.ref.name,
         generation.ref.version,
-        generation.statistics,
+        generation.statistics.total(),
         generation.target.queue_depth,
         generation.target.num_instances,
         generation.memory_bytes,
@@ -331,7 +334,7 @@ def page_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def model_statistics(generation: Generation) -> dict[str, Any]:
     """Counters in the form of the statistics extension; times in nanoseconds."""
-    statistics: ModelStatistics = generation.statistics
+    statistics: ModelStatistics = generation.statistics.total()
     success, failure = statistics.success, statistics.failure
     runs = {"count": statistics.num_runs, "ns": statistics.compute_ns}
     nothing = {"count": 0, "ns": 0}
