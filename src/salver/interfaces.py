@@ -47,6 +47,9 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """Why opening it needs trust; empty if it does not."""
     signature: Signature | None = None
     detail: str = ""
+    """What the file is, where a runtime takes several kinds."""
+    problem: str = ""
+    """Why loading it will fail, as far as that can be seen; empty if nothing speaks against it."""
 
 
 class LoadSpec(msgspec.Struct, kw_only=True):

@@ -45,7 +45,7 @@ def test_an_error_ends_a_stream_as_its_last_line(door):
     here.engine.fail(call, DeadlineExceeded("too late"))
     here.turn()
     (answer,) = client.answers()
-    assert lines(answer)[-1] == '{"error":"too late"}'
+    assert lines(answer)[-1] == '{"error":"too late","status":504}'
 
 
 def test_http_1_0_gets_a_stream_without_chunks(door):

@@ -15,6 +15,7 @@ from salver.engine.loader import chosen
 from salver.engine.warmup import example
 from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import VersionOnDisk
+from salver.runtimes.files import TRUST_REMEDY
 from salver.runtimes.table import detect
 from salver.sources.folder import (
     CODE_SUFFIX,
@@ -151,17 +152,16 @@ class Checker:
         except LoadFailed as error:
             yield _located(error.message, path.name, shown)
             return
-        refusals = [*check_detail(probe, file, path.name, shown)]
-        yield from refusals
+        if probe.problem:
+            yield _located(probe.problem, path.name, shown)
         missing = [*check_framework(probe, shown), *check_imports(path, shown)]
         yield from missing
         trusted = path == self._root and path.suffix == CODE_SUFFIX
         needs_trust = probe.trust and not (self._trust or trusted)
         if needs_trust:
-            remedy = "if you trust it: `trust: true` in salver.yaml, or --trust"
-            yield Finding(shown, 0, "", probe.trust, remedy)
+            yield Finding(shown, 0, "", probe.trust, TRUST_REMEDY)
         signature = probe.signature
-        if self._load and not (missing or refusals or needs_trust):
+        if self._load and not (missing or probe.problem or needs_trust):
             on_disk = VersionOnDisk(ModelRef("m", version), path, "", config, None, trusted)
             try:
                 signature = self._loaded(on_disk)
@@ -221,16 +221,6 @@ def check_tensors(file: ConfigFile) -> Iterator[Finding]:
             except SalverError as error:
                 found = finding_of(f"{tensor.name}: {error.message}", file.name)
                 yield found._replace(line=line_of(file.text, key), key=key)
-
-
-def check_detail(probe: Probe, file: ConfigFile, name: str, shown: str) -> Iterator[Finding]:
-    """What the probe says against loading: a broken file, or weights without their class."""
-    if probe.runtime != "torch":
-        if probe.detail:
-            yield _located(probe.detail, name, shown)
-    elif probe.detail in ("weights", "safetensors") and not file.config.class_name:
-        remedy = f"name the class in {file.name}: `class_name: module:Class`"
-        yield Finding(shown, 0, "class_name", "holds weights only", remedy)
 
 
 def check_framework(probe: Probe, shown: str) -> Iterator[Finding]:

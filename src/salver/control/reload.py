@@ -7,7 +7,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from salver.errors import Conflict, NotFound, SalverError, did_you_mean
+from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Repository:
         if not versions:
             raise NotFound(
                 f"the models' folder has no {name!r}.{did_you_mean(name, self.names())} "
-                f"There are: {', '.join(self.names()) or 'none'}"
+                f"There are: {listed(self.names())}"
             )
         self._tried |= {version.ref: version.stamp for version in versions}
         loads = (self._engine.load(version) for version in versions)

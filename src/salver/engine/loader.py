@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
 import os
 import threading
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -55,7 +52,6 @@ T = TypeVar("T")
 log = logging.getLogger("salver.engine")
 
 MAX_LOADS: Final = 4
-WORTH_A_PAUSE_BYTES: Final = 16 << 20
 CODE_RUNTIMES: Final = frozenset({"python"})
 """What these run is somebody's program: it may crash, hang or hold the interpreter for long."""
 
@@ -173,7 +169,7 @@ class Loader:
                 any(method.streams for method in signature.methods.values()),
             )
             if placement.processes and not placement.inline:
-                await blocking(release, [models.pop()], resident_bytes() - size_before)
+                await blocking(release, [models.pop()])
                 return await self._in_workers(runtime, spec)
             count = spec.config.instances.count or 1
             if placement.threads and not traits.thread_safe:
@@ -270,7 +266,7 @@ class Loader:
             target=target,
             statistics=statistics,
             batches=max_rows != 1,
-            close=lambda: blocking(release, loaded.models, loaded.loaded_bytes),
+            close=lambda: blocking(release, loaded.models),
             workers=workers,
             loaded_bytes=loaded.loaded_bytes,
         )
@@ -346,28 +342,10 @@ async def stop_all(workers: Sequence[ProcessInstance]) -> None:
     await asyncio.gather(*(worker.stop(0) for worker in workers))
 
 
-def release(models: Sequence[Model], loaded_bytes: int) -> None:
-    """Closes models and gives the memory that they took back to the system. Blocking."""
-    if not models:
-        return
-    before = resident_bytes()
+def release(models: Sequence[Model]) -> None:
+    """Closes models, which may block. Their memory is given back later, for many at once."""
     for model in models:
         model.close()
-    collect()
-    given_back = before - resident_bytes()
-    if loaded_bytes > WORTH_A_PAUSE_BYTES and given_back < 0.8 * loaded_bytes:
-        # What was there when the server started is frozen, its cycles with it. Looking through all
-        # of that stops every thread for a while, so it is done only when much is at stake.
-        gc.unfreeze()
-        collect()
-        gc.freeze()
-
-
-def collect() -> None:
-    """Frees what only refers to itself, and returns free memory to the system."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def chosen(signature: Signature, config: ModelConfig) -> Signature:

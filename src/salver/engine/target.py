@@ -100,7 +100,8 @@ class BatchedTarget:
 
     @property
     def num_instances(self) -> int:
-        return len(self._instances) + (self._inline is not None)
+        """Runs that are possible at once; short ones on the loop take the place of one."""
+        return len(self._instances) or 1
 
     @property
     def is_ready(self) -> bool:

@@ -12,12 +12,13 @@ import threading
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from salver.authoring import CURRENT, Declaration, Scope
-from salver.errors import LoadFailed, TrustRequired, did_you_mean
+from salver.errors import LoadFailed, did_you_mean
 from salver.interfaces import Probe, Traits
 from salver.observe.user_metrics import forget, own_registry
+from salver.runtimes.files import must_be_trusted
 from salver.runtimes.hints import HintError
 from salver.runtimes.methods import ServedMethod
 from salver.runtimes.private_loop import PrivateLoop, Run
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from salver.types import Work
 
 log = logging.getLogger("salver.runtimes.python")
-TRUST: Final = "it is Python code, which runs with all rights of the server"
 
 # sys.path and sys.modules are shared by the whole process: one load at a time may change them.
 _importing = threading.RLock()
@@ -52,7 +52,7 @@ class PythonRuntime:
         file = model_file(path, config)
         if file is None:
             return None
-        detail = ""
+        problem = ""
         try:
             found = candidates(file)
             if not _is_meant(found, config):
@@ -60,13 +60,13 @@ class PythonRuntime:
             choose(found, file, config.class_name)
         except LoadFailed as error:
             # It is a Python model; `load` refuses it for this reason.
-            detail = error.message
+            problem = error.message
         return Probe(
             runtime=self.name,
             file=file.name,
             size_bytes=file.stat().st_size,
-            trust=TRUST,
-            detail=detail,
+            trust=_why_trust(file),
+            problem=problem,
         )
 
     def load(self, spec: LoadSpec) -> PythonModel:
@@ -75,8 +75,7 @@ class PythonRuntime:
             raise LoadFailed(
                 f"{spec.path.name}: there is no {spec.config.file or 'model.py'} in it"
             )
-        if not spec.trusted:
-            raise TrustRequired(f"{file.name}: {TRUST}; start with --trust if you trust its author")
+        must_be_trusted(spec, _why_trust(file))
         file = file.resolve()
         name = spec.config.class_name.rpartition(":")[2] or choose(candidates(file), file, "")
         module = f"salver_model_{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
@@ -89,6 +88,10 @@ class PythonRuntime:
             raise
         finally:
             CURRENT.reset(token)
+
+
+def _why_trust(file: Path) -> str:
+    return f"{file.name} is Python code, which runs with all rights of the server"
 
 
 def _is_meant(found: list[Candidate], config: ModelConfig) -> bool:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.errors import InvalidInput, LoadFailed, ModelFailed, SalverError, TrustRequired
+from salver.errors import InvalidInput, LoadFailed, ModelFailed, SalverError
 from salver.interfaces import Probe, Traits
-from salver.runtimes.files import find_file, refuse_unknown, require
+from salver.runtimes.files import find_file, must_be_trusted, refuse_unknown, require
 from salver.runtimes.torch_files import kind_of, safetensors_names, why_trust
 from salver.runtimes.torch_signature import (
     DTYPES,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from salver.types import Array, DType, Work
 
 _SUFFIXES: Final = (".pt2", ".pt", ".pth", ".safetensors", ".bin")
+_WITHOUT_CODE: Final = ("weights", "safetensors")
+_NO_CLASS: Final = "holds weights only; name their class in model.yaml: `class_name: module:Class`"
 _MAX_MESSAGE: Final = 300
 # Import paths, warning filters and modules belong to the process: one load at a time.
 _LOADING: Final = threading.Lock()
@@ -63,6 +65,7 @@ class TorchRuntime:
             size_bytes=file.stat().st_size,
             trust=why_trust(kind, file, config.class_name),
             detail=kind,
+            problem="" if config.class_name or kind not in _WITHOUT_CODE else _NO_CLASS,
         )
 
     def load(self, spec: LoadSpec) -> TorchModel:
@@ -76,9 +79,7 @@ class TorchRuntime:
         if file is None or kind is None:
             raise LoadFailed("there is no PyTorch model here")
         refuse_unknown(spec.config.options, ("arguments",), "option")
-        trust = why_trust(kind, file, spec.config.class_name)
-        if trust and not spec.trusted:
-            raise TrustRequired(f"{trust}. Allow it with --trust if you know where it comes from")
+        must_be_trusted(spec, why_trust(kind, file, spec.config.class_name))
         device = _device(torch, spec.device)
         torch.set_num_threads(spec.threads)
         with _LOADING, warnings.catch_warnings():

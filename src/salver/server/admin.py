@@ -9,6 +9,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from salver.codecs.json_numbers import dumps
 from salver.codecs.v2 import EXTENSIONS
 from salver.engine.engine import version_key
 from salver.errors import Internal, InvalidInput, NotFound, Unavailable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from salver.observe.rates import Rates
     from salver.observe.statistics import Duration, ModelStatistics
     from salver.server.router import Router
-    from salver.signature import Method, TensorSpec
+    from salver.signature import Method, Signature, TensorSpec
 
 
 _WORKER_TIMEOUT_S: Final = 0.5
@@ -116,6 +117,7 @@ class Admin:
             "platform": generation.runtime,
             "inputs": [tensor_metadata(spec) for spec in method.inputs],
             "outputs": [tensor_metadata(spec) for spec in method.outputs],
+            "methods": methods_metadata(generation.signature),
         }
 
     def _model_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +137,10 @@ class Admin:
             "instance_group": [
                 {"name": generation.ref.name, "kind": "KIND_CPU", "count": 1, "gpus": []}
             ],
-            "parameters": {},
+            # The only place of the protocol where gRPC can tell of methods.
+            "parameters": {
+                "methods": {"string_value": dumps(methods_metadata(generation.signature)).decode()}
+            },
         }
         if batches:
             batching = generation.config.batching
@@ -250,6 +255,23 @@ def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.dtype.name, "shape": list(spec.shape)}
 
 
+def methods_metadata(signature: Signature) -> dict[str, Any]:
+    """Every method in the form of the metadata, the default one first."""
+    return {
+        name: {
+            "inputs": [method_tensor(spec) for spec in method.inputs],
+            "outputs": [method_tensor(spec) for spec in method.outputs],
+            "streams": method.streams,
+        }
+        for name, method in signature.methods.items()
+    }
+
+
+def method_tensor(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor of the metadata, and what its BYTES hold."""
+    return {**tensor_metadata(spec), "content": spec.content}
+
+
 def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
     """A tensor as Triton's model configuration tells it, without the batch dimension."""
     name = "STRING" if spec.dtype.name == "BYTES" else spec.dtype.name
@@ -300,8 +322,7 @@ def page_method(name: str, method: Method) -> dict[str, Any]:
 def page_tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the page needs it for its form."""
     return {
-        **tensor_metadata(spec),
-        "content": spec.content,
+        **method_tensor(spec),
         "role": spec.role,
         "columns": list(spec.columns),
         "optional": spec.optional,

@@ -192,7 +192,8 @@ class Exchange:
         if not self.is_open:
             return
         if self.pieces is not None:
-            self.pieces.append(dumps({"error": error.message}) + b"\n")
+            last = {"error": error.message, "status": http_status(error)}
+            self.pieces.append(dumps(last) + b"\n")
             self.is_open = False
             self.connection.ready(self)
         else:

@@ -18,13 +18,13 @@ from salver.errors import (
 )
 from salver.interfaces import Infer, Query
 from salver.protocols.kserve_v2_grpc import Answered
+from salver.server.bodies import decompress
 from salver.server.exchange import GONE
 from salver.server.grpc import (
     OK_BLOCK,
     CallHead,
     Compressed,
     Deframer,
-    decompress,
     frame,
     status_block,
 )
@@ -80,7 +80,7 @@ class GrpcCall:
 
     def _plain(self, message: Buffer | Compressed) -> Buffer:
         if isinstance(message, Compressed):
-            return decompress(message, self.app.config.limits.body_bytes)
+            return decompress(message.data, message.encoding, self.app.config.limits.body_bytes)
         return message
 
     def take(self, message: Buffer) -> None:
@@ -89,12 +89,12 @@ class GrpcCall:
     def end(self) -> None:
         raise NotImplementedError
 
-    def submit(self, operation: Infer, sink: Any) -> Call:
-        """Hands an inference to the engine. Raises: SalverError."""
-        timeout = operation.timeout_ns or self.head.timeout_ns or self.app.default_timeout_ns
-        if operation.timeout_ns and self.head.timeout_ns:
-            timeout = min(operation.timeout_ns, self.head.timeout_ns)
-        deadline = self.started + timeout if timeout else 0
+    def submit(self, operation: Infer, sink: Any, since: int) -> Call:
+        """Hands an inference that came at `since` to the engine. Raises: SalverError."""
+        whole = self.head.timeout_ns
+        own = operation.timeout_ns or (0 if whole else self.app.default_timeout_ns)
+        ends = [start + length for start, length in ((since, own), (self.started, whole)) if length]
+        deadline = min(ends, default=0)
         return self.app.engine.submit(
             operation.ref, operation.request, sink, CallContext(deadline, operation.priority)
         )
@@ -148,7 +148,7 @@ class UnaryCall(GrpcCall):
             raise InvalidInput("the call ended without a message")
         operation = self.operation = self.method.decode(message)
         if type(operation) is Infer:
-            self.call = self.submit(operation, self)
+            self.call = self.submit(operation, self, self.started)
         elif isinstance(operation, Query):
             self._answer(self.app.admin.query(operation))
         elif isinstance(operation, Answered):
@@ -238,7 +238,7 @@ class StreamCall(GrpcCall):
         self._asked.append(asked)
         try:
             if type(asked.operation) is Infer:
-                asked.call = self.submit(asked.operation, asked)
+                asked.call = self.submit(asked.operation, asked, self.app.clock())
             elif isinstance(asked.operation, Answered):
                 asked.push(None, asked.operation.item, True)
             else:
@@ -255,7 +255,7 @@ class StreamCall(GrpcCall):
         if self.is_over:
             return
         try:
-            if isinstance(item, SalverError) and self.head.headers.get("triton_grpc_error"):
+            if isinstance(item, SalverError) and self._is_the_end(item):
                 raise item
             parts = self.method.encode(asked.operation, item, final)
         except SalverError as error:
@@ -269,6 +269,14 @@ class StreamCall(GrpcCall):
         while self._asked and self._asked[0].is_done:
             self._send(self._asked.popleft())
         self._finish()
+
+    def _is_the_end(self, error: SalverError) -> bool:
+        """Whether an error of one request is the status of the whole call."""
+        timeout = self.head.timeout_ns
+        is_over = bool(timeout) and self.app.clock() >= self.started + timeout
+        return (isinstance(error, DeadlineExceeded) and is_over) or bool(
+            self.head.headers.get("triton_grpc_error")
+        )
 
     def _send(self, asked: Asked) -> None:
         parts, asked.parts = asked.parts, []
