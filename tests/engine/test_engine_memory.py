@@ -30,8 +30,8 @@ def save(folder: Path, name: str) -> None:
 def test_memory_is_given_back_once_for_many_and_not_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reclaimed = []
-    monkeypatch.setattr(module, "reclaim_memory", lambda: reclaimed.append(True))
+    reclaimed: list[int] = []
+    monkeypatch.setattr(module, "reclaim_memory", reclaimed.append)
     for name in "abc":
         save(tmp_path, name)
     versions = FolderSource([Place(tmp_path)], {}).scan()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,11 +11,13 @@ import pytest
 
 from salver.config import Batching, Instances, ModelConfig, ServerConfig, Warmup
 from salver.engine import loader as module
+from salver.engine.engine import Engine, reclaim_memory
 from salver.engine.inline import INLINE_BUDGET_NS, LoopBudget
 from salver.engine.instances import ThreadInstance
 from salver.engine.loader import Loader, Placement, chosen, max_batch, place, thread_budget
 from salver.errors import LoadFailed
 from salver.interfaces import LoadSpec, Traits, VersionOnDisk
+from salver.observe.memory import resident_bytes
 from salver.observe.statistics import ModelStatistics
 from salver.signature import Method, Signature, TensorSpec
 from salver.types import FP32, INT64, ModelRef, Rows, Tensor, Tensors
@@ -236,15 +239,39 @@ def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
     big_onnx(tmp_path / "model.onnx", 100)
 
     async def test() -> None:
-        made = Loader(ServerConfig(), lambda: 1, LoopBudget(), cast("Any", None))
-        version = VersionOnDisk(ModelRef("m", "1"), tmp_path / "model.onnx", "s", ModelConfig())
-        await (await made.load(version, 1, ModelStatistics())).retire(0)
-        before = module.resident_bytes()
-        generation = await made.load(version, 2, ModelStatistics())
-        loaded = module.resident_bytes()
+        engine = Engine(ServerConfig(), lambda: 1)
+        ref = ModelRef("m", "1")
+        version = VersionOnDisk(ref, tmp_path / "model.onnx", "s", ModelConfig())
+
+        async def unload() -> None:
+            await engine.unload(ref)
+            await asyncio.gather(*engine._retiring.values())
+
+        await engine.load(version)
+        await unload()
+        before = resident_bytes()
+        generation = await engine.load(version)
+        loaded = resident_bytes()
         assert loaded - before > 90e6
         assert generation.memory_bytes > 90e6
-        await generation.retire(0)
-        assert loaded - module.resident_bytes() >= 0.8 * (loaded - before)
+        await unload()
+        assert loaded - resident_bytes() >= 0.8 * (loaded - before)
 
     asyncio.run(test())
+
+
+def test_what_was_frozen_at_the_start_is_given_back_too() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+            self.data = np.ones(100 << 20, np.uint8)
+
+    made = Cycle()
+    full = resident_bytes()
+    gc.freeze()
+    try:
+        del made
+        reclaim_memory(full - 80_000_000)
+        assert full - resident_bytes() > 80_000_000
+    finally:
+        gc.unfreeze()

@@ -134,3 +134,42 @@ def test_calls_that_outlast_the_drain_are_told_so(
 
     tools.on_loop(test())
     assert server.stop() == 0
+
+
+STREAM = """
+import numpy as np
+import salver
+from collections.abc import Iterator
+
+class Model:
+    def predict(self, n: int) -> Iterator[salver.Array["float32", None]]:
+        for number in range(n):
+            yield np.full(25_000, number, np.float32)
+"""
+
+
+def test_a_stream_waits_for_its_reader_and_loses_nothing(
+    serve: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    """Far more than may be kept for a reader, who begins to read when others were served."""
+    tools.write_model(tmp_path / "s" / "1", STREAM)
+    tools.write_model(tmp_path / "m" / "1", tools.onnx_times(2))
+    server = serve(tmp_path, *QUIET)
+    number = 400
+
+    async def test() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 20)
+        body = b'{"input": %d}' % number
+        head = b"POST /predict/s HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n"
+        writer.write(head % len(body) + b"\r\n" + body)
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        async with tools.load(server.port, 2, lambda index: 1.0) as load:
+            await load.answered(2000)
+        assert load.failures == []
+        text = await reader.read()
+        assert text.count(b"}\n\r\n") == number
+        assert text.endswith(b"0\r\n\r\n")
+        writer.close()
+
+    tools.on_loop(test())
+    assert server.stop() == 0

@@ -22,6 +22,7 @@ from salver.errors import (
     did_you_mean,
     listed,
 )
+from salver.observe.memory import resident_bytes
 from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.engine")
 MAX_DEPTH: Final = 8
+_SLACK_BYTES: Final = 16 << 20
 
 
 class State(NamedTuple):
@@ -138,8 +140,20 @@ def version_key(version: str) -> tuple[int, int, str]:
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
 
 
-def reclaim_memory() -> None:
-    """Gives the memory of closed models back to the system."""
+def reclaim_memory(goal_bytes: int) -> None:
+    """Gives the memory of closed models back to the system, down to `goal_bytes` if possible.
+
+    What was there when the server started is frozen, its cycles with it. To look through that takes
+    ten times as long, so it is done only for what is otherwise not given back.
+    """
+    collect()
+    if resident_bytes() > goal_bytes:
+        gc.unfreeze()
+        collect()
+        gc.freeze()
+
+
+def collect() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -160,6 +174,8 @@ class Engine:
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
         self._retiring: dict[Generation, asyncio.Task[None]] = {}
+        self._closed_bytes = 0
+        self._bytes_before = 0
 
     def find(self, ref: ModelRef) -> Generation:
         """The generation that a call to `ref` would use now.
@@ -325,12 +341,18 @@ class Engine:
 
     async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
         started, size = self._clock(), generation.memory_bytes
-        await generation.retire(self.config.drain_timeout_s)
+        await generation.drain(self.config.drain_timeout_s)
+        if not self._closed_bytes:
+            self._bytes_before = resident_bytes()
+        self._closed_bytes += generation.loaded_bytes
+        await generation.retire(0)
         model.settle(generation.ref.version)
         del self._retiring[generation]
         if not self._retiring and not self.is_draining:
             # Once for many, because it stops everything for tens of milliseconds.
-            reclaim_memory()
+            goal_bytes = self._bytes_before - int(0.8 * self._closed_bytes) + _SLACK_BYTES
+            self._closed_bytes = 0
+            await asyncio.to_thread(reclaim_memory, goal_bytes)
         seconds = (self._clock() - started) / NS_PER_S
         log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
 

@@ -87,7 +87,7 @@ class Generation:
         self._default_plan = self.plans[signature.default]
         self._close = close
         self._workers = tuple(workers)
-        self._loaded_bytes = loaded_bytes
+        self.loaded_bytes = loaded_bytes
         self._told: dict[ProcessInstance, bytes] = {}
         self._unused: asyncio.Event | None = None
 
@@ -126,7 +126,7 @@ class Generation:
     @property
     def memory_bytes(self) -> int:
         """What its workers hold now, and what loading it into this process took."""
-        return self._loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
+        return self.loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
 
     async def user_metrics(self, timeout_s: float) -> list[bytes]:
         """What its code counts in workers; of one that is too busy to answer, what it last told."""

@@ -48,7 +48,7 @@ class Running:
         self.work = work
         self.instance = instance
         self.begun: set[int] = set()
-        self.deadline = first_deadline(batch.calls)
+        self.deadline = 0
 
 
 def first_deadline(calls: Iterable[Call]) -> int:
@@ -212,6 +212,8 @@ class BatchedTarget:
             self._scheduler.finished(batch, 0, now)
             return
         running = Running(batch, work, instance)
+        if instance is not self._inline:
+            running.deadline = first_deadline(calls)
         self._running.add(running)
         instance.start(work, partial(self._emit, running), partial(self._done, running))
 
@@ -426,10 +428,11 @@ class BatchedTarget:
 
     def _arm(self, now: int) -> None:
         """One timer for everything that waits: queue timeouts, deadlines, batch delays."""
-        times = [running.deadline for running in self._running]
-        times += [first_deadline(calls) for calls in self._retries]
-        times.append(self._scheduler.expire(now)[1] or 0)
-        again = min([time for time in times if time], default=0)
+        again = self._scheduler.expire(now)[1] or 0
+        if self._running or self._retries:
+            times = [again, *(running.deadline for running in self._running)]
+            times += [first_deadline(calls) for calls in self._retries]
+            again = min([time for time in times if time], default=0)
         if not again or self._is_stopped or (self._timer is not None and self._timer_at <= again):
             return
         if self._timer is not None:

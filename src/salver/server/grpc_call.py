@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.server")
 MAX_QUEUED_BYTES = 16 << 20
+PAUSE_QUEUED_BYTES = 1 << 20
+"""Unsent bytes of a stream at which its model is asked to wait."""
 MAX_REQUESTS_OF_STREAM = 1024
 
 
@@ -107,6 +109,9 @@ class GrpcCall:
     def abandon(self) -> None:
         """The client is gone or does not want the answer any more."""
         raise NotImplementedError
+
+    def resume(self) -> None:
+        """Everything that was to be sent is on its way; more may come."""
 
     def give_up(self, error: SalverError) -> None:
         """Ends the call with the error's status and what still runs for it."""
@@ -279,10 +284,17 @@ class StreamCall(GrpcCall):
             return
         self._begin()
         self.socket.send(self.stream, parts)
+        if self.stream.queued > PAUSE_QUEUED_BYTES and asked.call is not None:
+            asked.call.lease.target.pause(asked.call)
         if self.stream.queued > MAX_QUEUED_BYTES:
             self.give_up(
                 Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread")
             )
+
+    def resume(self) -> None:
+        for asked in self._asked:
+            if asked.call is not None:
+                asked.call.lease.target.resume(asked.call)
 
     def _begin(self) -> None:
         if not self._has_begun:

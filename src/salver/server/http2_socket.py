@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("salver.server")
 _STAGING: Final = memoryview(bytearray(256 << 10))
 _JOINED_BYTES: Final = 1 << 16
-_MAX_QUEUED_BYTES: Final = 16 << 20
+_KEPT_BACK_BYTES: Final = 1 << 20
+"""Unsent bytes of a stream at which its further pieces wait in the exchange."""
 _HEALTH: Final = "/grpc.health.v1.Health/"
 METHODS: Final = {method.path: method for method in methods()}
 
@@ -40,6 +41,7 @@ class HttpRequest:
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: HttpHead) -> None:
         app = socket.app
+        self.socket = socket
         self.touched = app.now
         self._max_bytes = app.config.limits.body_bytes
         self._body = bytearray()
@@ -57,6 +59,11 @@ class HttpRequest:
         self._body += data
         if end_stream:
             exchange.run(self._body)
+
+    def resume(self) -> None:
+        """Everything that was to be sent is on its way; the pieces of a stream that wait follow."""
+        if self.exchange.pieces:
+            self.socket.ready(self.exchange)
 
     def abandon(self) -> None:
         self.exchange.abandon()
@@ -210,6 +217,8 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def on_writable(self, stream: Stream) -> None:
         """What was sent of a stream has been taken for writing."""
+        if stream.call is not None:
+            stream.call.resume()
 
     def on_goaway(self, code: int) -> None:
         """The client makes no further requests."""
@@ -252,11 +261,9 @@ class Http2Socket(asyncio.BufferedProtocol):
             return
         if answer is not None:
             self._send_head(stream, exchange)
-        if exchange.pieces is not None:
+        is_behind = exchange.is_open and stream.queued > _KEPT_BACK_BYTES
+        if exchange.pieces is not None and not is_behind:
             self._sender.send_data(stream, exchange.take_pieces(), end_stream=not exchange.is_open)
-            if stream.queued > _MAX_QUEUED_BYTES:
-                exchange.abandon()
-                self._http2.reset(stream, 11)
         self.app.dirty(self)
 
     def _send_head(self, stream: Stream, exchange: Exchange) -> None:
