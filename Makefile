@@ -45,7 +45,7 @@ clean:
 	$(PIP) install --quiet torch==2.13.0 --extra-index-url $(TORCH_INDEX)
 	touch $@
 .venv/demo: .venv/torch .venv/core
-	$(PIP) install --quiet --editable . --group demo
+	$(PIP) install --quiet --editable '.[sklearn,xgboost,lightgbm,torch,image]' --group demo
 	touch $@
 .venv/test: .venv/torch .venv/core
 	$(PIP) install --quiet --editable . --group test --group demo

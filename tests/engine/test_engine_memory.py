@@ -40,8 +40,7 @@ def test_memory_is_given_back_once_for_many_and_not_at_the_end(
         engine = module.Engine(ServerConfig(), system_clock)
         await asyncio.gather(*map(engine.load, versions.values()))
         await asyncio.gather(*(engine.unload(ref) for ref in list(versions)[:2]))
-        await asyncio.gather(*engine._retiring)
-        await asyncio.sleep(0)  # for the callbacks of the last one
+        await asyncio.gather(*engine._retiring.values())
         assert len(reclaimed) == 1
         await engine.stop(1)
 

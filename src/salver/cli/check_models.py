@@ -20,7 +20,7 @@ from salver.runtimes.table import detect
 from salver.sources.folder import (
     CODE_SUFFIX,
     CONFIG_FILE,
-    DATA_SUFFIXES,
+    SURE_SUFFIXES,
     chosen_versions,
     is_model,
     model_file,
@@ -87,7 +87,7 @@ class Checker:
             child
             for child in sorted(self._root.iterdir())
             if not child.name.startswith((".", "_"))
-            and (child.is_dir() or (child.suffix in DATA_SUFFIXES))
+            and (child.is_dir() or child.suffix in SURE_SUFFIXES)
         ]
 
     def _place(self, place: Path) -> Iterator[Finding]:
@@ -102,7 +102,8 @@ class Checker:
         versions = [folder.name for folder in version_folders(place)]
         yield from check_versions(file, versions)
         for version in chosen_versions(versions, file.config.versions):
-            yield from self._folder(place / version, version, file)
+            if version in versions:
+                yield from self._folder(place / version, version, file)
         if not versions:
             yield from self._folder(place, file.config.version or "1", file)
 

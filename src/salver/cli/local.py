@@ -101,4 +101,5 @@ def placement(opened: Opened) -> Placement:
     config = opened.version.config
     costs = asyncio.run(warm_up(once, opened.signature, config))
     default = next((cost.ns for cost in costs if cost.method == opened.signature.default), None)
-    return place(config.instances.isolation, opened.model.traits, default)
+    streams = any(method.streams for method in opened.signature.methods.values())
+    return place(config.instances.isolation, opened.model.traits, default, streams)

@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import gc
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
@@ -34,49 +34,53 @@ if TYPE_CHECKING:
     from salver.interfaces import Sink, VersionOnDisk
 
 log = logging.getLogger("salver.engine")
-MAX_DEPTH = 8
+MAX_DEPTH: Final = 8
+
+
+class State(NamedTuple):
+    """What became of a version: `READY`, `LOADING` or `UNAVAILABLE`, and why."""
+
+    name: str
+    reason: str = ""
+
+
+UNLOADED: Final = State("UNAVAILABLE", "unloaded")
 
 
 class ServedModel:
-    """A name: its ready generations, and what became of the other versions."""
+    """A name: its ready generations, and what became of the other versions.
+
+    Counters belong to versions, not to generations, so that they go on counting when a version is
+    loaded anew; those of versions that are gone are summed up.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.versions: dict[str, Generation] = {}
         self.latest: Generation | None = None
         self.labels: Mapping[str, str] = {}
-        self.states: dict[str, tuple[str, str]] = {}
-        self._retiring: set[Generation] = set()
-        self._past: list[ModelStatistics] = []
+        self.states: dict[str, State] = {}
+        self.counters: dict[str, ModelStatistics] = {}
+        self._past = ModelStatistics()
 
     @property
     def statistics(self) -> ModelStatistics:
         """What all versions counted, past ones too, so that a swap takes nothing away."""
-        generations = (*self.versions.values(), *self._retiring)
-        return merged([*(generation.statistics for generation in generations), *self._past])
-
-    async def retire(self, generation: Generation, drain_s: float) -> None:
-        """Ends a generation that was taken or replaced."""
-        await generation.retire(drain_s)
-        self._retiring.discard(generation)
-        self._past = [merged([*self._past, generation.statistics])]
+        return merged([*self.counters.values(), self._past])
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
-        if old is not None:
-            self._retiring.add(old)
         self.versions[version] = generation
-        self.states[version] = ("READY", "")
+        self.states[version] = State("READY")
         self.labels = generation.config.version_labels
         self._choose_latest()
         return old
 
     def take(self, version: str) -> Generation | None:
+        """Takes a version out of sight."""
         found = self.versions.pop(version, None)
-        if found is not None:
-            self._retiring.add(found)
         self._choose_latest()
         return found
 
@@ -85,11 +89,16 @@ class ServedModel:
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
         )
 
+    def settle(self, version: str) -> None:
+        """A version that nobody uses any more counts among the past ones."""
+        if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
+            self._past.add(self.counters.pop(version, ModelStatistics()))
+
     @property
     def answers(self) -> bool:
-        """It has a ready version, or was unloaded on purpose."""
-        return self.latest is not None or all(
-            reason == "unloaded" for _, reason in self.states.values()
+        """It takes calls, or was unloaded on purpose."""
+        return any(g.target.is_ready for g in self.versions.values()) or all(
+            state == UNLOADED for state in self.states.values()
         )
 
     def find(self, version: str) -> Generation:
@@ -97,20 +106,26 @@ class ServedModel:
 
         Raises: NotFound, Unavailable.
         """
-        found = self.versions.get(self.labels.get(version, version)) if version else self.latest
-        if found is not None:
-            return found
+        if not version:
+            found = self.latest
+        else:
+            found = self.versions.get(version)
+            if found is None and version in self.labels:
+                version = self.labels[version]
+                found = self.versions.get(version)
+        if found is None:
+            raise self._missing(version)
+        return found
+
+    def _missing(self, version: str) -> SalverError:
         if version and version not in self.states:
-            raise NotFound(
-                f"{self.name!r} has no version {version!r}; "
-                f"served: {listed(sorted(self.versions, key=version_key))}"
-            )
-        state, reason = self.states.get(version) or next(
-            iter(self.states.values()), ("UNAVAILABLE", "")
-        )
-        raise Unavailable(
-            f"{ModelRef(self.name, version)} is not ready ({state.lower()})"
-            + (f": {reason}" if reason else "")
+            served = listed(sorted(self.versions, key=version_key))
+            labels = f"; labels: {', '.join(sorted(self.labels))}" if self.labels else ""
+            return NotFound(f"{self.name!r} has no version {version!r}; served: {served}{labels}")
+        state = self.states.get(version) or next(iter(self.states.values()), UNLOADED)
+        reason = f": {state.reason}" if state.reason else ""
+        return Unavailable(
+            f"{ModelRef(self.name, version)} is not ready ({state.name.lower()}){reason}"
         )
 
 
@@ -135,13 +150,12 @@ class Engine:
         self.is_draining = False
         self.is_started = False
         """Every model that was there at the start has been tried."""
-        self.num_calls = 0
         self._clock = clock
         self._budget = LoopBudget()
         self._loader = Loader(config, clock, self._budget, LoopCaller(self))
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Generation, asyncio.Task[None]] = {}
 
     def find(self, ref: ModelRef) -> Generation:
         """The generation that a call to `ref` would use now.
@@ -179,7 +193,8 @@ class Engine:
 
         Raises: SalverError if the call is not accepted; then the sink gets nothing.
         """
-        if self.is_draining:
+        # What an accepted call asks of other models belongs to it, and is still answered.
+        if self.is_draining and not depth:
             raise Unavailable("the server is shutting down; send the request elsewhere")
         if depth > MAX_DEPTH:
             raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
@@ -211,23 +226,29 @@ class Engine:
     async def load(self, version: VersionOnDisk) -> Generation:
         """Loads a version and makes it visible; a failure changes nothing but its state.
 
-        Raises: LoadFailed and its kinds.
+        Raises: LoadFailed and its kinds, Unavailable when the server stops meanwhile.
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
             started = self._clock()
             model = self.models.setdefault(ref.name, ServedModel(ref.name))
-            if ref.version not in model.versions:
-                model.states[ref.version] = ("LOADING", "")
+            is_new = ref.version not in model.versions
+            if is_new:
+                model.states[ref.version] = State("LOADING")
             self._generations += 1
+            counters = model.counters.setdefault(ref.version, ModelStatistics())
             try:
-                generation = await self._loader.load(version, self._generations)
+                generation = await self._loader.load(version, self._generations, counters)
             except BaseException as error:
                 why = error.message if isinstance(error, SalverError) else "it was interrupted"
                 # What was loaded before goes on; the reason tells that it is not the newest.
-                state = "READY" if ref.version in model.versions else "UNAVAILABLE"
-                model.states[ref.version] = (state, f"loading failed: {why}")
+                state = "UNAVAILABLE" if is_new else "READY"
+                model.states[ref.version] = State(state, f"loading failed: {why}")
+                model.settle(ref.version)
                 raise
+            if self.is_draining:
+                await generation.retire(0)
+                raise Unavailable("the server is shutting down")
             old = model.put(generation)
             log.info(
                 "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
@@ -243,42 +264,44 @@ class Engine:
             return generation
 
     async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
-        """Takes versions out of service; those who use them may finish. `why` is for the log.
+        """Takes a version out of service, all of them without one; calls that use it may finish.
+        `why` is for the log.
 
         Raises: NotFound if the name is not served.
         """
-        model = self.models.get(ref.name)
-        if model is None:
-            raise NotFound(f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}")
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            versions = [ref.version] if ref.version else list(model.states)
-            for version in versions:
+            model = self.models.get(ref.name)
+            if model is None:
+                near = did_you_mean(ref.name, self.models)
+                raise NotFound(f"{ref.name!r} is not served here.{near}")
+            for version in [ref.version] if ref.version else list(model.states):
+                model.states[version] = UNLOADED
                 generation = model.take(version)
-                if version in model.states:
-                    model.states[version] = ("UNAVAILABLE", "unloaded")
                 if generation is not None:
                     self._retire(model, generation, why)
 
-    def forget(self, name: str) -> None:
-        """Drops a name that has no versions left, so that it counts as unknown."""
-        model = self.models.get(name)
-        if model is not None and not model.versions:
-            del self.models[name]
+    def forget(self, ref: ModelRef) -> None:
+        """Drops a version that is not in service, so that it counts as unknown; with the last one
+        its name.
+        """
+        model = self.models.get(ref.name)
+        if model is None or ref.version in model.versions:
+            return
+        model.states.pop(ref.version, None)
+        if not model.states:
+            del self.models[ref.name]
 
     def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
-        task = asyncio.ensure_future(self._end(model, generation, why))
-        self._retiring.add(task)
-        task.add_done_callback(self._retired)
-
-    def _retired(self, task: asyncio.Task[None]) -> None:
-        self._retiring.discard(task)
-        # Once for many, because it stops everything for tens of milliseconds.
-        if not self._retiring and not self.is_draining:
-            reclaim_memory()
+        self._retiring[generation] = asyncio.ensure_future(self._end(model, generation, why))
 
     async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
         started, size = self._clock(), generation.memory_bytes
-        await model.retire(generation, self.config.drain_timeout_s)
+        await generation.retire(self.config.drain_timeout_s)
+        model.settle(generation.ref.version)
+        del self._retiring[generation]
+        if not self._retiring and not self.is_draining:
+            # Once for many, because it stops everything for tens of milliseconds.
+            reclaim_memory()
         seconds = (self._clock() - started) / NS_PER_S
         log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
 
@@ -298,9 +321,19 @@ class Engine:
         )
 
     async def stop(self, drain_s: float) -> None:
-        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all."""
+        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all.
+
+        Nothing is unloaded before the last call has ended, for calls may need several models.
+        """
         self.is_draining = True
-        await asyncio.gather(
-            *(generation.retire(drain_s) for generation in self.generations()), *self._retiring
-        )
-        self._loader.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while (used := self._used()) is not None and loop.time() < end:
+            await used.drain(end - loop.time())
+        retiring = [generation.retire(0) for generation in self.generations()]
+        await asyncio.gather(*retiring, *self._retiring.values())
+
+    def _used(self) -> Generation | None:
+        """A generation that calls still use."""
+        alive = (*self.generations(), *self._retiring)
+        return next((generation for generation in alive if generation.leases), None)
