@@ -561,7 +561,7 @@ def test_health_watch_follows_the_models(serve, repository, tmp_path):
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         client.load_model("two")
         status, message = refused(client.load_model, "broken")
-        assert status == "FAILED_PRECONDITION"
+        assert status == "INVALID_ARGUMENT"
         assert message.startswith("model.onnx: ")
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert not client.is_server_ready()

@@ -28,7 +28,7 @@ DEMO = DOCS.parent / "examples" / "demo"
 KEY = "a-key-of-the-test"
 ELSEWHERE = ("pip ",)
 """Commands that are not for this machine."""
-MORE = {"salver serve model.onnx": " digits-python diabetes --trust"}
+MORE = {("quickstart.md", "salver serve model.onnx"): " digits-python diabetes --trust"}
 """The commands after it send files that models of the demo read."""
 
 DIGITS = """
@@ -86,6 +86,7 @@ def build(folder: Path) -> None:
     xgboost.XGBRegressor(**few).fit(table, table[:, 0]).save_model(folder / "diabetes/model.ubj")
     price = lightgbm.LGBMRegressor(n_estimators=3, verbose=-1).fit(x, y)
     price.booster_.save_model(folder / "model.txt")
+    (folder / "rows.csv").write_text("a,b,c,d\n5.1,3.5,1.4,0.2\n6.7,3.0,5.2,2.3\n")
     for name in ("digit.png", "patients.csv"):
         shutil.copy(DEMO / name, folder)
 
@@ -93,13 +94,14 @@ def build(folder: Path) -> None:
 class Reader:
     """Somebody who types what the page says."""
 
-    def __init__(self, serve: Callable[..., Any], folder: Path) -> None:
+    def __init__(self, page: str, serve: Callable[..., Any], folder: Path) -> None:
+        self._page = page
         self._serve = serve
         self._folder = folder
         self.server: Any = None
 
     def type(self, command: str) -> None:
-        command = (command + MORE.get(command, "")).replace("$SALVER_API_KEY", KEY)
+        command = (command + MORE.get((self._page, command), "")).replace("$SALVER_API_KEY", KEY)
         if command.startswith("salver serve "):
             if self.server is not None:
                 self.server.stop()
@@ -107,13 +109,13 @@ class Reader:
                 self.server = self._serve(*shlex.split(command)[2:])
             assert "ERROR" not in self.server.output
             return
-        command = re.sub(r"(127\.0\.0\.1|my-server):8000", self.server.address, command)
+        command = re.sub(r"(127\.0\.0\.1|localhost|my-server):8000", self.server.address, command)
         command = re.sub(r"^curl ", "curl --silent --show-error --fail-with-body ", command)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["sh", "-c", command],
             cwd=self._folder,
-            env=os.environ | {"PATH": path},
+            env=os.environ | {"PATH": path, "SALVER_URL": self.server.url},
             capture_output=True,
             text=True,
         )
@@ -129,11 +131,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.tool
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize("page", ["quickstart.md", "operations.md"])
+@pytest.mark.parametrize("page", ["../README.md", "quickstart.md", "client.md", "operations.md"])
 def test_every_command_works(page: str, serve: Callable[..., Any], folder: Path) -> None:
-    reader = Reader(serve, folder)
+    reader = Reader(page, serve, folder)
     shown = commands(page)
-    assert len(shown) > 8
+    assert len(shown) > 1
     for command in shown:
         reader.type(command)
     reader.server.stop()

@@ -8,7 +8,6 @@ import itertools
 import logging
 import re
 import sys
-import threading
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from salver.interfaces import Probe, Traits
 from salver.observe.user_metrics import forget, own_registry
 from salver.runtimes.files import must_be_trusted
 from salver.runtimes.hints import HintError
+from salver.runtimes.imports import OWN_PREFIX, importable, is_authors
 from salver.runtimes.methods import ServedMethod
 from salver.runtimes.private_loop import PrivateLoop, Run
 from salver.runtimes.python_source import candidates, choose, model_file
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.runtimes.python")
 
-# sys.path and sys.modules are shared by the whole process: one load at a time may change them.
-_importing = threading.RLock()
 _serial = itertools.count(1)
 
 
@@ -78,10 +76,10 @@ class PythonRuntime:
         must_be_trusted(spec, _why_trust(file))
         file = file.resolve()
         name = spec.config.class_name.rpartition(":")[2] or choose(candidates(file), file, "")
-        module = f"salver_model_{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
+        module = f"{OWN_PREFIX}{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
         token = CURRENT.set(Scope(spec.caller))
         try:
-            with _importable(file.parent), own_registry(module):
+            with importable(file.parent), own_registry(module):
                 return _open(file, module, name, spec)
         except BaseException:
             sys.modules.pop(module, None)
@@ -242,7 +240,7 @@ def _functions(user: Any, folder: Path) -> Iterator[tuple[str, Callable[..., Any
     names: dict[str, Any] = {}
     for base in reversed(type(user).__mro__):
         module = sys.modules.get(base.__module__)
-        if _is_authors(getattr(module, "__file__", None), folder):
+        if is_authors(getattr(module, "__file__", None), folder):
             names |= {name: f for name, f in vars(base).items() if inspect.isfunction(f)}
     main = next((name for name in ("predict", "__call__") if name in names), "")
     if main:
@@ -251,30 +249,6 @@ def _functions(user: Any, folder: Path) -> Iterator[tuple[str, Callable[..., Any
         is_public = not name.startswith("_") and name not in (main, "close")
         if is_public and "return" in function.__annotations__:
             yield name, getattr(user, name), False
-
-
-def _is_authors(filename: str | None, folder: Path) -> bool:
-    """Whether code is the author's own and not of a package installed below the same folder."""
-    if not filename or not Path(filename).is_relative_to(folder):
-        return False
-    return "site-packages" not in Path(filename).relative_to(folder).parts
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Makes the files beside the model importable, and each load import its own copy of them."""
-    with _importing:
-        before = set(sys.modules)
-        importlib.invalidate_caches()
-        sys.path.insert(0, str(folder))
-        try:
-            yield
-        finally:
-            sys.path.remove(str(folder))
-            for name in set(sys.modules) - before:
-                is_beside = _is_authors(getattr(sys.modules[name], "__file__", None), folder)
-                if is_beside and not name.startswith("salver_model_"):
-                    del sys.modules[name]
 
 
 @contextmanager
@@ -289,9 +263,9 @@ def _explain(error: BaseException, folder: Path) -> str:
     """The error as its author sees it: the last line of their own code that led to it."""
     where, message = "", str(error).replace(f"{folder}/", "")
     for frame in traceback.extract_tb(error.__traceback__):
-        if _is_authors(frame.filename, folder):
+        if is_authors(frame.filename, folder):
             where = f"{Path(frame.filename).relative_to(folder)}:{frame.lineno}: "
-    if isinstance(error, SyntaxError) and _is_authors(error.filename, folder):
+    if isinstance(error, SyntaxError) and is_authors(error.filename, folder):
         where = f"{Path(str(error.filename)).relative_to(folder)}:{error.lineno}: "
         message = error.msg
     if isinstance(error, FileNotFoundError) and (folder / str(error.filename)).exists():
