@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.engine")
 MAX_DEPTH: Final = 8
+LONG_LOAD_S: Final = 10.0
 _SLACK_BYTES: Final = 16 << 20
 
 
@@ -287,7 +288,12 @@ class Engine:
             counters = model.counters.setdefault(ref.version, ModelStatistics())
         started = self._clock()
         self._generations += 1
-        generation = await self._loader.load(version, self._generations, counters)
+        loop = asyncio.get_running_loop()
+        reminder = loop.call_later(LONG_LOAD_S, log.warning, "%s is still loading", ref)
+        try:
+            generation = await self._loader.load(version, self._generations, counters)
+        finally:
+            reminder.cancel()
         generation.load_s = (self._clock() - started) / NS_PER_S
         return generation
 

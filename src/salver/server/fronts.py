@@ -22,7 +22,13 @@ from salver.engine.frames import Fault, fault_of
 from salver.errors import Internal, SalverError
 from salver.observe.slab import Slab
 from salver.server.fleet import Fleet, Link
-from salver.server.listen import listening_sockets, on_signals, remove_socket, tls_context
+from salver.server.listen import (
+    listening_sockets,
+    on_signals,
+    remove_socket,
+    tls_context,
+    unless_stopped,
+)
 from salver.server.orders import Accept, Answer, Applied, Ask, Prepared, Setup, Stop, orders
 
 if TYPE_CHECKING:
@@ -73,18 +79,22 @@ class Fronts:
         self._open()
         keepers = [asyncio.ensure_future(self._keep(i)) for i in range(config.processes)]
         follower = None
+        on_signals(self.stop)
         try:
-            await self._all_joined(keepers)
-            await self._repository.start()
+            if not await unless_stopped(self._start(keepers), self._stop):
+                return
             if config.mode == "poll":
                 follower = asyncio.ensure_future(self._repository.follow())
-            on_signals(self.stop)
             started(self)
             await self._stopped(keepers)
         finally:
             if follower is not None:
                 follower.cancel()
             await self._drain(keepers)
+
+    async def _start(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        await self._all_joined(keepers)
+        await self._repository.start()
 
     async def _stopped(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         """Waits for the end that is wanted, or for a bug that ended a keeper before: raises it."""

@@ -13,7 +13,7 @@ from salver.control.reload import Repository
 from salver.engine.engine import Engine
 from salver.server.front import Front, tune_process
 from salver.server.fronts import Fronts
-from salver.server.listen import listening_sockets, on_signals, remove_socket
+from salver.server.listen import listening_sockets, on_signals, remove_socket, unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,16 +57,17 @@ class Server:
         repository = Repository(self._source, self.engine, config)
         front = Front(config, self.engine, repository)
         listeners, follower = [], None
+        on_signals(self.stop)
         try:
             listeners = listening_sockets(config, 1)
             self.port = listeners[0].getsockname()[1]
             for listener in listeners:
                 await front.accept(listener)
-            await repository.start()
+            if not await unless_stopped(repository.start(), self._stop):
+                return
             gc.freeze()
             if config.mode == "poll":
                 follower = asyncio.ensure_future(repository.follow())
-            on_signals(self.stop)
             started(self)
             await self._stop.wait()
         finally:
