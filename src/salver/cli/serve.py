@@ -60,7 +60,7 @@ def serve(paths: tuple[str, ...], config_file: str, **given: Any) -> None:
         config = ask_for_trust(console, source, config)
     if not config.api_key and config.host not in ("127.0.0.1", "localhost", "::1"):
         console.print(f"[yellow]{config.host} is open to everybody: set --api-key[/yellow]")
-    named = all(place(text).path.is_file() for text in paths)
+    named = config.mode != "explicit" and all(place(text).path.is_file() for text in paths)
 
     def started(server: Serving) -> None:
         show_models(console, server)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from salver.errors import LoadFailed, MissingExtra, TrustRequired, did_you_mean
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from salver.config import ModelConfig
     from salver.interfaces import LoadSpec
 
-TRUST_REMEDY: Final = "If you trust it: --trust, or `trust: true` in salver.yaml"
+
+def trust_remedy(name: str) -> str:
+    """What to do about a file that runs code when it is opened."""
+    return f"If you trust it: salver serve {name} --trust, or `trust: true` in salver.yaml"
 
 
 def find_file(
@@ -50,7 +53,7 @@ def must_exist(file: Path | None, what: str) -> Path:
 def must_be_trusted(spec: LoadSpec, reason: str) -> None:
     """Raises: TrustRequired for a reason that is not empty, unless somebody trusts the file."""
     if reason and not spec.trusted:
-        raise TrustRequired(f"{reason}. {TRUST_REMEDY}")
+        raise TrustRequired(f"{reason}. {trust_remedy(spec.path.name)}")
 
 
 def require(module: str, extra: str) -> Any:
