@@ -6,7 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --retries 1
 
-.PHONY: install demo smoke test peers bench lint type docs clean
+.PHONY: install demo smoke test image peers bench lint type docs clean
 
 install: .venv/core
 demo: .venv/demo
@@ -15,6 +15,8 @@ smoke: .venv/demo
 	$(BIN)/python examples/demo/demo.py --smoke
 test: .venv/test
 	$(BIN)/python -m pytest
+image: .venv/test
+	SALVER_TEST_IMAGE=1 $(BIN)/python -m pytest tests/image
 peers: .venv/test
 	$(BIN)/python -m pytest tests/peers
 bench: .venv/bench
@@ -28,7 +30,7 @@ docs: .venv/core
 	$(BIN)/python -m salver.cli.reference docs
 	$(BIN)/python docs/modules.py
 clean:
-	rm -rf .venv .demo .bench
+	rm -rf .venv .demo .bench .cache
 
 .venv/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -43,7 +45,7 @@ clean:
 	$(PIP) install --quiet torch==2.13.0 --extra-index-url $(TORCH_INDEX)
 	touch $@
 .venv/demo: .venv/torch .venv/core
-	$(PIP) install --quiet --editable . --group demo
+	$(PIP) install --quiet --editable '.[sklearn,xgboost,lightgbm,torch,image]' --group demo
 	touch $@
 .venv/test: .venv/torch .venv/core
 	$(PIP) install --quiet --editable . --group test --group demo

@@ -299,7 +299,11 @@ def read(path: Path, struct: type[T]) -> T:
     """
     if not path.is_file():
         return struct()
-    return parse(path.read_text(encoding="utf-8"), struct, path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: byte {error.start} is not UTF-8") from None
+    return parse(text, struct, path.name)
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:

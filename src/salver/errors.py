@@ -31,7 +31,7 @@ import difflib
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 Blame = Literal["client", "model", "capacity", "server"]
 
@@ -131,11 +131,26 @@ class Internal(SalverError):
 
 
 _LONGEST_NAME = 100
+_MOST_NAMES = 200
+_MOST_LISTED = 20
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the nearest of `known`, or nothing. Stands after a full stop."""
+    """`" Did you mean 'x'?"` for the nearest of `known`, or nothing. Stands after a full stop.
+
+    Comparing takes microseconds for each name, so of many only those count that begin alike.
+    """
     if len(word) > _LONGEST_NAME:
         return ""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    if len(names) > _MOST_NAMES:
+        names = [name for name in names if name[:2] == word[:2]][:_MOST_NAMES]
+    near = difflib.get_close_matches(word, names, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Sequence[str], nothing: str = "none") -> str:
+    """Names for a message: the first of many and how many more there are."""
+    more = len(names) - _MOST_LISTED
+    rest = f" and {more} more" if more > 0 else ""
+    return ", ".join(names[:_MOST_LISTED]) + rest or nothing

@@ -47,6 +47,9 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """Why opening it needs trust; empty if it does not."""
     signature: Signature | None = None
     detail: str = ""
+    """What the file is, where a runtime takes several kinds."""
+    problem: str = ""
+    """Why loading it will fail, as far as that can be seen; empty if nothing speaks against it."""
 
 
 class LoadSpec(msgspec.Struct, kw_only=True):
@@ -156,6 +159,12 @@ class Instance(Protocol):
         """Asks call `index` of the present run to end early. Best effort; `done` still comes."""
         ...
 
+    def pause(self, index: int) -> None:
+        """Lets the model wait, after a few more items, until the reader of this call resumes."""
+        ...
+
+    def resume(self, index: int) -> None: ...
+
     async def stop(self, grace_s: float) -> None: ...
 
 
@@ -189,6 +198,12 @@ class Target(Protocol):
     def cancel(self, call: Call, why: SalverError) -> None:
         """Idempotent; the sink still gets its final."""
         ...
+
+    def pause(self, call: Call) -> None:
+        """Its reader is slow: lets the stream wait, after a few more items, until `resume`."""
+        ...
+
+    def resume(self, call: Call) -> None: ...
 
     async def stop(self, grace_s: float) -> None: ...
 

@@ -226,10 +226,11 @@ def numbers(dtype: DType, values: Sequence[Any], name: str) -> Array:
     Raises: InvalidInput for a number outside the type's range.
     """
     try:
-        if dtype is BF16:
-            return bf16_bits(np.asarray(values, np.float32))
-        return np.asarray(values, dtype.numpy)
-    except (OverflowError, ValueError, TypeError) as error:
+        with np.errstate(over="raise"):
+            if dtype is BF16:
+                return bf16_bits(np.asarray(values, np.float32))
+            return np.asarray(values, dtype.numpy)
+    except (OverflowError, FloatingPointError, ValueError, TypeError) as error:
         raise InvalidInput(f"input {name!r}: a value does not fit {dtype.name}: {error}") from None
 
 

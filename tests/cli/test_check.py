@@ -182,10 +182,8 @@ def test_weights_without_their_class(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     torch.save({"w": torch.zeros(2)}, tmp_path / "net" / "model.pt")
     (found,) = findings(tmp_path)
-    assert (found.file, found.key, found.problem) == (
-        "net/model.pt", "class_name", "holds weights only",
-    )  # fmt: skip
-    assert found.remedy == "name the class in net/model.yaml: `class_name: module:Class`"
+    assert (found.file, found.problem) == ("net/model.pt", "holds weights only")
+    assert found.remedy == "name their class in model.yaml: `class_name: module:Class`"
 
 
 def test_a_broken_file(tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ def test_a_broken_file(tmp_path: Path) -> None:
 def test_trust_is_a_mistake_until_it_is_given(tmp_path: Path) -> None:
     model(tmp_path / "a")
     (found,) = findings(tmp_path)
-    assert found.problem == "it is Python code, which runs with all rights of the server"
+    assert found.problem == "model.py is Python code, which runs with all rights of the server"
     assert "`trust: true` in salver.yaml" in found.remedy
     assert findings(tmp_path / "a" / "model.py") == []
 

@@ -110,11 +110,11 @@ def test_a_folder_without_trust(toy: Path, tmp_path: Path) -> None:
     (folder.parent / "model.yaml").write_text("instances: {count: 2}\n")
     (found,) = facts(tmp_path / "models")
     assert (found["name"], found["version"]) == ("toy", "3")
-    assert found["trust"].startswith("it is Python code")
+    assert found["trust"].startswith("model.py is Python code")
     assert found["runs"] == "in 2 worker processes, as it is code"
     result = run(tmp_path / "models", "--load")
     assert result.exit_code == 1
-    assert "If you trust it, add --trust" in result.output
+    assert "If you trust it: --trust" in result.output
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

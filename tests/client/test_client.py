@@ -18,9 +18,9 @@ from salver.errors import (
     ConfigError,
     Conflict,
     DeadlineExceeded,
+    Internal,
     InvalidInput,
     LoadFailed,
-    ModelFailed,
     NotFound,
     Overloaded,
     Unauthenticated,
@@ -115,14 +115,28 @@ def test_infer_gives_outputs_by_name_and_tells_the_version(client: salver.Client
 
 def test_methods_and_streams(client: salver.Client) -> None:
     assert client.predict("toy", "hi", method="shout") == "HI"
-    assert client.infer("toy", {"text": "hi"}, method="shout")["prediction"] == "HI"
+    result = client.infer("toy", {"text": "hi"}, ["output"], version="1", method="shout")
+    assert result["output"].tolist() == b"HI"
+    assert result.model_version == "1"
+    assert client.predict("toy", [1, 2, 3], method="predict") == 6.0
     assert list(client.stream("toy", 3, method="count")) == [0, 1, 2]
+
+
+def test_a_method_that_does_not_exist(client: salver.Client) -> None:
+    with pytest.raises(NotFound, match=r"toy has no method 'shoot'\. Did you mean 'shout'"):
+        client.predict("toy", "hi", method="shoot")
+
+
+def test_answers_as_the_plain_door_gives_them(client: salver.Client) -> None:
+    assert list(client.answers("toy", "hi", method="shout")) == [
+        {"prediction": "HI", "model_version": "1"}
+    ]
 
 
 def test_a_stream_ends_with_the_models_error(client: salver.Client) -> None:
     items = client.stream("toy", {"upto": 9}, method="count")
     assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(ModelFailed, match="no further than five"):
+    with pytest.raises(InvalidInput, match="no further than five"):
         next(items)
 
 
@@ -134,13 +148,8 @@ def test_a_stream_may_be_left_early(client: salver.Client) -> None:
 
 
 def test_a_streaming_method_is_not_taken_for_one_answer(client: salver.Client) -> None:
-    with pytest.raises(Unsupported, match=r"client\.stream"):
+    with pytest.raises(Unsupported, match="this method streams"):
         client.predict("toy", 3, method="count")
-
-
-def test_a_method_takes_no_other_options(client: salver.Client) -> None:
-    with pytest.raises(Unsupported, match="version"):
-        client.infer("toy", {"text": "hi"}, method="shout", version="1")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +217,10 @@ def test_the_asynchronous_client_does_the_same(url: str) -> None:
             assert answers == [0.0, 1.0, 2.0, 3.0]
             result = await client.infer("words", {"text": ["a"], "times": [2]})
             assert result["output"].tolist() == [b"aa"]
+            assert await client.predict("toy", "hi", method="shout") == "HI"
             assert [n async for n in client.stream("toy", 3, method="count")] == [0, 1, 2]
+            answers = [answer async for answer in client.answers("toy", [1, 2, 3])]
+            assert answers == [{"prediction": 6.0, "model_version": "1"}]
             assert await client.is_ready("toy")
             assert len(await client.models()) == 2
             assert len(await client.statistics()) == 2
@@ -229,9 +241,10 @@ def test_loading_needs_explicit_mode() -> None:
 
 
 def test_a_model_that_cannot_be_loaded() -> None:
-    script = Script(httpx.Response(400, json={"error": "m.onnx is cut off"}))
-    with pytest.raises(LoadFailed, match="cut off"):
-        script.client().load("m")
+    for status in (400, 501):
+        script = Script(httpx.Response(status, json={"error": "m.onnx is cut off"}))
+        with pytest.raises(LoadFailed, match="cut off"):
+            script.client().load("m")
 
 
 class Script:
@@ -361,8 +374,11 @@ def test_nobody_there() -> None:
 
 
 def test_an_error_from_something_between() -> None:
-    script = Script(httpx.Response(502, text="Bad Gateway"))
-    with pytest.raises(salver.errors.Internal, match="answered 502: Bad Gateway"):
+    script = Script(metadata(), httpx.Response(502, text="Bad Gateway"))
+    with pytest.raises(Undeliverable, match="answered 502: Bad Gateway"):
+        script.client().predict("m", [1.0])
+    script = Script(httpx.Response(505, text="?"))
+    with pytest.raises(Internal, match=r"answered 505: \?"):
         script.client().models()
 
 

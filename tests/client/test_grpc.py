@@ -15,8 +15,8 @@ from salver.client.grpc_transport import meaning
 from salver.errors import (
     DeadlineExceeded,
     InvalidInput,
+    LoadFailed,
     NotFound,
-    SalverError,
     Unauthenticated,
     Unavailable,
     Undeliverable,
@@ -28,11 +28,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOY = """
+from collections.abc import Iterator
 import salver
 
 class Toy:
     def predict(self, x: salver.Array["float32", "B", 3]) -> salver.Array["float32", "B"]:
         return x.sum(axis=1)
+
+    def count(self, upto: int) -> Iterator[int]:
+        for i in range(upto):
+            if i == 5:
+                raise salver.InvalidInput("no further than five")
+            yield i
+
+    def pairs(self, text: str) -> Iterator[dict]:
+        for letter in text:
+            yield {"letter": letter}
+
+    def shout(self, text: str) -> str:
+        return text.upper()
 """
 WORDS = """
 import numpy as np
@@ -82,10 +96,44 @@ def test_infer(client: salver.Client) -> None:
     assert result.model_version == "1"
 
 
+def test_methods(client: salver.Client) -> None:
+    assert client.predict("toy", "hi", method="shout") == "HI"
+    result = client.infer("toy", {"text": "hi"}, ["output"], version="1", method="shout")
+    assert result["output"].tolist() == b"HI"
+    assert result.model_version == "1"
+    with pytest.raises(NotFound, match=r"toy has no method 'shoot'\. Did you mean 'shout'"):
+        client.predict("toy", "hi", method="shoot")
+    with pytest.raises(Unsupported, match="streams"):
+        client.predict("toy", 3, method="count")
+
+
+def test_streams(client: salver.Client) -> None:
+    assert list(client.stream("toy", 3, method="count")) == [0, 1, 2]
+    assert list(client.stream("toy", 0, method="count")) == []
+    assert list(client.stream("toy", "ab", method="pairs")) == [{"letter": "a"}, {"letter": "b"}]
+    assert list(client.stream("toy", [1, 2, 3])) == [6.0]
+
+
+def test_a_stream_ends_with_the_models_error(client: salver.Client) -> None:
+    items = client.stream("toy", {"upto": 9}, method="count")
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(InvalidInput, match="no further than five"):
+        next(items)
+
+
+def test_a_stream_may_be_left_early(client: salver.Client) -> None:
+    items = client.stream("toy", 4, method="count")
+    assert next(items) == 0
+    items.close()
+    assert client.predict("toy", [1, 1, 1]) == 3.0
+
+
 def test_both_wires_tell_the_same(client: salver.Client, address: str) -> None:
     with salver.Client(address, "secret") as http:
         assert client.models() == http.models()
-        assert client.metadata("words") == http.metadata("words")
+        told = http.metadata("words")
+        assert list(told.pop("methods")) == ["words"]
+        assert client.metadata("words") == told
         ours, theirs = client.statistics("words"), http.statistics("words")
         assert [entry["name"] for entry in ours] == [entry["name"] for entry in theirs]
         assert ours[0]["inference_count"] == theirs[0]["inference_count"]
@@ -109,7 +157,7 @@ def test_errors_carry_the_servers_message(client: salver.Client, address: str) -
         client.predict("toi", [1])
     with pytest.raises(InvalidInput, match="expected shape"):
         client.predict("toy", [[1, 2]])
-    with pytest.raises(SalverError, match="expected ':'"):
+    with pytest.raises(LoadFailed, match="expected ':'"):
         client.load("broken")
     with salver.Client(f"grpc://{address}") as stranger, pytest.raises(Unauthenticated):
         stranger.models()
@@ -148,9 +196,7 @@ def test_what_failures_of_the_library_mean() -> None:
 
 def test_what_only_http_offers(client: salver.Client) -> None:
     with pytest.raises(Unsupported, match="connect with http:// to the same port"):
-        client.predict("toy", [1, 2, 3], method="predict")
-    with pytest.raises(Unsupported, match="a stream"):
-        next(client.stream("toy", 1))
+        next(client.answers("toy", 1))
     with pytest.raises(Unsupported, match="state"):
         client.state()
 
@@ -166,6 +212,10 @@ def test_the_asynchronous_client_does_the_same(address: str) -> None:
             answers = await asyncio.gather(*(client.predict("toy", [n, 0, 0]) for n in range(4)))
             assert answers == [0.0, 1.0, 2.0, 3.0]
             assert await client.is_ready("toy")
+            assert await client.predict("toy", "hi", method="shout") == "HI"
+            assert [n async for n in client.stream("toy", 3, method="count")] == [0, 1, 2]
+            with pytest.raises(InvalidInput, match="no further than five"):
+                [n async for n in client.stream("toy", 9, method="count")]
             with pytest.raises(NotFound):
                 await client.predict("toi", [1])
 

@@ -247,7 +247,7 @@ def test_a_timeout_in_the_headers(server):
     arguments = ("-H", "X-Request-Timeout-Ms: 20", "-d", '{"input": 1}')
     status, _, body = ask(server.url + "/predict/stuck", *arguments)
     assert status == 504
-    assert json.loads(body)["error"] == "the request's time was over while running"
+    assert json.loads(body)["error"].startswith("the request's time was over while ")
 
 
 # Sockets, keys and TLS

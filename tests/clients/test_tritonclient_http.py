@@ -182,7 +182,7 @@ def test_parameters_reach_the_model(client):
 def test_the_timeout_ends_a_request(client):
     status, message = refused(client.infer, "stuck", [number("n", 1)], timeout=20_000)
     assert status == "504"
-    assert message == "the request's time was over while running"
+    assert message.startswith("the request's time was over while ")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

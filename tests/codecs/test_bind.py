@@ -95,6 +95,23 @@ def test_rows_as_objects_by_input():
             bound(rows(AGE, CITY), "rows", wrong)
 
 
+def test_what_is_missing_in_a_table_of_columns():
+    age = TensorSpec(name="age", dtype=FP32, shape=(-1,), columns=("age",))
+    given = [{"city": None}, {"age": 2, "city": "Ulm"}, {"age": None, "city": ""}]
+    found = bind(rows(age, CITY), Object("rows", given))
+    np.testing.assert_array_equal(found["age"].array(), [np.nan, 2, np.nan])
+    assert found["city"].array().tolist() == [[b""], [b"Ulm"], [b""]]
+    for schema, value in (("rows", [{"city": "a"}]), ("columns", {"city": ["a"]})):
+        found = bind(rows(age, CITY), Object(schema, value))
+        np.testing.assert_array_equal(found["age"].array(), [np.nan])
+    with pytest.raises(InvalidInput, match="row 1: missing input 'city'"):
+        bind(rows(age, CITY), Object("rows", [{"city": "a"}, {"age": 1}]))
+    with pytest.raises(InvalidInput, match="unexpected input 'town'"):
+        bind(rows(age, CITY), Object("rows", [{"city": "a"}, {"city": "b", "town": 1}]))
+    with pytest.raises(InvalidInput, match="row 1: expected an object"):
+        bind(rows(age, CITY), Object("rows", [{"city": "a"}, 1]))
+
+
 def test_single_inputs_have_no_batch_dimension():
     spec = TensorSpec(name="x", dtype=FP32, shape=(2,))
     assert bound(single(spec), "row", [1, 2]) == ({"x": [1.0, 2.0]}, True)

@@ -59,6 +59,7 @@ def test_everything_that_a_request_says():
     request.parameters["u"].uint64_param = 2**64 - 1
     request.parameters["timeout"].int64_param = 100
     request.parameters["priority"].int64_param = 3
+    request.parameters["method"].string_param = "score"
     for _ in range(2):
         operation = decode(request)
         found = operation.request
@@ -66,6 +67,7 @@ def test_everything_that_a_request_says():
         assert (operation.timeout_ns, operation.priority) == (100_000, 2)
         assert operation.encoding == ({}, False)
         assert found.id == "a"
+        assert found.method == "score"
         assert found.outputs == ("y",)
         assert found.parameters == {"b": False, "i": -5, "s": "text", "d": 0.5, "u": 2**64 - 1}
         assert list(found.payload) == ["x0", "x1"]
@@ -172,6 +174,7 @@ def test_classes_are_asked_for_by_a_parameter():
         (lambda r: r.parameters["triton_x"].SetInParent(), "'triton_' are reserved"),
         (lambda r: setattr(r.parameters["timeout"], "int64_param", -1), "'timeout'.*whole number"),
         (lambda r: setattr(r.parameters["priority"], "string_param", "1"), "'priority'"),
+        (lambda r: setattr(r.parameters["method"], "int64_param", 1), "'method': expected a str"),
         (lambda r: r.outputs.add().parameters["classification"].SetInParent(), "classes above 0"),
     ],
 )

@@ -62,9 +62,10 @@ def test_everything_that_tritons_client_can_say():
         request_id="7",
         priority=2,
         timeout=1000,
-        parameters={"own": 1.5},
+        parameters={"own": 1.5, "method": "score"},
     )
     operation = decode(body, length)
+    assert operation.request.method == "score"
     assert operation.request.id == "7"
     assert operation.request.outputs == ("y",)
     assert operation.request.parameters == {"own": 1.5}
@@ -115,6 +116,7 @@ def test_classification_wants_a_number(count):
         ({"timeout": 1.5}, "'timeout'"),
         ({"timeout": 2**60}, "'timeout'"),
         ({"priority": True}, "'priority'"),
+        ({"method": 1}, "'method'"),
         ({"own": None}, "'own'"),
         ({"own": [1]}, "'own'"),
     ],

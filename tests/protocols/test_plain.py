@@ -238,6 +238,28 @@ def test_probabilities_alone_give_the_best_class():
     assert value["probabilities"] == [{"0": 0.25, "1": 0.75}]
 
 
+@pytest.mark.parametrize(
+    ("values", "probabilities"),
+    [
+        ([[0.25, 0.7505]], [{"no": 0.25, "yes": 0.7505}]),
+        ([[0.25, 0.76]], None),
+        ([[-1.5, 2.5]], None),
+    ],
+)
+def test_an_output_with_class_names_gives_the_best_class(values, probabilities):
+    output = TensorSpec(name="y", dtype=FP32, shape=(-1, 2), labels=("no", "yes"))
+    value = answered(decode(b"[[1, 2]]"), {"y": np.float32(values)}, (output,))
+    assert value["labels"] == ["yes"]
+    assert value.get("probabilities") == probabilities
+    assert len(value["predictions"][0]) == 2
+
+
+def test_class_names_of_pixels_name_no_row():
+    output = TensorSpec(name="y", dtype=FP32, shape=(-1, 1, 2), labels=("no", "yes"))
+    value = answered(decode(b"[[1, 2]]"), {"y": np.float32([[[0, 1]]])}, (output,))
+    assert "labels" not in value
+
+
 def test_labels_that_are_text_or_beyond_the_names():
     text = TensorSpec(name="label", dtype=BYTES, shape=(-1,), role="label", labels=("no", "yes"))
     outputs = {"label": np.array(["yes"], np.object_)}

@@ -189,7 +189,7 @@ def test_probe_tells_of_a_file_that_is_cut_off(tmp_path: Path) -> None:
     probe = RUNTIME.probe(tmp_path, ModelConfig())
     assert probe is not None
     assert probe.signature is None
-    assert probe.detail
+    assert probe.problem
     with pytest.raises(LoadFailed, match=r"model\.onnx"):
         load(tmp_path)
 
@@ -398,7 +398,7 @@ def test_a_list_that_ends_in_the_cpu_falls_back_with_one_warning(tmp_path: Path)
     spec.warn = warnings.append
     RUNTIME.load(spec)
     assert warnings == [
-        "m runs without TensorrtExecutionProvider and CUDAExecutionProvider, "
+        "it runs without TensorrtExecutionProvider and CUDAExecutionProvider, "
         "on CPUExecutionProvider"
     ]
 

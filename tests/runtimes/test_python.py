@@ -486,7 +486,7 @@ def own_modules() -> list[str]:
 
 
 def test_code_needs_trust(load: Loader) -> None:
-    with pytest.raises(TrustRequired, match=r"model.py: it is Python code.*--trust"):
+    with pytest.raises(TrustRequired, match=r"model\.py is Python code.*--trust"):
         load("raise AssertionError('was run')", trusted=False)
 
 
@@ -549,7 +549,7 @@ def probe(folder: Path, code: str, **config: Any) -> Any:
 
 def test_a_probe_runs_nothing(tmp_path: Path) -> None:
     found = probe(tmp_path, "raise AssertionError\nclass A:\n def predict(self, x): ...")
-    assert (found.runtime, found.file, found.detail) == ("python", "model.py", "")
+    assert (found.runtime, found.file, found.problem) == ("python", "model.py", "")
     assert "Python code" in found.trust
 
 
@@ -557,14 +557,14 @@ PREDICT = "def predict(self, x: int) -> int: ..."
 
 
 @pytest.mark.parametrize(
-    ("code", "detail"),
+    ("code", "problem"),
     [
         (f"class A:\n {PREDICT}\nclass B:\n {PREDICT}", "several models: A, B"),
         ("class A(", "model.py:1: '(' was never closed"),
     ],
 )
-def test_a_probe_says_why_a_load_would_fail(tmp_path: Path, code: str, detail: str) -> None:
-    assert detail in probe(tmp_path, code).detail
+def test_a_probe_says_why_a_load_would_fail(tmp_path: Path, code: str, problem: str) -> None:
+    assert problem in probe(tmp_path, code).problem
 
 
 @pytest.mark.parametrize(

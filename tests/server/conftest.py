@@ -117,6 +117,7 @@ class EchoEngine:
         self.loop = loop
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
+        self.flow: list[str] = []
         self.holds = False
         self.target = self
 
@@ -152,6 +153,12 @@ class EchoEngine:
     def fail(self, call: Call, error: Any) -> None:
         call.ended = True
         call.sink.push(call, error, True)
+
+    def pause(self, call: Call) -> None:
+        self.flow.append("pause")
+
+    def resume(self, call: Call) -> None:
+        self.flow.append("resume")
 
     def cancel(self, call: Call, why: Any) -> None:
         if not call.ended:

@@ -45,7 +45,7 @@ def test_an_error_ends_a_stream_as_its_last_line(door):
     here.engine.fail(call, DeadlineExceeded("too late"))
     here.turn()
     (answer,) = client.answers()
-    assert lines(answer)[-1] == '{"error":"too late"}'
+    assert lines(answer)[-1] == '{"error":"too late","status":504}'
 
 
 def test_http_1_0_gets_a_stream_without_chunks(door):
@@ -82,6 +82,28 @@ def test_a_stream_waits_for_a_reader_and_ends_if_it_never_comes(door):
     here.turn()
     (answer,) = client.answers()
     assert "too slow" in lines(answer)[-1]
+    assert here.engine.flow[0] == "pause"
+
+
+def test_a_model_goes_on_when_its_reader_does(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.transport.window = 0
+    client.send(here.request(b'{"input": 1}', **STREAM))
+    (call,) = here.engine.calls
+    item = Tensor.of(np.ones(200_000))
+    while "pause" not in here.engine.flow:
+        here.engine.push(call, item, False)
+        here.turn(1)
+    assert "resume" not in here.engine.flow
+    client.transport.read_on(1 << 60)
+    here.turn()
+    assert here.engine.flow[-1] == "resume"
+    here.engine.push(call, item, True)
+    here.turn()
+    (answer,) = client.answers()
+    assert "error" not in lines(answer)[-1]
 
 
 def test_a_slow_reader_gets_everything_that_fits(door):

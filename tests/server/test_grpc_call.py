@@ -329,7 +329,7 @@ def test_too_many_unanswered_requests_end_a_stream(
     monkeypatch.setattr(grpc_call, "MAX_ASKED", 2)
     client = held(door)
     stream = client.call(STREAM, infer(), infer(), infer())
-    assert client.answer(stream).status == "8"
+    assert client.answer(stream).status == "14"
     assert len(client.door.engine.cancelled) == 2
 
 

@@ -15,11 +15,12 @@ from salver.engine.loader import chosen
 from salver.engine.warmup import example
 from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import VersionOnDisk
+from salver.runtimes.files import trust_remedy
 from salver.runtimes.table import detect
 from salver.sources.folder import (
     CODE_SUFFIX,
     CONFIG_FILE,
-    DATA_SUFFIXES,
+    SURE_SUFFIXES,
     chosen_versions,
     is_model,
     model_file,
@@ -86,7 +87,7 @@ class Checker:
             child
             for child in sorted(self._root.iterdir())
             if not child.name.startswith((".", "_"))
-            and (child.is_dir() or (child.suffix in DATA_SUFFIXES))
+            and (child.is_dir() or child.suffix in SURE_SUFFIXES)
         ]
 
     def _place(self, place: Path) -> Iterator[Finding]:
@@ -101,7 +102,8 @@ class Checker:
         versions = [folder.name for folder in version_folders(place)]
         yield from check_versions(file, versions)
         for version in chosen_versions(versions, file.config.versions):
-            yield from self._folder(place / version, version, file)
+            if version in versions:
+                yield from self._folder(place / version, version, file)
         if not versions:
             yield from self._folder(place, file.config.version or "1", file)
 
@@ -150,17 +152,16 @@ class Checker:
         except LoadFailed as error:
             yield _located(error.message, path.name, shown)
             return
-        refusals = [*check_detail(probe, file, path.name, shown)]
-        yield from refusals
+        if probe.problem:
+            yield _located(probe.problem, path.name, shown)
         missing = [*check_framework(probe, shown), *check_imports(path, shown)]
         yield from missing
         trusted = path == self._root and path.suffix == CODE_SUFFIX
         needs_trust = probe.trust and not (self._trust or trusted)
         if needs_trust:
-            remedy = "if you trust it: `trust: true` in salver.yaml, or --trust"
-            yield Finding(shown, 0, "", probe.trust, remedy)
+            yield Finding(shown, 0, "", probe.trust, trust_remedy(probe.file))
         signature = probe.signature
-        if self._load and not (missing or refusals or needs_trust):
+        if self._load and not (missing or probe.problem or needs_trust):
             on_disk = VersionOnDisk(ModelRef("m", version), path, "", config, None, trusted)
             try:
                 signature = self._loaded(on_disk)
@@ -220,16 +221,6 @@ def check_tensors(file: ConfigFile) -> Iterator[Finding]:
             except SalverError as error:
                 found = finding_of(f"{tensor.name}: {error.message}", file.name)
                 yield found._replace(line=line_of(file.text, key), key=key)
-
-
-def check_detail(probe: Probe, file: ConfigFile, name: str, shown: str) -> Iterator[Finding]:
-    """What the probe says against loading: a broken file, or weights without their class."""
-    if probe.runtime != "torch":
-        if probe.detail:
-            yield _located(probe.detail, name, shown)
-    elif probe.detail in ("weights", "safetensors") and not file.config.class_name:
-        remedy = f"name the class in {file.name}: `class_name: module:Class`"
-        yield Finding(shown, 0, "class_name", "holds weights only", remedy)
 
 
 def check_framework(probe: Probe, shown: str) -> Iterator[Finding]:

@@ -119,6 +119,7 @@ def facts(
         "size_bytes": probe.size_bytes,
         "trust": "" if version.trusted else probe.trust,
         "detail": probe.detail,
+        "problem": probe.problem,
         "runs": where,
         "methods": methods,
     }
@@ -150,6 +151,7 @@ def show(console: Console, entry: dict[str, Any]) -> None:
         "trust": entry["trust"] or "not needed",
         "runs": entry["runs"],
         "note": entry["detail"],
+        "problem": entry["problem"],
     }
     if entry["methods"] is None:
         rows["signature"] = "only known after loading: add --load"

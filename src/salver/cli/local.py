@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from salver.engine.instances import run
 from salver.engine.loader import chosen, device, drop_item, place, thread_budget
 from salver.engine.warmup import warm_up
-from salver.errors import LoadFailed, SalverError, TrustRequired
+from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.runtimes.table import detect
 from salver.sources.folder import FolderSource, Place
@@ -65,9 +65,7 @@ def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], Non
 
     Raises: LoadFailed and its kinds.
     """
-    runtime, probe = detect(version.path, version.config)
-    if probe.trust and not (trust or version.trusted):
-        raise TrustRequired(f"{probe.trust}. If you trust it, add --trust")
+    runtime, _ = detect(version.path, version.config)
     spec = LoadSpec(
         path=version.path,
         ref=version.ref,
@@ -103,4 +101,5 @@ def placement(opened: Opened) -> Placement:
     config = opened.version.config
     costs = asyncio.run(warm_up(once, opened.signature, config))
     default = next((cost.ns for cost in costs if cost.method == opened.signature.default), None)
-    return place(config.instances.isolation, opened.model.traits, default)
+    streams = any(method.streams for method in opened.signature.methods.values())
+    return place(config.instances.isolation, opened.model.traits, default, streams)

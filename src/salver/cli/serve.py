@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from salver.config import ServerConfig, combine, from_environment, read, walk
-from salver.errors import TrustRequired
+from salver.errors import LoadFailed, TrustRequired
 from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
-    from salver.server.serve import Server
+    from salver.server.serve import Serving
 
 _MODEL_FLAGS = ("class_name", "runtime")
 
@@ -60,7 +60,15 @@ def serve(paths: tuple[str, ...], config_file: str, **given: Any) -> None:
         config = ask_for_trust(console, source, config)
     if not config.api_key and config.host not in ("127.0.0.1", "localhost", "::1"):
         console.print(f"[yellow]{config.host} is open to everybody: set --api-key[/yellow]")
-    run(config, source, lambda server: announce(console, server))
+    named = config.mode != "explicit" and all(place(text).path.is_file() for text in paths)
+
+    def started(server: Serving) -> None:
+        show_models(console, server)
+        if named and not any(model.versions for model in server.models.values()):
+            raise LoadFailed("none of the files could be loaded")
+        announce(console, server)
+
+    run(config, source, started)
 
 
 def read_config(config_file: str, given: dict[str, Any]) -> ServerConfig:
@@ -117,18 +125,22 @@ def set_up_logging(level: str) -> None:
     logger.setLevel(level.upper())
 
 
-def announce(console: Console, server: Server) -> None:
-    """The table of models, and what to try."""
+def show_models(console: Console, server: Serving) -> None:
+    """The table of models and what became of them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "version", "runtime", "state"):
         table.add_column(column)
-    for name, model in sorted(server.engine.models.items()):
+    for name, model in sorted(server.models.items()):
         for version, (state, reason) in sorted(model.states.items()):
             runtime = model.versions[version].runtime if version in model.versions else "-"
             colour = "green" if state == "READY" else "red"
             text = state.lower() + (f": {reason}" if reason and state != "READY" else "")
             table.add_row(name, version, runtime, f"[{colour}]{text}[/{colour}]")
     console.print(table)
+
+
+def announce(console: Console, server: Serving) -> None:
+    """Where it is served."""
     scheme = "https" if server.config.tls_cert else "http"
     host = "localhost" if server.config.host in ("0.0.0.0", "::") else server.config.host
     console.print(f"\nServing on [bold]{scheme}://{host}:{server.port}[/bold]  (Ctrl-C ends)")

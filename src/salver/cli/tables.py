@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 import numpy as np
 import orjson
 
+from salver.codecs.bind import is_number
 from salver.codecs.json_numbers import dumps
 from salver.errors import ConfigError, InvalidInput, MissingExtra
 from salver.types import Object
@@ -79,7 +80,7 @@ def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
             first = next((line for line in lines if line), None)
             if first is None:
                 raise InvalidInput(f"{path.name}: the table is empty")
-            names = None if all(map(_is_number, first)) else [name.strip() for name in first]
+            names = None if all(map(is_number, first)) else [name.strip() for name in first]
             start = [(lines.line_num, first)] if names is None else []
             rest = ((lines.line_num, line) for line in lines if line)
             while rows := start + list(islice(rest, size - len(start))):
@@ -98,8 +99,8 @@ def _csv_chunk(
     for number, line in rows:
         if len(line) != width:
             problems.append((number, f"has {len(line)} cells, the first line has {width}"))
-        elif names is None and not all(not cell or _is_number(cell) for cell in line):
-            odd = next(cell for cell in line if cell and not _is_number(cell))
+        elif names is None and not all(not cell or is_number(cell) for cell in line):
+            odd = next(cell for cell in line if cell and not is_number(cell))
             problems.append((number, f"{odd[:40]!r} is not a number"))
         else:
             good.append((number, line))
@@ -109,14 +110,6 @@ def _csv_chunk(
         return Chunk(Object("rows", table), lines, problems, progress)
     columns = {name: [line[index] for _, line in good] for index, name in enumerate(names)}
     return Chunk(Object("columns", columns), lines, problems, progress)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_json_lines(path: Path, size: int) -> Iterator[Chunk]:

@@ -6,7 +6,6 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from salver.client.connect import connect
-from salver.client.http_wire import plain_answer
 from salver.client.session import Pause, Session
 from salver.errors import SalverError
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from salver.client.session import Flow
-    from salver.client.wire import ModelState, Result
+    from salver.client.wire import Items, ModelState, Result
     from salver.types import Parameter
 
 T = TypeVar("T")
@@ -91,16 +90,13 @@ class AsyncClient:
             )
         )
 
-    async def stream(
+    def stream(
         self, model: str, value: Any, *, method: str = "", timeout_s: float | None = None
     ) -> AsyncGenerator[Any, None]:
         """As `Client.stream`."""
-        answers = self.answers(model, value, method=method, timeout_s=timeout_s)
-        async with aclosing(answers):
-            async for answer in answers:
-                yield answer["prediction"]
+        return self._items(self._session.stream(model, value, method, timeout_s))
 
-    async def answers(
+    def answers(
         self,
         model: str,
         value: Any,
@@ -110,11 +106,7 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """As `Client.answers`."""
-        reply = await self._run(self._session.open(model, value, method, content_type, timeout_s))
-        lines = self._transport.lines(reply)
-        async with aclosing(lines):
-            async for line in lines:
-                yield plain_answer(line)
+        return self._items(self._session.answers(model, value, method, content_type, timeout_s))
 
     async def is_ready(self, model: str = "") -> bool:
         """As `Client.is_ready`."""
@@ -143,6 +135,13 @@ class AsyncClient:
     async def unload(self, model: str) -> None:
         """As `Client.unload`."""
         await self._run(self._session.change(model, "unload"))
+
+    async def _items(self, flow: Flow[Items]) -> AsyncGenerator[Any, None]:
+        items = await self._run(flow)
+        pieces = self._transport.pieces(items.reply)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield items.read(piece)
 
     async def _run(self, flow: Flow[T]) -> T:
         """Does what a flow asks for until it ends."""

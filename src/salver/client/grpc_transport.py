@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from salver.codecs.status import from_grpc
 from salver.errors import DeadlineExceeded, MissingExtra, Unavailable, Undeliverable
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+
     from salver.client.grpc_wire import GrpcRequest
     from salver.errors import SalverError
 
@@ -66,6 +68,18 @@ def meaning(error: Any, address: str) -> SalverError:
     )
 
 
+def stream_metadata(metadata: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """With the header by which a stream ends with an error's own status, as Triton has it."""
+    return (*metadata, ("triton_grpc_error", "true"))
+
+
+class Stream(NamedTuple):
+    """A call that goes on, and its first message, which has come; None for a stream of none."""
+
+    call: Any
+    first: bytes | None
+
+
 class GrpcTransport:
     """Sends for threads."""
 
@@ -74,14 +88,38 @@ class GrpcTransport:
         self._metadata = key_metadata(api_key)
         self._channel = open_channel(library(), address, is_secure)
 
-    def send(self, request: GrpcRequest) -> bytes:
+    def send(self, request: GrpcRequest) -> bytes | Stream:
         """Raises: SalverError as the server meant it, or why there is no answer."""
+        if request.streams:
+            return self._open(request)
         call = self._channel.unary_unary(SERVICE + request.method)
         try:
             reply: bytes = call(request.body, timeout=request.timeout_s, metadata=self._metadata)
         except library().RpcError as error:
             raise meaning(error, self._address) from error
         return reply
+
+    def _open(self, request: GrpcRequest) -> Stream:
+        call = self._channel.stream_stream(SERVICE + request.method)(
+            iter([request.body]),
+            timeout=request.timeout_s,
+            metadata=stream_metadata(self._metadata),
+        )
+        try:
+            return Stream(call, next(call, None))
+        except library().RpcError as error:
+            raise meaning(error, self._address) from error
+
+    def pieces(self, reply: Stream) -> Generator[bytes, None, None]:
+        """The messages of a stream as they come. Raises: SalverError."""
+        try:
+            if reply.first is not None:
+                yield reply.first
+                yield from reply.call
+        except library().RpcError as error:
+            raise meaning(error, self._address) from error
+        finally:
+            reply.call.cancel()
 
     def close(self) -> None:
         self._channel.close()
@@ -97,11 +135,13 @@ class AsyncGrpcTransport:
         self._metadata = key_metadata(api_key)
         self._channel: Any = None
 
-    async def send(self, request: GrpcRequest) -> bytes:
+    async def send(self, request: GrpcRequest) -> bytes | Stream:
         """Raises: SalverError as the server meant it, or why there is no answer."""
         if self._channel is None:
             # A channel belongs to a loop, and there is none when a client is made at import.
             self._channel = open_channel(library().aio, self._address, self._is_secure)
+        if request.streams:
+            return await self._open(request)
         call = self._channel.unary_unary(SERVICE + request.method)
         try:
             reply: bytes = await call(
@@ -110,6 +150,29 @@ class AsyncGrpcTransport:
         except library().RpcError as error:
             raise meaning(error, self._address) from error
         return reply
+
+    async def _open(self, request: GrpcRequest) -> Stream:
+        call = self._channel.stream_stream(SERVICE + request.method)(
+            [request.body],
+            timeout=request.timeout_s,
+            metadata=stream_metadata(self._metadata),
+        )
+        try:
+            return Stream(call, await anext(aiter(call), None))
+        except library().RpcError as error:
+            raise meaning(error, self._address) from error
+
+    async def pieces(self, reply: Stream) -> AsyncGenerator[bytes, None]:
+        """The messages of a stream as they come. Raises: SalverError."""
+        try:
+            if reply.first is not None:
+                yield reply.first
+                async for piece in reply.call:
+                    yield piece
+        except library().RpcError as error:
+            raise meaning(error, self._address) from error
+        finally:
+            reply.call.cancel()
 
     async def close(self) -> None:
         if self._channel is not None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from salver.client.wire import ModelState, Question, Result, array_of
+import orjson
+
+from salver.client.wire import Inference, Items, ModelState, Question, Result, array_of
 from salver.codecs.protobuf import message
 from salver.errors import InvalidInput, Unsupported
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from salver.types import Parameter, Tensors
 
 
 class GrpcRequest(NamedTuple):
@@ -20,6 +17,7 @@ class GrpcRequest(NamedTuple):
     method: str
     body: bytes
     is_safe: bool = False
+    streams: bool = False
     timeout_s: float | None = None
 
     def within(self, timeout_s: float | None) -> GrpcRequest:
@@ -29,6 +27,8 @@ class GrpcRequest(NamedTuple):
 
 class GrpcWire:
     """Questions as gRPC messages. Replies are bytes."""
+
+    has_plain_door = False
 
     def ready(self, name: str) -> Question[bool]:
         method = "ModelReady" if name else "ServerReady"
@@ -47,6 +47,9 @@ class GrpcWire:
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]:
         return _question("ModelMetadata", plain, name=name, version=version)
 
+    def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
+        return _question("ModelConfig", _methods, name=name, version=version)
+
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]:
         return _question(
             "ModelStatistics",
@@ -61,30 +64,15 @@ class GrpcWire:
         method = f"RepositoryModel{what.capitalize()}"
         return _question(method, lambda reply: None, model_name=name)
 
-    def infer(
-        self,
-        name: str,
-        version: str,
-        tensors: Tensors,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> Question[Result]:
-        request = message("inference.ModelInferRequest")(model_name=name, model_version=version)
-        for key, tensor in tensors.items():
-            request.inputs.add(name=key, datatype=tensor.dtype.name, shape=tensor.shape)
-            request.raw_input_contents.append(bytes(tensor.to_bytes()))
-        for key in outputs:
-            request.outputs.add(name=key)
-        for key, value in parameters.items():
-            setattr(request.parameters[key], _parameter_field(key, value), value)
-        body = request.SerializeToString()
-        return Question(GrpcRequest("ModelInfer", body), _infer_result)
-
-    def call(self, name: str, method: str, value: Any) -> NoReturn:
-        _refuse("a method by name")
+    def infer(self, inference: Inference) -> Question[Result]:
+        return Question(GrpcRequest("ModelInfer", _infer_request(inference)), _infer_result)
 
     def open(self, name: str, method: str, value: Any, content_type: str) -> NoReturn:
-        _refuse("a stream")
+        _refuse("what /predict answers")
+
+    def stream(self, inference: Inference) -> Question[Items]:
+        request = GrpcRequest("ModelStreamInfer", _infer_request(inference), streams=True)
+        return Question(request, lambda reply: Items(reply, _stream_result))
 
 
 def _refuse(what: str) -> NoReturn:
@@ -100,6 +88,28 @@ def _question(method: str, read: Any, **fields: Any) -> Question[Any]:
     )
 
 
+def _methods(reply: Any) -> dict[str, dict[str, Any]]:
+    """The methods that a model's configuration tells; none for servers that have no methods."""
+    text = reply.config.parameters["methods"].string_value
+    found: dict[str, dict[str, Any]] = orjson.loads(text) if text else {}
+    return found
+
+
+def _infer_request(inference: Inference) -> bytes:
+    request = message("inference.ModelInferRequest")(
+        model_name=inference.name, model_version=inference.version
+    )
+    for key, tensor in inference.tensors.items():
+        request.inputs.add(name=key, datatype=tensor.dtype.name, shape=tensor.shape)
+        request.raw_input_contents.append(bytes(tensor.to_bytes()))
+    for key in inference.outputs:
+        request.outputs.add(name=key)
+    for key, value in inference.all_parameters().items():
+        setattr(request.parameters[key], _parameter_field(key, value), value)
+    body: bytes = request.SerializeToString()
+    return body
+
+
 def _parameter_field(name: str, value: Any) -> str:
     kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
     field = kinds.get(type(value))
@@ -110,7 +120,15 @@ def _parameter_field(name: str, value: Any) -> str:
 
 def _infer_result(data: bytes) -> Result:
     """Raises: InvalidInput when the reply contradicts itself."""
-    reply = message("inference.ModelInferResponse").FromString(data)
+    return _result(message("inference.ModelInferResponse").FromString(data))
+
+
+def _stream_result(data: bytes) -> Result:
+    """Raises: InvalidInput when the reply contradicts itself."""
+    return _result(message("inference.ModelStreamInferResponse").FromString(data).infer_response)
+
+
+def _result(reply: Any) -> Result:
     outputs = {
         output.name: array_of(output.name, output.datatype, output.shape, raw)
         for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)

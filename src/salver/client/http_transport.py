@@ -98,7 +98,7 @@ class HttpTransport:
         except library().HTTPError as error:
             raise meaning(error, self._url) from error
 
-    def lines(self, reply: HttpReply) -> Iterator[str]:
+    def pieces(self, reply: HttpReply) -> Iterator[str]:
         """The lines of an open stream as they come. Raises: SalverError."""
         try:
             yield from reply.source.iter_lines()
@@ -127,7 +127,7 @@ class AsyncHttpTransport:
         except library().HTTPError as error:
             raise meaning(error, self._url) from error
 
-    async def lines(self, reply: HttpReply) -> AsyncGenerator[str, None]:
+    async def pieces(self, reply: HttpReply) -> AsyncGenerator[str, None]:
         """The lines of an open stream as they come. Raises: SalverError."""
         try:
             async for line in reply.source.aiter_lines():

@@ -1,27 +1,25 @@
-"""The client's questions over HTTP: the Open Inference Protocol, and the plain door for methods."""
+"""The client's questions over HTTP: the Open Inference Protocol, and the plain door for streams."""
 
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote
 
 import numpy as np
 import orjson
 
-from salver.client.wire import ModelState, Question, Result, array_of
+from salver.client.wire import Inference, Items, ModelState, Question, Result, array_of
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import from_http
-from salver.errors import ModelFailed, Undeliverable, Unsupported
+from salver.errors import Undeliverable, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from salver.errors import SalverError
-    from salver.types import Parameter, Tensors
 
 JSON_LENGTH: Final = "inference-header-content-length"
-NDJSON: Final = "application/x-ndjson"
 _FIRST_NO_SUCCESS: Final = 300
 
 
@@ -56,6 +54,8 @@ class HttpReply(NamedTuple):
 class HttpWire:
     """Questions as HTTP requests."""
 
+    has_plain_door = True
+
     def ready(self, name: str) -> Question[bool]:
         path = f"{_model_path(name)}/ready" if name else "/v2/health/ready"
         return Question(_get(path), lambda reply: reply.status == 200)
@@ -69,6 +69,11 @@ class HttpWire:
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]:
         return Question(_get(_model_path(name, version)), _json)
 
+    def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
+        return Question(
+            _get(_model_path(name, version)), lambda reply: _json(reply).get("methods") or {}
+        )
+
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]:
         path = f"{_model_path(name)}/stats" if name else "/v2/models/stats"
         return Question(_get(path), lambda reply: _json(reply)["model_stats"])
@@ -80,23 +85,18 @@ class HttpWire:
         path = f"/v2/repository/models/{quote(name, safe='')}/{what}"
         return Question(_command(path), lambda reply: None)
 
-    def infer(
-        self,
-        name: str,
-        version: str,
-        tensors: Tensors,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> Question[Result]:
-        path = f"{_model_path(name, version)}/infer"
-        return Question(_infer_request(path, tensors, outputs, parameters), _infer_result)
+    def infer(self, inference: Inference) -> Question[Result]:
+        return Question(_infer_request(inference), _infer_result)
 
-    def call(self, name: str, method: str, value: Any) -> Question[Result]:
-        return Question(_plain_request(name, method, value, ""), _plain_result)
+    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Items]:
+        path = "/predict" + "".join(f"/{quote(part, safe='')}" for part in (name, method) if part)
+        body = value if content_type else dumps({"input": _jsonable(value)})
+        headers = {"Content-Type": content_type or "application/json"}
+        request = HttpRequest("POST", path, headers, body, streams=True)
+        return Question(request, lambda reply: Items(reply, plain_answer))
 
-    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[HttpReply]:
-        request = _plain_request(name, method, value, content_type)
-        return Question(request._replace(streams=True), lambda reply: reply)
+    def stream(self, inference: Inference) -> NoReturn:
+        raise Unsupported("tensors are not streamed over HTTP; the plain door streams")
 
 
 def _get(path: str) -> HttpRequest:
@@ -116,10 +116,9 @@ def _model_path(name: str, version: str = "") -> str:
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
-def _infer_request(
-    path: str, tensors: Tensors, outputs: Sequence[str], parameters: Mapping[str, Parameter]
-) -> HttpRequest:
+def _infer_request(inference: Inference) -> HttpRequest:
     """Inputs and outputs as bytes (binary tensor data extension)."""
+    tensors = inference.tensors
     parts = [tensor.to_bytes() for tensor in tensors.values()]
     inputs = [
         {
@@ -132,12 +131,14 @@ def _infer_request(
     ]
     head: dict[str, Any] = {
         "inputs": inputs,
-        "parameters": {**parameters, "binary_data_output": True},
+        "parameters": {**inference.all_parameters(), "binary_data_output": True},
     }
-    if outputs:
-        head["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    if inference.outputs:
+        binary = {"binary_data": True}
+        head["outputs"] = [{"name": name, "parameters": binary} for name in inference.outputs]
     text = orjson.dumps(head)
     headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(text))}
+    path = f"{_model_path(inference.name, inference.version)}/infer"
     return HttpRequest("POST", path, headers, b"".join([text, *parts]))
 
 
@@ -158,14 +159,6 @@ def _infer_result(reply: HttpReply) -> Result:
     return Result(outputs, head.get("model_version") or "", head.get("parameters") or {})
 
 
-def _plain_request(name: str, method: str, value: Any, content_type: str) -> HttpRequest:
-    """One input for the plain door: a file as it is if it has a content type, else JSON."""
-    path = "/predict" + "".join(f"/{quote(part, safe='')}" for part in (name, method) if part)
-    body = value if content_type else dumps({"input": _jsonable(value)})
-    headers = {"Content-Type": content_type or "application/json"}
-    return HttpRequest("POST", path, headers, body)
-
-
 def _jsonable(value: Any) -> Any:
     """`value` with what only Python knows in a form that JSON has."""
     if isinstance(value, dict):
@@ -182,33 +175,15 @@ def _jsonable(value: Any) -> Any:
 def plain_answer(line: bytes | str) -> dict[str, Any]:
     """One answer of the plain door.
 
-    Raises: ModelFailed when a stream ended with an error; Undeliverable when it broke off.
+    Raises: SalverError when a stream ended with one; Undeliverable when it broke off.
     """
     try:
         answer: dict[str, Any] = orjson.loads(line)
     except orjson.JSONDecodeError:
         raise Undeliverable("the connection broke in the middle of an item") from None
     if "error" in answer:
-        raise ModelFailed(answer["error"])
+        raise from_http(answer["status"], answer["error"])
     return answer
-
-
-def _plain_result(reply: HttpReply) -> Result:
-    """The plain door's one answer as arrays: by output name if it has several outputs.
-
-    Raises: Unsupported when the method streams.
-    """
-    if reply.headers.get("content-type", "").startswith(NDJSON):
-        raise Unsupported("this method streams; iterate over client.stream(...)")
-    answer = plain_answer(reply.body)
-    value = answer["prediction"] if "prediction" in answer else answer["predictions"]
-    if isinstance(value, dict):
-        outputs = {key: np.asarray(item) for key, item in value.items()}
-    elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        outputs = {key: np.asarray([row[key] for row in value]) for key in value[0]}
-    else:
-        outputs = {"prediction": np.asarray(value)}
-    return Result(outputs, answer["model_version"], {})
 
 
 def error_of(reply: HttpReply) -> SalverError | None:

@@ -9,8 +9,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
+import orjson
 
-from salver.client.wire import input_tensors
+from salver.client.wire import Inference, input_tensors
 from salver.clock import NS_PER_S, system_clock
 from salver.errors import (
     InvalidInput,
@@ -19,13 +20,14 @@ from salver.errors import (
     SalverError,
     Undeliverable,
     Unsupported,
+    did_you_mean,
 )
 from salver.types import len_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence, Set
 
-    from salver.client.wire import ModelState, Question, Request, Result, Wire
+    from salver.client.wire import Items, ModelState, Question, Request, Result, Wire
     from salver.clock import Clock
     from salver.types import Parameter
 
@@ -64,7 +66,7 @@ class Session:
         self._retries = retries
         self._clock = clock
         self._uniform = uniform
-        self._metadata: dict[tuple[str, str], dict[str, Any]] = {}
+        self._metadata: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     def ask(self, question: Question[T], timeout_s: float | None = None) -> Flow[T]:
         """Sends a request, again while that may help and there is time, and reads the reply.
@@ -117,14 +119,23 @@ class Session:
     def metadata(self, name: str, version: str) -> Flow[dict[str, Any]]:
         """Inputs and outputs of a model."""
         self._forget(name)
-        return self._described(self._deadline(None), name, version)
+        return self._described(self._deadline(None), name, version, "")
 
-    def _described(self, deadline: int | None, name: str, version: str) -> Flow[dict[str, Any]]:
-        """A model's metadata, asked for once."""
-        found = self._metadata.get((name, version))
+    def _described(
+        self, deadline: int | None, name: str, version: str, method: str
+    ) -> Flow[dict[str, Any]]:
+        """What a model, or a method of it, takes and gives: asked for once.
+
+        Raises: NotFound for a method that the model does not have.
+        """
+        found = self._metadata.get((name, version, method))
         if found is None:
-            found = yield from self._until(deadline, self._wire.metadata(name, version))
-            self._metadata[name, version] = found
+            if method:
+                methods = yield from self._until(deadline, self._wire.methods(name, version))
+                found = {"name": name, **_chosen(methods, method, name)}
+            else:
+                found = yield from self._until(deadline, self._wire.metadata(name, version))
+            self._metadata[name, version, method] = found
         return found
 
     def statistics(self, name: str) -> Flow[list[dict[str, Any]]]:
@@ -140,7 +151,8 @@ class Session:
         self._forget(name)
         try:
             yield from self.ask(self._wire.change(name, what))
-        except InvalidInput as error:
+        except (InvalidInput, Unsupported) as error:
+            # The codes for what a request can do wrong, too; here it holds nothing but a name.
             raise LoadFailed(error.message) from None
 
     def infer(
@@ -153,28 +165,23 @@ class Session:
         parameters: Mapping[str, Parameter],
         timeout_s: float | None,
     ) -> Flow[Result]:
-        """Runs a model on named inputs. A method is only reached through the plain door."""
-        if method and (outputs or version or parameters):
-            raise Unsupported("a call that names a method takes no outputs, version or parameters")
-        if method:
-            return (yield from self.ask(self._wire.call(name, method, dict(inputs)), timeout_s))
-        deadline = self._deadline(timeout_s)
-        return (yield from self._infer(deadline, name, inputs, outputs, version, parameters))
+        """Runs a model on named inputs."""
+        inference = Inference(name, version, method, outputs, parameters)
+        return self._infer(self._deadline(timeout_s), inputs, inference, self._wire.infer)
 
     def _infer(
         self,
         deadline: int | None,
-        name: str,
         inputs: Mapping[str, Any],
-        outputs: Sequence[str],
-        version: str,
-        parameters: Mapping[str, Parameter],
-    ) -> Flow[Result]:
-        metadata = yield from self._described(deadline, name, version)
+        inference: Inference,
+        question: Callable[[Inference], Question[T]],
+    ) -> Flow[T]:
+        """Sends the inputs as the tensors that the model takes."""
+        name = inference.name
+        metadata = yield from self._described(deadline, name, inference.version, inference.method)
         try:
-            tensors = input_tensors(inputs, metadata)
-            question = self._wire.infer(name, version, tensors, outputs, parameters)
-            return (yield from self._until(deadline, question))
+            asked = inference._replace(tensors=input_tensors(inputs, metadata))
+            return (yield from self._until(deadline, question(asked)))
         except (InvalidInput, NotFound):
             # The model may have been replaced by one that takes other inputs.
             self._forget(name)
@@ -184,23 +191,32 @@ class Session:
         self, name: str, value: Any, version: str, method: str, timeout_s: float | None
     ) -> Flow[Any]:
         """Runs a model on what its only input, or a dict of inputs, says."""
-        if method:
-            return _bare((yield from self.ask(self._wire.call(name, method, value), timeout_s)))
         deadline = self._deadline(timeout_s)
-        metadata = yield from self._described(deadline, name, version)
-        named = value if isinstance(value, dict) else {_only_input(metadata): value}
-        is_single = _is_single_row(named, metadata)
-        if is_single:
-            named = {key: _as_row(item) for key, item in named.items()}
-        result = yield from self._infer(deadline, name, named, (), version, {})
-        answers = {key: readable(array) for key, array in result.items()}
-        return _bare({key: array[0] if is_single else array for key, array in answers.items()})
+        metadata = yield from self._described(deadline, name, version, method)
+        named, is_single = _named(value, metadata)
+        inference = Inference(name, version, method)
+        result = yield from self._infer(deadline, named, inference, self._wire.infer)
+        place = 0 if is_single else ()
+        return _bare({key: readable(array)[place] for key, array in result.items()})
 
-    def open(
+    def answers(
         self, name: str, value: Any, method: str, content_type: str, timeout_s: float | None
-    ) -> Flow[Any]:
-        """The plain door's answer: its lines are still to be read."""
+    ) -> Flow[Items]:
+        """The plain door's answers, which are still to be read."""
         return self.ask(self._wire.open(name, method, value, content_type), timeout_s)
+
+    def stream(self, name: str, value: Any, method: str, timeout_s: float | None) -> Flow[Items]:
+        """What a streaming method gives, which is still to be read."""
+        deadline = self._deadline(timeout_s)
+        if self._wire.has_plain_door:
+            items = yield from self._until(deadline, self._wire.open(name, method, value, ""))
+            return items._replace(read=lambda piece: items.read(piece)["prediction"])
+        metadata = yield from self._described(deadline, name, "", method)
+        named, is_single = _named(value, metadata)
+        inference = Inference(name, method=method)
+        items = yield from self._infer(deadline, named, inference, self._wire.stream)
+        texts = {spec["name"] for spec in metadata["outputs"] if spec.get("content") == "json"}
+        return items._replace(read=lambda piece: _item(items.read(piece), texts, is_single))
 
     def _forget(self, name: str) -> None:
         for key in [key for key in list(self._metadata) if key[0] == name]:
@@ -211,6 +227,34 @@ def _may_repeat(request: Request, error: SalverError) -> bool:
     if isinstance(error, Undeliverable):
         return request.is_safe
     return error.retryable
+
+
+def _chosen(methods: Mapping[str, dict[str, Any]], method: str, name: str) -> dict[str, Any]:
+    if method not in methods:
+        raise NotFound(
+            f"{name} has no method {method!r}.{did_you_mean(method, methods)} "
+            f"There are: {', '.join(methods) or 'none'}"
+        )
+    return methods[method]
+
+
+def _named(value: Any, metadata: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The inputs by name; a single row gets its batch dimension, which the flag tells."""
+    named = value if isinstance(value, dict) else {_only_input(metadata): value}
+    is_single = _is_single_row(named, metadata)
+    if is_single:
+        named = {key: _as_row(item) for key, item in named.items()}
+    return named, is_single
+
+
+def _item(result: Result, texts: Set[str], is_single: bool) -> Any:
+    """One item of a stream as plain Python values; the outputs `texts` hold JSON."""
+    values = {}
+    for key, array in result.items():
+        value = readable(array).tolist()
+        value = value[0] if is_single else value
+        values[key] = orjson.loads(value) if key in texts else value
+    return _bare(values)
 
 
 def _bare(answers: dict[str, Any]) -> Any:

@@ -6,16 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from salver.client.connect import connect
-from salver.client.http_wire import plain_answer
 from salver.client.session import Pause, Session
 from salver.errors import SalverError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from types import TracebackType
 
     from salver.client.session import Flow
-    from salver.client.wire import ModelState, Result
+    from salver.client.wire import Items, ModelState, Result
     from salver.types import Parameter
 
 T = TypeVar("T")
@@ -95,8 +94,7 @@ class Client:
     ) -> Result:
         """Outputs by name, all or those asked for, with `model_version` and `parameters`.
 
-        BYTES are arrays of bytes, BF16 comes back as float32. A call that names a method travels as
-        JSON: its only output is called `prediction`, and it takes none of the other options.
+        BYTES are arrays of bytes, BF16 comes back as float32.
         """
         return self._run(
             self._session.infer(
@@ -106,13 +104,12 @@ class Client:
 
     def stream(
         self, model: str, value: Any, *, method: str = "", timeout_s: float | None = None
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """What a streaming method gives, item by item, as plain Python values.
 
         `value` is its only input, or a dict of inputs. Closing the iterator ends the call.
         """
-        for answer in self.answers(model, value, method=method, timeout_s=timeout_s):
-            yield answer["prediction"]
+        return self._items(self._session.stream(model, value, method, timeout_s))
 
     def answers(
         self,
@@ -122,14 +119,13 @@ class Client:
         method: str = "",
         content_type: str = "",
         timeout_s: float | None = None,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Answers as the plain door gives them: prediction, label, probabilities, model_version.
 
-        One, or one per item of a stream. With a content type `value` is a file's bytes.
+        One, or one per item of a stream; over HTTP only. With a content type `value` is a file's
+        bytes.
         """
-        reply = self._run(self._session.open(model, value, method, content_type, timeout_s))
-        for line in self._transport.lines(reply):
-            yield plain_answer(line)
+        return self._items(self._session.answers(model, value, method, content_type, timeout_s))
 
     def is_ready(self, model: str = "") -> bool:
         """Whether the server, or a model, is there and ready. Never raises, never tries again."""
@@ -158,6 +154,11 @@ class Client:
     def unload(self, model: str) -> None:
         """Takes a model out of service, on a server started with `--mode explicit`."""
         self._run(self._session.change(model, "unload"))
+
+    def _items(self, flow: Flow[Items]) -> Generator[Any, None, None]:
+        items = self._run(flow)
+        for piece in self._transport.pieces(items.reply):
+            yield items.read(piece)
 
     def _run(self, flow: Flow[T]) -> T:
         """Does what a flow asks for until it ends."""

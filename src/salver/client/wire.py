@@ -36,6 +36,28 @@ class Question(NamedTuple, Generic[T]):
     read: Callable[[Any], T]
 
 
+class Inference(NamedTuple):
+    """What to run: a model's method on tensors, for all outputs unless some are named."""
+
+    name: str
+    version: str = ""
+    method: str = ""
+    outputs: Sequence[str] = ()
+    parameters: Mapping[str, Parameter] = {}
+    tensors: Mapping[str, Tensor] = {}
+
+    def all_parameters(self) -> dict[str, Parameter]:
+        """The model's, and the protocol's that chooses the method."""
+        return {**self.parameters, "method": self.method} if self.method else {**self.parameters}
+
+
+class Items(NamedTuple):
+    """A reply whose pieces are still to come, and what one of them means."""
+
+    reply: Any
+    read: Callable[[Any], Any]
+
+
 class Result(dict[str, Any]):
     """Outputs by name, as arrays, and what the server says of the answer."""
 
@@ -59,11 +81,17 @@ class ModelState(NamedTuple):
 class Wire(Protocol):
     """A protocol as the client speaks it: every question that there is, as bytes."""
 
+    has_plain_door: bool
+
     def ready(self, name: str) -> Question[bool]: ...
 
     def models(self) -> Question[list[ModelState]]: ...
 
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]: ...
+
+    def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
+        """Inputs and outputs of every method by name, the default one first."""
+        ...
 
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]: ...
 
@@ -73,21 +101,14 @@ class Wire(Protocol):
         """`load` or `unload`; doing it twice leaves what doing it once does."""
         ...
 
-    def infer(
-        self,
-        name: str,
-        version: str,
-        tensors: Tensors,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> Question[Result]: ...
+    def infer(self, inference: Inference) -> Question[Result]: ...
 
-    def call(self, name: str, method: str, value: Any) -> Question[Result]:
-        """One input to a method by name."""
+    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Items]:
+        """One input for the plain door, which finds out itself what it is; answers as dicts."""
         ...
 
-    def open(self, name: str, method: str, value: Any, content_type: str) -> Question[Any]:
-        """The same, the reply being a stream that is still to be read."""
+    def stream(self, inference: Inference) -> Question[Items]:
+        """The same by tensors, where there is no plain door; answers as results."""
         ...
 
 

@@ -71,12 +71,12 @@ def _bind_one(method: Method, value: Any) -> Tensors:
     if not isinstance(value, dict):
         raise InvalidInput(f"expected an object with {', '.join(sorted(names))}")
     return Tensors(
-        {spec.name: _tensor(spec, value[spec.name]) for spec in _chosen(method, value.keys())}
+        {spec.name: _tensor(spec, value.get(spec.name)) for spec in _chosen(method, value)}
     )
 
 
 def _chosen(method: Method, given: Any) -> list[TensorSpec]:
-    """The specs of the names that were given.
+    """The specs of the names that were given, and of columns of numbers, which may be missing.
 
     Raises: InvalidInput for a name that the method does not know, or one that is missing.
     """
@@ -88,9 +88,14 @@ def _chosen(method: Method, given: Any) -> list[TensorSpec]:
                 f"Expected: {', '.join(known)}"
             )
     for spec in method.inputs:
-        if spec.name not in given and not spec.optional:
+        if spec.name not in given and not (spec.optional or _is_number_column(spec)):
             raise InvalidInput(f"missing input {spec.name!r}; got {', '.join(given) or 'none'}")
-    return [spec for spec in method.inputs if spec.name in given]
+    return [spec for spec in method.inputs if spec.name in given or _is_number_column(spec)]
+
+
+def _is_number_column(spec: TensorSpec) -> bool:
+    """A column of a table of which every value may be missing (NaN)."""
+    return bool(spec.columns) and spec.dtype.is_float
 
 
 def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
@@ -108,10 +113,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     if isinstance(first, dict) and table is not None and table.columns:
         return Tensors({table.name: _table(table, value)})
     if isinstance(first, dict) and not (table is not None and _is_value(table, first)):
-        columns = {spec.name: _pick(value, spec) for spec in _chosen(method, first.keys())}
-        return Tensors(
-            {spec.name: _tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns}
-        )
+        return _by_name(method, value)
     if table is None:
         raise InvalidInput(
             f"expected each input as an object with {', '.join(spec.name for spec in specs)}"
@@ -140,12 +142,24 @@ def _rank(value: Any) -> int:
     return rank
 
 
-def _pick(rows: Any, spec: TensorSpec) -> list[Any]:
+def _by_name(method: Method, rows: Any) -> Tensors:
+    """Rows as objects by input name."""
+    given: dict[str, None] = {}
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InvalidInput(f"row {index}: expected an object by input, got {_shown(row)}")
+        given |= dict.fromkeys(row)
+    return Tensors({spec.name: _tensor(spec, _pick(rows, spec)) for spec in _chosen(method, given)})
+
+
+def _pick(rows: Sequence[dict[str, Any]], spec: TensorSpec) -> list[Any]:
     picked = []
     for index, row in enumerate(rows):
-        if not isinstance(row, dict) or spec.name not in row:
+        if spec.name not in row and not _is_number_column(spec):
             raise InvalidInput(f"row {index}: missing input {spec.name!r}")
-        value = row[spec.name]
+        value = row.get(spec.name)
+        if value is None and spec.dtype is BYTES and spec.content in ("tensor", "text"):
+            value = ""
         # A column of a table has one value per row; it may be written bare or as a list of one.
         picked.append([value] if len(spec.shape) == 2 and not isinstance(value, list) else value)
     return picked
@@ -174,6 +188,7 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
     num_rows = len(next(iter(columns.values()), ()))
     if method.batching != "rows":
         raise UnsupportedMedia("this model takes one input per request, not a table; send JSON")
+    missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
         unknown = [name for name in columns if name not in spec.columns]
@@ -182,7 +197,6 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
                 f"unknown column {unknown[0]!r}.{did_you_mean(unknown[0], spec.columns)} "
                 f"There are: {', '.join(spec.columns)}"
             )
-        missing = [None] * num_rows
         matrix = [cells(columns.get(name, missing), name) for name in spec.columns]
         return Tensors({spec.name: _tensor(spec, np.column_stack(matrix))})
     if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].dtype is not BYTES:
@@ -190,8 +204,8 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
         matrix = [cells(column, name) for name, column in columns.items()]
         return Tensors({spec.name: _tensor(spec, np.column_stack(matrix))})
     found = Tensors()
-    for spec in _chosen(method, columns.keys()):
-        column = columns[spec.name]
+    for spec in _chosen(method, columns):
+        column = columns.get(spec.name, missing)
         values: Any = (
             [cell or "" for cell in column] if spec.dtype is BYTES else cells(column, spec.name)
         )
@@ -202,6 +216,15 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
 
 def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return Tensor(tensor.dtype, shape, tensor.array().reshape(shape))
+
+
+def is_number(cell: str) -> bool:
+    """Whether a text cell of a table is one."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def cells(column: Sequence[Any], name: str) -> Array:

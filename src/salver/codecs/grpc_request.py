@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from salver.codecs.protobuf import decode_varint, message
 from salver.codecs.recent import Recent
-from salver.codecs.v2 import own_parameters, timing
+from salver.codecs.v2 import method_name, own_parameters, timing
 from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.interfaces import Infer
 from salver.types import BYTES, DType, ModelRef, Packed, Request, Tensor, Tensors, dtype_of, len_of
@@ -67,7 +67,9 @@ class _Head:
     `inputs` holds (name, datatype, shape, bytes); a BYTES input has at least so many.
     """
 
-    __slots__ = ("inputs", "outputs", "parameters", "priority", "ref", "timeout_ns", "wanted")
+    __slots__ = (
+        "inputs", "method", "outputs", "parameters", "priority", "ref", "timeout_ns", "wanted",
+    )  # fmt: skip
 
     def __init__(self, request: Any) -> None:
         for name in ("parameters", "inputs", "outputs"):
@@ -78,6 +80,7 @@ class _Head:
         empty_final = bool(parameters.pop(_EMPTY_FINAL, False))
         self.wanted = Wanted(_class_counts(request.outputs), empty_final)
         self.timeout_ns, self.priority = timing(parameters)
+        self.method = method_name(parameters)
         self.parameters = own_parameters(parameters)
         self.outputs = tuple(output.name for output in request.outputs)
         self.inputs = tuple(_describe(tensor) for tensor in request.inputs)
@@ -88,6 +91,7 @@ class _Head:
     def infer(self, tensors: Tensors, request_id: str) -> Infer:
         request = Request(
             tensors,
+            self.method,
             outputs=self.outputs,
             # A copy, because many requests share a head and some model may change its parameters.
             parameters=self.parameters.copy(),

@@ -18,13 +18,15 @@ CODES: Final[dict[type[errors.SalverError], tuple[int, int]]] = {
     errors.PermissionDenied: (403, 7),
     errors.Conflict: (409, 9),
     errors.Unavailable: (503, 14),
-    errors.Overloaded: (429, 8),
+    # As Triton tells of a full queue; 8 means a message that no repetition makes smaller.
+    errors.Overloaded: (429, 14),
     errors.DeadlineExceeded: (504, 4),
     errors.Cancelled: (499, 1),
     errors.ModelFailed: (500, 13),
-    errors.Undeliverable: (503, 14),
-    errors.LoadFailed: (400, 9),
-    errors.TrustRequired: (403, 7),
+    # Apart from Unavailable, which clients answer by sending the call again.
+    errors.Undeliverable: (502, 10),
+    # As Triton answers a load; its own meaning comes from what was asked for.
+    errors.LoadFailed: (400, 3),
     errors.MissingExtra: (501, 12),
     errors.ConfigError: (400, 3),
     errors.Internal: (500, 13),
@@ -33,8 +35,7 @@ CODES: Final[dict[type[errors.SalverError], tuple[int, int]]] = {
 
 _FROM_HTTP: Final = {http: kind for kind, (http, _) in reversed(CODES.items())}
 _FROM_GRPC: Final = {grpc: kind for kind, (_, grpc) in reversed(CODES.items())} | {
-    8: errors.Overloaded,
-    13: errors.ModelFailed,
+    12: errors.Unsupported,
 }
 
 REASONS: Final = {
@@ -55,6 +56,7 @@ REASONS: Final = {
     499: "Client Closed Request",
     500: "Internal Server Error",
     501: "Not Implemented",
+    502: "Bad Gateway",
     503: "Service Unavailable",
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",

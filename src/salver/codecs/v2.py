@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NS_PER_US: Final = 1000
 _LARGEST: Final = 1 << 53
+_RESERVED: Final = frozenset(("timeout", "priority", "method", "binary_data_output"))
 EXTENSIONS: Final = (
     "classification",
     "model_repository",
@@ -43,16 +44,26 @@ def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
     return found[0] * NS_PER_US, max(found[1] - 1, 0)
 
 
+def method_name(parameters: Mapping[str, Any]) -> str:
+    """The model's method that the request's `method` chooses; empty for the default one.
+
+    Raises: InvalidInput for a value that is no text.
+    """
+    name = parameters.get("method", "")
+    if not isinstance(name, str):
+        raise InvalidInput(f"parameter 'method': expected a string, got {name!r}")
+    return name
+
+
 def own_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that are for the model.
 
     Raises: InvalidInput for values that are not plain.
     """
-    reserved = {"timeout", "priority", "binary_data_output"}
     for name, value in parameters.items():
         if not isinstance(value, str | int | float | bool):
             raise InvalidInput(f"parameter {name!r}: expected a string, number or boolean")
-    return {name: value for name, value in parameters.items() if name not in reserved}
+    return {name: value for name, value in parameters.items() if name not in _RESERVED}
 
 
 def classified(response: Response, counts: Mapping[str, int]) -> Response:

@@ -4,70 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 
-from salver.errors import Conflict, NotFound, SalverError, did_you_mean
+from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
+from salver.types import ModelRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from salver.config import ServerConfig
-    from salver.engine.engine import Engine
     from salver.interfaces import Source, VersionOnDisk
-    from salver.types import ModelRef
+
+    Versions = Mapping[ModelRef, VersionOnDisk]
 
 log = logging.getLogger("salver.models")
 
 
-class Changes(NamedTuple):
-    """What to do so that the present becomes the wanted."""
+def to_load(wanted: Versions, before: Versions, tried: Mapping[ModelRef, str]) -> list[ModelRef]:
+    """Versions that are new or changed, compared with what was tried, and at rest since `before`.
 
-    load: list[VersionOnDisk]
-    unload: list[ModelRef]
-
-
-def decide(
-    wanted: Mapping[ModelRef, VersionOnDisk],
-    before: Mapping[ModelRef, VersionOnDisk],
-    tried: Mapping[ModelRef, str],
-) -> Changes:
-    """Compares the files with those of the last look and with what was tried.
-
-    A version whose files changed since the last look may be half written, so it waits for a look
-    that finds them at rest. What failed is tried again only when its files change.
+    A version whose files changed since the last look may be half written. What failed is tried
+    again only when its files change.
     """
-    load = [
-        version
+    return [
+        ref
         for ref, version in wanted.items()
-        if tried.get(ref) != version.stamp
-        and (ref not in before or before[ref].stamp == version.stamp)
+        if tried.get(ref) != version.stamp and ref in before and before[ref].stamp == version.stamp
     ]
-    return Changes(load, [ref for ref in tried if ref not in wanted])
+
+
+def to_unload(
+    wanted: Versions, tried: Mapping[ModelRef, str], served: Collection[ModelRef]
+) -> list[ModelRef]:
+    """Versions that are not wanted any more, once everything wanted of that name is served.
+
+    So a new version takes over without a gap, and one that fails leaves the old ones in service.
+    """
+    incomplete = {ref.name for ref in wanted if ref not in served}
+    return [
+        ref
+        for ref in tried
+        if ref not in wanted and (ref not in served or ref.name not in incomplete)
+    ]
+
+
+class Commands(Protocol):
+    """What an administrator may ask for."""
+
+    def names(self) -> list[str]:
+        """Every name that could be loaded."""
+        ...
+
+    async def load(self, name: str) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
+
+class Loads(Protocol):
+    """What loads and unloads for the repository: this process's engine, or that of every front."""
+
+    is_started: bool
+
+    def served(self) -> Iterable[ModelRef]:
+        """Every version in service."""
+        ...
+
+    async def load(self, version: VersionOnDisk) -> object: ...
+
+    async def unload(self, ref: ModelRef, why: str = ...) -> None: ...
+
+    def forget(self, ref: ModelRef) -> None: ...
 
 
 class Repository:
     """The models of one source, and the loop that follows it."""
 
-    def __init__(self, source: Source, engine: Engine, config: ServerConfig) -> None:
+    def __init__(self, source: Source, engine: Loads, config: ServerConfig) -> None:
         self._source = source
         self._engine = engine
         self._config = config
-        self._before: Mapping[ModelRef, VersionOnDisk] = {}
+        self._wanted: Versions = {}
         self._tried: dict[ModelRef, str] = {}
+        self._loading: dict[ModelRef, asyncio.Task[None]] = {}
         self._problem = ""
 
     def names(self) -> list[str]:
         """Every name that the source offered at the last look."""
-        return sorted({ref.name for ref in self._before})
+        return sorted({ref.name for ref in self._wanted})
 
     async def start(self) -> None:
         """Loads what is there, all at once; a model that fails leaves the others alone.
 
         Raises: LoadFailed, ConfigError when the source itself cannot be read.
         """
-        self._before = await asyncio.to_thread(self._source.scan)
+        self._wanted = await asyncio.to_thread(self._source.scan)
         if self._config.mode != "explicit":
-            await self._apply(decide(self._before, {}, {}))
+            await asyncio.gather(*(self._begin(ref) for ref in self._wanted))
         self._engine.is_started = True
 
     async def follow(self) -> None:
@@ -77,50 +110,83 @@ class Repository:
             await self.look()
 
     async def look(self) -> None:
-        """One look: what changed is loaded, what is gone is unloaded."""
+        """One look: begins to load what changed, unloads what is gone. Loads go on beside it."""
         try:
             wanted = await asyncio.to_thread(self._source.scan)
-        except (SalverError, OSError) as error:
+        except Exception as error:
             # An unreadable source says nothing about its models: what runs goes on.
             if str(error) != self._problem:
-                log.error("the models' folder cannot be read: %s", error)
-            self._problem = str(error)
+                self._problem = str(error)
+                log.error(
+                    "the models cannot be listed: %s",
+                    error,
+                    exc_info=not isinstance(error, SalverError),
+                )
             return
         self._problem = ""
-        changes = decide(wanted, self._before, self._tried)
-        self._before = wanted
-        await self._apply(changes)
+        before, self._wanted = self._wanted, wanted
+        for ref in to_load(wanted, before, self._tried):
+            # What changes while it is loaded is loaded again after that.
+            if ref not in self._loading:
+                self._begin(ref)
+        await self._clear()
 
-    async def _apply(self, changes: Changes) -> None:
-        for ref in changes.unload:
-            del self._tried[ref]
-            await self._engine.unload(ref, "as its files are gone")
-            self._engine.forget(ref.name)
-        await asyncio.gather(*(self._try(version) for version in changes.load))
+    def _begin(self, ref: ModelRef) -> asyncio.Task[None]:
+        version = self._wanted[ref]
+        self._tried[ref] = version.stamp
+        task = self._loading[ref] = asyncio.ensure_future(self._load(version))
+        return task
 
-    async def _try(self, version: VersionOnDisk) -> None:
-        self._tried[version.ref] = version.stamp
+    async def _load(self, version: VersionOnDisk) -> None:
+        ref = version.ref
         try:
             await self._engine.load(version)
         except SalverError as error:
-            log.error("%s could not be loaded: %s", version.ref, error.message)
+            log.error("%s could not be loaded: %s", ref, error.message)
+        except Exception:
+            log.exception("a bug while loading %s", ref)
+        finally:
+            del self._loading[ref]
+        await self._clear()
+
+    async def _clear(self, name: str = "") -> None:
+        """Unloads what is not wanted any more, of one name or of all."""
+        served = set(self._engine.served())
+        refs = [
+            ref
+            for ref in to_unload(self._wanted, self._tried, served - self._loading.keys())
+            if name in ("", ref.name)
+        ]
+        for ref in refs:
+            del self._tried[ref]
+            if (task := self._loading.get(ref)) is not None:
+                task.cancel()
+        for ref in refs:
+            with suppress(NotFound):
+                await self._engine.unload(ref, "as it is not offered any more")
+            if ref not in self._tried:
+                self._engine.forget(ref)
 
     async def load(self, name: str) -> None:
-        """Loads or reloads every version of a name that the source offers now.
+        """Loads or reloads every version of a name that the source offers now; then unloads those
+        that it does not offer any more.
 
         Raises: NotFound, Conflict outside explicit mode, LoadFailed.
         """
         self._demand_explicit()
-        self._before = await asyncio.to_thread(self._source.scan)
-        versions = [version for ref, version in self._before.items() if ref.name == name]
+        self._wanted = await asyncio.to_thread(self._source.scan)
+        versions = [version for ref, version in self._wanted.items() if ref.name == name]
         if not versions:
             raise NotFound(
                 f"the models' folder has no {name!r}.{did_you_mean(name, self.names())} "
-                f"There are: {', '.join(self.names()) or 'none'}"
+                f"There are: {listed(self.names())}"
             )
-        for version in versions:
-            self._tried[version.ref] = version.stamp
-            await self._engine.load(version)
+        self._tried |= {version.ref: version.stamp for version in versions}
+        loads = (self._engine.load(version) for version in versions)
+        for result in await asyncio.gather(*loads, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        await self._clear(name)
 
     async def unload(self, name: str) -> None:
         """Takes every version of a name out of service.
@@ -128,12 +194,9 @@ class Repository:
         Raises: NotFound, Conflict outside explicit mode.
         """
         self._demand_explicit()
-        model = self._engine.models.get(name)
-        if model is None:
-            raise NotFound(f"{name!r} is not served here.{did_you_mean(name, self._engine.models)}")
+        await self._engine.unload(ModelRef(name))
         for ref in [ref for ref in self._tried if ref.name == name]:
             del self._tried[ref]
-            await self._engine.unload(ref)
 
     def _demand_explicit(self) -> None:
         if self._config.mode != "explicit":

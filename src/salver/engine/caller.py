@@ -6,7 +6,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from salver.errors import Cancelled, Internal, SalverError
+from salver.errors import Cancelled, Internal, SalverError, Unsupported
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Response, Tensors
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class FutureSink:
         elif final:
             self._future.set_result(item.tensors())
         else:
-            self._future.set_exception(Internal("a streaming method cannot be used by a model"))
+            error = Unsupported("a streaming method cannot be used by a model")
+            self._future.set_exception(error)
+            call.lease.target.cancel(call, error)
 
 
 class LoopCaller:

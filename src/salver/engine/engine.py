@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
-from salver.errors import InvalidInput, NotFound, SalverError, Unavailable, did_you_mean
+from salver.errors import (
+    InvalidInput,
+    NotFound,
+    SalverError,
+    Unavailable,
+    did_you_mean,
+    listed,
+)
+from salver.observe.memory import resident_bytes
 from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
@@ -24,49 +35,59 @@ if TYPE_CHECKING:
     from salver.interfaces import Sink, VersionOnDisk
 
 log = logging.getLogger("salver.engine")
-MAX_DEPTH = 8
+MAX_DEPTH: Final = 8
+LONG_LOAD_S: Final = 10.0
+_SLACK_BYTES: Final = 16 << 20
+
+
+class State(NamedTuple):
+    """What became of a version: `READY`, `LOADING` or `UNAVAILABLE`, and why."""
+
+    name: str
+    reason: str = ""
+
+
+UNLOADED: Final = State("UNAVAILABLE", "unloaded")
 
 
 class ServedModel:
-    """A name: its ready generations, and what became of the other versions."""
+    """A name: its ready generations, and what became of the other versions.
+
+    Counters belong to versions, not to generations, so that they go on counting when a version is
+    loaded anew; those of versions that are gone are summed up.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.versions: dict[str, Generation] = {}
         self.latest: Generation | None = None
         self.labels: Mapping[str, str] = {}
-        self.states: dict[str, tuple[str, str]] = {}
-        self._retiring: set[Generation] = set()
+        self.states: dict[str, State] = {}
+        self.counters: dict[str, ModelStatistics] = {}
         self._past = ModelStatistics()
 
     @property
     def statistics(self) -> ModelStatistics:
         """What all versions counted, past ones too, so that a swap takes nothing away."""
-        generations = (*self.versions.values(), *self._retiring)
-        return merged([*(generation.statistics for generation in generations), self._past])
-
-    async def retire(self, generation: Generation, drain_s: float) -> None:
-        """Ends a generation that was taken or replaced."""
-        await generation.retire(drain_s)
-        self._retiring.discard(generation)
-        self._past.add(generation.statistics)
+        return merged([*(counters.total() for counters in self.counters.values()), self._past])
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
         version = generation.ref.version
         old = self.versions.get(version)
-        if old is not None:
-            self._retiring.add(old)
         self.versions[version] = generation
-        self.states[version] = ("READY", "")
+        counters = self.counters.get(version, generation.statistics)
+        if counters is not generation.statistics:
+            self._past.add(counters.total())
+        self.counters[version] = generation.statistics
+        self.states[version] = State("READY")
         self.labels = generation.config.version_labels
         self._choose_latest()
         return old
 
     def take(self, version: str) -> Generation | None:
+        """Takes a version out of sight."""
         found = self.versions.pop(version, None)
-        if found is not None:
-            self._retiring.add(found)
         self._choose_latest()
         return found
 
@@ -75,11 +96,16 @@ class ServedModel:
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
         )
 
+    def settle(self, version: str) -> None:
+        """A version that nobody uses any more counts among the past ones."""
+        if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
+            self._past.add(self.counters.pop(version, ModelStatistics()).total())
+
     @property
     def answers(self) -> bool:
-        """It has a ready version, or was unloaded on purpose."""
-        return self.latest is not None or all(
-            reason == "unloaded" for _, reason in self.states.values()
+        """It takes calls, or was unloaded on purpose."""
+        return any(g.target.is_ready for g in self.versions.values()) or all(
+            state == UNLOADED for state in self.states.values()
         )
 
     def find(self, version: str) -> Generation:
@@ -87,26 +113,51 @@ class ServedModel:
 
         Raises: NotFound, Unavailable.
         """
-        found = self.versions.get(self.labels.get(version, version)) if version else self.latest
-        if found is not None:
-            return found
+        if not version:
+            found = self.latest
+        else:
+            found = self.versions.get(version)
+            if found is None and version in self.labels:
+                version = self.labels[version]
+                found = self.versions.get(version)
+        if found is None:
+            raise self._missing(version)
+        return found
+
+    def _missing(self, version: str) -> SalverError:
         if version and version not in self.states:
-            raise NotFound(
-                f"{self.name!r} has no version {version!r}; "
-                f"served: {', '.join(sorted(self.versions, key=version_key)) or 'none'}"
-            )
-        state, reason = self.states.get(version) or next(
-            iter(self.states.values()), ("UNAVAILABLE", "")
-        )
-        raise Unavailable(
-            f"{ModelRef(self.name, version)} is not ready ({state.lower()})"
-            + (f": {reason}" if reason else "")
+            served = listed(sorted(self.versions, key=version_key))
+            labels = f"; labels: {', '.join(sorted(self.labels))}" if self.labels else ""
+            return NotFound(f"{self.name!r} has no version {version!r}; served: {served}{labels}")
+        state = self.states.get(version) or next(iter(self.states.values()), UNLOADED)
+        reason = f": {state.reason}" if state.reason else ""
+        return Unavailable(
+            f"{ModelRef(self.name, version)} is not ready ({state.name.lower()}){reason}"
         )
 
 
 def version_key(version: str) -> tuple[int, int, str]:
     """Orders versions: numbers by value, after all other words."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+def reclaim_memory(goal_bytes: int) -> None:
+    """Gives the memory of closed models back to the system, down to `goal_bytes` if possible.
+
+    What was there when the server started is frozen, its cycles with it. To look through that takes
+    ten times as long, so it is done only for what is otherwise not given back.
+    """
+    collect()
+    if resident_bytes() > goal_bytes:
+        gc.unfreeze()
+        collect()
+        gc.freeze()
+
+
+def collect() -> None:
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Engine:
@@ -118,13 +169,14 @@ class Engine:
         self.is_draining = False
         self.is_started = False
         """Every model that was there at the start has been tried."""
-        self.num_calls = 0
         self._clock = clock
         self._budget = LoopBudget()
         self._loader = Loader(config, clock, self._budget, LoopCaller(self))
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Generation, asyncio.Task[None]] = {}
+        self._closed_bytes = 0
+        self._bytes_before = 0
 
     def find(self, ref: ModelRef) -> Generation:
         """The generation that a call to `ref` would use now.
@@ -140,7 +192,7 @@ class Engine:
 
     def _only_model(self, ref: ModelRef) -> ServedModel:
         """An empty name means the only model that is served."""
-        served = ", ".join(sorted(self.models)) or "nothing yet"
+        served = listed(sorted(self.models), "nothing yet")
         if ref.name:
             raise NotFound(
                 f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
@@ -162,7 +214,8 @@ class Engine:
 
         Raises: SalverError if the call is not accepted; then the sink gets nothing.
         """
-        if self.is_draining:
+        # What an accepted call asks of other models belongs to it, and is still answered.
+        if self.is_draining and not depth:
             raise Unavailable("the server is shutting down; send the request elsewhere")
         if depth > MAX_DEPTH:
             raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
@@ -194,69 +247,124 @@ class Engine:
     async def load(self, version: VersionOnDisk) -> Generation:
         """Loads a version and makes it visible; a failure changes nothing but its state.
 
-        Raises: LoadFailed and its kinds.
+        Raises: LoadFailed and its kinds, Unavailable when the server stops meanwhile.
         """
         ref = version.ref
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            started = self._clock()
-            model = self.models.setdefault(ref.name, ServedModel(ref.name))
-            if ref.version not in model.versions:
-                model.states[ref.version] = ("LOADING", "")
-            self._generations += 1
+            self.note(ref, "LOADING")
             try:
-                generation = await self._loader.load(version, self._generations)
+                generation = await self.prepare(version)
             except BaseException as error:
                 why = error.message if isinstance(error, SalverError) else "it was interrupted"
-                # What was loaded before goes on; the reason tells that it is not the newest.
-                state = "READY" if ref.version in model.versions else "UNAVAILABLE"
-                model.states[ref.version] = (state, f"loading failed: {why}")
+                self.note(ref, "UNAVAILABLE", f"loading failed: {why}")
+                self.models[ref.name].settle(ref.version)
                 raise
-            old = model.put(generation)
-            log.info(
-                "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
-                ref,
-                "is ready" if old is None else "is swapped",
-                generation.runtime,
-                generation.target.num_instances,
-                generation.memory_bytes / 1e6,
-                (self._clock() - started) / NS_PER_S,
-            )
-            if old is not None:
-                self._retire(model, old, "its successor is ready")
+            if self.is_draining:
+                await generation.retire(0)
+                raise Unavailable("the server is shutting down")
+            self.show(generation)
             return generation
 
+    def note(self, ref: ModelRef, state: str, reason: str = "") -> None:
+        """Says what becomes of a version. One that is in service goes on, whatever is tried; then
+        the reason tells that it is not the newest.
+        """
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        model.states[ref.version] = State(
+            "READY" if ref.version in model.versions else state, reason
+        )
+
+    async def prepare(
+        self, version: VersionOnDisk, counters: ModelStatistics | None = None
+    ) -> Generation:
+        """Loads a version that no call reaches yet: `show` it, or retire it. It counts in
+        `counters`, or goes on where the version's last generation left off.
+
+        Raises: LoadFailed and its kinds.
+        """
+        ref = version.ref
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        if counters is None:
+            counters = model.counters.setdefault(ref.version, ModelStatistics())
+        started = self._clock()
+        self._generations += 1
+        loop = asyncio.get_running_loop()
+        reminder = loop.call_later(LONG_LOAD_S, log.warning, "%s is still loading", ref)
+        try:
+            generation = await self._loader.load(version, self._generations, counters)
+        finally:
+            reminder.cancel()
+        generation.load_s = (self._clock() - started) / NS_PER_S
+        return generation
+
+    def show(self, generation: Generation) -> None:
+        """Makes a prepared generation visible, in place of the version's present one."""
+        ref = generation.ref
+        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        old = model.put(generation)
+        log.info(
+            "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
+            ref,
+            "is ready" if old is None else "is swapped",
+            generation.runtime,
+            generation.target.num_instances,
+            generation.memory_bytes / 1e6,
+            generation.load_s,
+        )
+        if old is not None:
+            self._retire(model, old, "its successor is ready")
+
     async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
-        """Takes versions out of service; those who use them may finish. `why` is for the log.
+        """Takes a version out of service, all of them without one; calls that use it may finish.
+        `why` is for the log.
 
         Raises: NotFound if the name is not served.
         """
-        model = self.models.get(ref.name)
-        if model is None:
-            raise NotFound(f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}")
         async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            versions = [ref.version] if ref.version else list(model.versions)
-            for version in versions:
+            model = self.models.get(ref.name)
+            if model is None:
+                near = did_you_mean(ref.name, self.models)
+                raise NotFound(f"{ref.name!r} is not served here.{near}")
+            for version in [ref.version] if ref.version else list(model.states):
+                model.states[version] = UNLOADED
                 generation = model.take(version)
                 if generation is not None:
-                    model.states[version] = ("UNAVAILABLE", "unloaded")
                     self._retire(model, generation, why)
 
-    def forget(self, name: str) -> None:
-        """Drops a name that has no versions left, so that it counts as unknown."""
-        model = self.models.get(name)
-        if model is not None and not model.versions:
-            del self.models[name]
+    def forget(self, ref: ModelRef) -> None:
+        """Drops a version that is not in service, so that it counts as unknown; with the last one
+        its name.
+        """
+        model = self.models.get(ref.name)
+        if model is None or ref.version in model.versions:
+            return
+        model.states.pop(ref.version, None)
+        if not model.states:
+            del self.models[ref.name]
 
     def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
-        task = asyncio.ensure_future(self._end(model, generation, why))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[generation] = asyncio.ensure_future(self._end(model, generation, why))
 
     async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
         started, size = self._clock(), generation.memory_bytes
-        await model.retire(generation, self.config.drain_timeout_s)
+        await generation.drain(self.config.drain_timeout_s)
+        if not self._closed_bytes:
+            self._bytes_before = resident_bytes()
+        self._closed_bytes += generation.loaded_bytes
+        await generation.retire(0)
+        model.settle(generation.ref.version)
+        del self._retiring[generation]
+        if not self._retiring and not self.is_draining:
+            # Once for many, because it stops everything for tens of milliseconds.
+            goal_bytes = self._bytes_before - int(0.8 * self._closed_bytes) + _SLACK_BYTES
+            self._closed_bytes = 0
+            await asyncio.to_thread(reclaim_memory, goal_bytes)
         seconds = (self._clock() - started) / NS_PER_S
         log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
+
+    def served(self) -> Iterable[ModelRef]:
+        """Every version in service."""
+        return [generation.ref for generation in self.generations()]
 
     def generations(self) -> Iterable[Generation]:
         """Every ready generation, by name and version."""
@@ -274,9 +382,19 @@ class Engine:
         )
 
     async def stop(self, drain_s: float) -> None:
-        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all."""
+        """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all.
+
+        Nothing is unloaded before the last call has ended, for calls may need several models.
+        """
         self.is_draining = True
-        await asyncio.gather(
-            *(generation.retire(drain_s) for generation in self.generations()), *self._retiring
-        )
-        self._loader.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while (used := self._used()) is not None and loop.time() < end:
+            await used.drain(end - loop.time())
+        retiring = [generation.retire(0) for generation in self.generations()]
+        await asyncio.gather(*retiring, *self._retiring.values())
+
+    def _used(self) -> Generation | None:
+        """A generation that calls still use."""
+        alive = (*self.generations(), *self._retiring)
+        return next((generation for generation in alive if generation.leases), None)

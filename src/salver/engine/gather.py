@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from salver.interfaces import Results
     from salver.signature import Method, TensorSpec
-    from salver.types import Array, Call
+    from salver.types import Array, Call, Tensors
 
 
 def gather(method: Method, calls: Sequence[Call]) -> Work:
@@ -63,18 +63,28 @@ def _concatenate(spec: TensorSpec, tensors: list[Tensor]) -> Array:
     return np.concatenate([tensor.array(spec.name) for tensor in tensors])
 
 
-def check_results(results: Results, work: Work, method: Method) -> None:
-    """Raises: ModelFailed when a model does not give what its signature says."""
+def check_results(results: Results, work: Work) -> None:
+    """Raises: ModelFailed when what a model gave cannot be divided among the calls."""
     if not isinstance(results, Rows):
         if len(results) != work.num_calls:
             raise ModelFailed(f"the model gave {len(results)} results for {work.num_calls} calls")
         return
+    check_outputs(results.tensors, work.outputs)
+    if work.num_calls == 1:
+        return
     for name in work.outputs:
-        tensor = results.tensors.get(name)
-        if tensor is None:
-            raise ModelFailed(f"the model gave no output {name!r}")
-        if work.num_calls > 1 and (not tensor.shape or tensor.shape[0] != work.rows):
+        shape = results.tensors[name].shape
+        if not shape or shape[0] != work.rows:
             raise ModelFailed(
-                f"output {name!r} has shape {list(tensor.shape)} for a batch of {work.rows} rows: "
+                f"output {name!r} has shape {list(shape)} for a batch of {work.rows} rows: "
                 "this model cannot be batched; set batching.max_size to 1"
+            )
+
+
+def check_outputs(tensors: Tensors, names: Sequence[str]) -> None:
+    """Raises: ModelFailed when an output is missing that a call asked for."""
+    for name in names:
+        if name not in tensors:
+            raise ModelFailed(
+                f"the model gave no output {name!r}, only {', '.join(tensors) or 'nothing'}"
             )

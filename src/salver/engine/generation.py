@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from salver.config import ModelConfig
     from salver.engine.process import ProcessInstance
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from salver.observe.statistics import ModelStatistics
     from salver.signature import Method, Signature
     from salver.types import Call, ModelRef
+
+log = logging.getLogger("salver.engine")
 
 
 class Plan:
@@ -64,7 +68,7 @@ class Generation:
         target: BatchedTarget,
         statistics: ModelStatistics,
         batches: bool,
-        close: Callable[[], None],
+        close: Callable[[], Awaitable[None]],
         workers: Sequence[ProcessInstance] = (),
         loaded_bytes: int = 0,
     ) -> None:
@@ -75,6 +79,7 @@ class Generation:
         self.signature = signature
         self.target = target
         self.statistics = statistics
+        self.load_s = 0.0
         self.leases = 0
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
@@ -82,7 +87,7 @@ class Generation:
         self._default_plan = self.plans[signature.default]
         self._close = close
         self._workers = tuple(workers)
-        self._loaded_bytes = loaded_bytes
+        self.loaded_bytes = loaded_bytes
         self._told: dict[ProcessInstance, bytes] = {}
         self._unused: asyncio.Event | None = None
 
@@ -98,21 +103,30 @@ class Generation:
         if self._unused is not None and not self.leases:
             self._unused.set()
 
-    async def retire(self, drain_s: float, grace_s: float = 5.0) -> None:
-        """Waits for the calls that use it, at most `drain_s`; then ends the rest and unloads."""
-        if self.leases:
+    async def drain(self, timeout_s: float) -> None:
+        """Waits until no call uses it, at most so long."""
+        if not self.leases:
+            return
+        if self._unused is None:
             self._unused = asyncio.Event()
-            try:
-                await asyncio.wait_for(self._unused.wait(), drain_s)
-            except TimeoutError:
-                pass
-        await self.target.stop(grace_s)
-        self._close()
+        self._unused.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._unused.wait(), timeout_s)
+
+    async def retire(self, drain_s: float, grace_s: float = 1.0) -> None:
+        """Waits for the calls that use it, at most `drain_s`; then ends the rest and unloads."""
+        await self.drain(drain_s)
+        try:
+            await self.target.stop(grace_s)
+            await self._close()
+        except Exception:
+            # Closing runs foreign code; whoever retires several must get to the others.
+            log.exception("unloading %s failed", self.ref)
 
     @property
     def memory_bytes(self) -> int:
         """What its workers hold now, and what loading it into this process took."""
-        return self._loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
+        return self.loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
 
     async def user_metrics(self, timeout_s: float) -> list[bytes]:
         """What its code counts in workers; of one that is too busy to answer, what it last told."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import threading
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,7 +21,6 @@ from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.memory import resident_bytes
-from salver.observe.statistics import ModelStatistics
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
@@ -45,11 +44,14 @@ if TYPE_CHECKING:
         Traits,
         VersionOnDisk,
     )
+    from salver.observe.statistics import ModelStatistics
     from salver.signature import TensorSpec
     from salver.types import Work
 
+T = TypeVar("T")
 log = logging.getLogger("salver.engine")
 
+MAX_LOADS: Final = 4
 CODE_RUNTIMES: Final = frozenset({"python"})
 """What these run is somebody's program: it may crash, hang or hold the interpreter for long."""
 
@@ -62,27 +64,32 @@ class Placement(NamedTuple):
     processes: bool
 
 
-def place(isolation: str, traits: Traits, cost_ns: int | None) -> Placement:
+def place(isolation: str, traits: Traits, cost_ns: int | None, streams: bool) -> Placement:
     """Decides by what the model says of itself and what its warm-up cost (None: unknown).
 
     Code that holds the interpreter lock keeps the loop waiting from a thread as much as from the
-    loop itself, so it gets a process for everything that is not certainly short.
+    loop itself, so it gets a process for everything that is not certainly short. A stream must be
+    able to wait for its reader, which the loop is not.
+
+    Raises: LoadFailed when a stream is to run on the loop.
     """
+    if isolation == "inline" and streams:
+        raise LoadFailed("a streaming method cannot run inline: set instances.isolation to thread")
     if isolation != "auto":
         return Placement(isolation == "inline", isolation == "thread", isolation == "process")
-    is_short = cost_ns is not None and cost_ns <= INLINE_BUDGET_NS
+    is_short = cost_ns is not None and cost_ns <= INLINE_BUDGET_NS and not streams
     if traits.holds_gil:
         return Placement(is_short, False, True)
     return Placement(is_short and traits.thread_safe, True, False)
 
 
 class Loaded(NamedTuple):
-    """A model and what runs it. `model` is None when it lives in workers only."""
+    """What runs a model. `models` are those in this process, none if it lives in workers only."""
 
     signature: Signature
     traits: Traits
     costs: Sequence[Cost]
-    model: Model | None
+    models: Sequence[Model]
     inline: InlineInstance | None
     instances: Sequence[Instance]
     loaded_bytes: int = 0
@@ -100,45 +107,49 @@ class Loader:
         self._budget = budget
         self._caller = caller
         self._loop = asyncio.get_running_loop()
-        self._executor = ThreadPoolExecutor(2, thread_name_prefix="salver-load")
+        self._slots = asyncio.Semaphore(MAX_LOADS)
 
-    def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def load(self, version: VersionOnDisk, number: int) -> Generation:
-        """Loads, warms up and places a version.
+    async def load(
+        self, version: VersionOnDisk, number: int, statistics: ModelStatistics
+    ) -> Generation:
+        """Loads, warms up and places a version, which counts its calls in `statistics`.
 
         Raises: LoadFailed and its kinds; then nothing is left of the attempt.
         """
         if version.problem is not None:
             raise version.problem
+        is_cancelled = threading.Event()
         try:
-            runtime, _ = await self._blocking(detect, version.path, version.config)
-            spec = self._spec(version)
-            isolation = version.config.instances.isolation
-            if isolation == "process" or (isolation == "auto" and runtime.name in CODE_RUNTIMES):
-                loaded = await self._in_workers(runtime, spec)
-            else:
-                loaded = await self._here(runtime, spec)
+            async with self._slots:
+                runtime, _ = await blocking(detect, version.path, version.config)
+                spec = self._spec(version, is_cancelled)
+                loaded = await self._load(runtime, spec)
+        except asyncio.CancelledError:
+            is_cancelled.set()
+            raise
         except SalverError:
             raise
         except Exception as error:
             log.exception("loading %s failed", version.ref)
             raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
-        return self._generation(spec, number, runtime, loaded)
+        return self._generation(spec, number, runtime, loaded, statistics)
 
-    async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await self._loop.run_in_executor(self._executor, function, *arguments)
+    async def _load(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        isolation = spec.config.instances.isolation
+        if isolation == "process" or (isolation == "auto" and runtime.name in CODE_RUNTIMES):
+            return await self._in_workers(runtime, spec)
+        return await self._here(runtime, spec)
 
-    def _spec(self, version: VersionOnDisk) -> LoadSpec:
+    def _spec(self, version: VersionOnDisk, is_cancelled: threading.Event) -> LoadSpec:
         config = version.config
         return LoadSpec(
             path=version.path,
             ref=version.ref,
             config=config,
             device=device(config.device or self._config.device),
-            threads=thread_budget(config, os.cpu_count() or 1),
+            threads=thread_budget(config, len(os.sched_getaffinity(0))),
             trusted=self._config.trust or version.trusted,
+            cancelled=is_cancelled.is_set,
             caller=self._caller,
             warn=lambda message: log.warning("%s: %s", version.ref, message),
         )
@@ -146,47 +157,57 @@ class Loader:
     async def _here(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         """Loads into this process; goes on in workers if that turns out to be the better place."""
         size_before = resident_bytes()
-        model: Model = await self._blocking(runtime.load, spec)
+        models = [await open_model(runtime, spec)]
         try:
+            model, traits = models[0], models[0].traits
             signature = chosen(model.signature, spec.config)
-            costs = await warm_up(
-                lambda work: self._blocking(run, model, work, drop_item), signature, spec.config
+            costs = await warm_up_here(model, signature, spec.config)
+            placement = place(
+                spec.config.instances.isolation,
+                traits,
+                next((cost.ns for cost in costs if cost.method == signature.default), None),
+                any(method.streams for method in signature.methods.values()),
             )
-            default = next((cost.ns for cost in costs if cost.method == signature.default), None)
-            placement = place(spec.config.instances.isolation, model.traits, default)
-            workers = await self._launch(runtime, spec) if placement.processes else []
+            if placement.processes and not placement.inline:
+                await blocking(release, [models.pop()])
+                return await self._in_workers(runtime, spec)
+            count = spec.config.instances.count or 1
+            if placement.threads and not traits.thread_safe:
+                while len(models) < count:
+                    models.append(await open_model(runtime, spec))
+                    await warm_up_here(models[-1], signature, spec.config)
+            grown = max(resident_bytes() - size_before, 0)
+            instances: Sequence[Instance] = ()
+            if placement.processes:
+                instances = await self._launch(runtime, spec)
+            elif placement.threads:
+                instances = [
+                    ThreadInstance(models[i % len(models)], f"{spec.ref}-{i}", self._loop)
+                    for i in range(count)
+                ]
         except BaseException:
-            model.close()
+            for model in models:
+                model.close()
             raise
-        if not (placement.inline or placement.threads):
-            model.close()
-            return Loaded(signature, model.traits, costs, None, None, workers)
-        count = (spec.config.instances.count or 1) if model.traits.thread_safe else 1
-        threads = [ThreadInstance(model, f"{spec.ref}-{i}", self._loop) for i in range(count)]
-        return Loaded(
-            signature,
-            model.traits,
-            costs,
-            model,
-            InlineInstance(model) if placement.inline else None,
-            threads if placement.threads else workers,
-            max(resident_bytes() - size_before, 0),
-        )
+        inline = InlineInstance(models[0]) if placement.inline else None
+        return Loaded(signature, traits, costs, models, inline, instances, grown)
 
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
         workers = await self._launch(runtime, spec)
         try:
             signature = chosen(workers[0].signature, spec.config)
-            costs = await warm_up(lambda work: one_run(workers[0], work), signature, spec.config)
+            costs, *_ = await asyncio.gather(
+                *(warm_up(partial(one_run, worker), signature, spec.config) for worker in workers)
+            )
         except BaseException:
-            await asyncio.gather(*(worker.stop(0) for worker in workers))
+            await stop_all(workers)
             raise
-        return Loaded(signature, workers[0].traits, costs, None, None, workers)
+        return Loaded(signature, workers[0].traits, costs, (), None, workers)
 
     async def _launch(self, runtime: Runtime, spec: LoadSpec) -> list[ProcessInstance]:
         """Starts all workers of a version; if one fails, none is left."""
-        found = await asyncio.gather(
-            *(
+        starts = [
+            asyncio.ensure_future(
                 ProcessInstance.launch(
                     runtime.name,
                     spec,
@@ -194,24 +215,28 @@ class Loader:
                     clock=self._clock,
                     caller=self._caller.ask,
                 )
-                for _ in range(spec.config.instances.count or 1)
-            ),
-            return_exceptions=True,
-        )
-        workers = [worker for worker in found if isinstance(worker, ProcessInstance)]
-        failures = [failure for failure in found if isinstance(failure, BaseException)]
-        if failures:
-            await asyncio.gather(*(worker.stop(0) for worker in workers))
-            raise failures[0]
-        return workers
+            )
+            for _ in range(spec.config.instances.count or 1)
+        ]
+        try:
+            return list(await asyncio.gather(*starts))
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            found = await asyncio.gather(*starts, return_exceptions=True)
+            await stop_all([worker for worker in found if isinstance(worker, ProcessInstance)])
+            raise
 
     def _generation(
-        self, spec: LoadSpec, number: int, runtime: Runtime, loaded: Loaded
+        self,
+        spec: LoadSpec,
+        number: int,
+        runtime: Runtime,
+        loaded: Loaded,
+        statistics: ModelStatistics,
     ) -> Generation:
         config, ref = spec.config, spec.ref
-        statistics = ModelStatistics()
         max_rows = max_batch(config, loaded.traits)
-        batches = max_rows != 1
         idempotent = config.idempotent
         target = BatchedTarget(
             ref,
@@ -228,6 +253,8 @@ class Loader:
         workers = [each for each in loaded.instances if isinstance(each, ProcessInstance)]
         for worker in workers:
             worker.watcher = target
+            if not worker.is_up:
+                target.instance_down(worker)
         for cost in loaded.costs:
             target.learn(cost.method, cost.size, cost.ns)
         return Generation(
@@ -238,8 +265,8 @@ class Loader:
             signature=loaded.signature,
             target=target,
             statistics=statistics,
-            batches=batches,
-            close=lambda: release(loaded.model),
+            batches=max_rows != 1,
+            close=lambda: blocking(release, loaded.models),
             workers=workers,
             loaded_bytes=loaded.loaded_bytes,
         )
@@ -258,24 +285,67 @@ def drop_item(index: int, item: Any) -> None:
     """Takes stream items that nobody reads."""
 
 
+def in_thread(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Runs in a daemon thread: a load that hangs must not keep the process from ending."""
+    future: Future[T] = Future()
+
+    def serve() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=serve, name="load", daemon=True).start()
+    return future
+
+
+async def blocking(function: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.wrap_future(in_thread(function, *arguments))
+
+
+async def open_model(runtime: Runtime, spec: LoadSpec) -> Model:
+    """Loads in a thread; a model that comes after the load was cancelled is closed at once."""
+    opening = in_thread(runtime.load, spec)
+    try:
+        return await asyncio.wrap_future(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(close_late)
+        raise
+
+
+def close_late(opening: Future[Model]) -> None:
+    """Closes a model that nobody waits for any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+async def warm_up_here(model: Model, signature: Signature, config: ModelConfig) -> list[Cost]:
+    return await warm_up(lambda work: blocking(run, model, work, drop_item), signature, config)
+
+
 async def one_run(instance: Instance, work: Work) -> tuple[Results | Exception, int]:
     """Runs one work in an instance that nothing else uses."""
     ended: asyncio.Future[tuple[Results | Exception, int]] = (
         asyncio.get_running_loop().create_future()
     )
-    instance.start(work, drop_item, lambda results, ns: ended.set_result((results, ns)))
+
+    def done(results: Results | Exception, cost_ns: int) -> None:
+        if not ended.done():
+            ended.set_result((results, cost_ns))
+
+    instance.start(work, drop_item, done)
     return await ended
 
 
-def release(model: Model | None) -> None:
-    """Closes a model and gives its memory back to the system."""
-    if model is not None:
+async def stop_all(workers: Sequence[ProcessInstance]) -> None:
+    await asyncio.gather(*(worker.stop(0) for worker in workers))
+
+
+def release(models: Sequence[Model]) -> None:
+    """Closes models, which may block. Their memory is given back later, for many at once."""
+    for model in models:
         model.close()
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 def chosen(signature: Signature, config: ModelConfig) -> Signature:

@@ -165,6 +165,11 @@ class ProcessInstance:
         return self._model.traits
 
     @property
+    def is_up(self) -> bool:
+        """Its worker is there and takes work."""
+        return self._is_up
+
+    @property
     def pid(self) -> int:
         return self._worker.pid
 

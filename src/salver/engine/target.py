@@ -1,27 +1,28 @@
 """The batched target: a scheduler in front of instances.
 
 A batch is formed only when an instance asks; a batch that fails is split until only the bad calls
-fail; calls of a worker that died are run again if that is allowed; every accepted call gets exactly
-one final answer.
+fail (binary search: about 2 log2 n extra runs for one bad call of n); calls of a worker that died
+are run again if that is allowed; every accepted call gets exactly one final answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
-from salver.engine.gather import check_results, gather
+from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
-from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed, SalverError, Unavailable
+from salver.errors import DeadlineExceeded, ModelFailed, SalverError, Unavailable
 from salver.interfaces import Slot
 from salver.types import Batch, Response, Rows, Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from salver.clock import Clock
     from salver.engine.inline import LoopBudget
@@ -36,16 +37,23 @@ _ANY = Slot(0)
 
 
 class Running:
-    """A batch in an instance. `begun` are the calls whose stream has items."""
+    """A batch in an instance. `begun` are the calls whose stream has items; `deadline` is the first
+    of its calls' (0: none).
+    """
 
-    __slots__ = ("batch", "begun", "instance", "started", "work")
+    __slots__ = ("batch", "begun", "deadline", "instance", "work")
 
-    def __init__(self, batch: Batch, work: Work, instance: Instance, started: int) -> None:
+    def __init__(self, batch: Batch, work: Work, instance: Instance) -> None:
         self.batch = batch
         self.work = work
         self.instance = instance
-        self.started = started
         self.begun: set[int] = set()
+        self.deadline = 0
+
+
+def first_deadline(calls: Iterable[Call]) -> int:
+    """The first deadline of calls that still wait for an answer; 0 for none."""
+    return min([call.deadline for call in calls if call.deadline and not call.ended], default=0)
 
 
 class BatchedTarget:
@@ -79,7 +87,8 @@ class BatchedTarget:
         self._failed: set[Instance] = set()
         self._costs = {name: InlineCosts() for name in signature.methods}
         self._running: set[Running] = set()
-        self._retries: list[list[Call]] = []
+        self._retries: deque[list[Call]] = deque()
+        self._is_retry_turn = False
         self._is_pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
@@ -91,7 +100,8 @@ class BatchedTarget:
 
     @property
     def num_instances(self) -> int:
-        return len(self._instances) + (self._inline is not None)
+        """Runs that are possible at once; short ones on the loop take the place of one."""
+        return len(self._instances) or 1
 
     @property
     def is_ready(self) -> bool:
@@ -127,24 +137,53 @@ class BatchedTarget:
         """Gives every free instance what is ready. Runs at most once per turn of the loop."""
         self._is_pump_scheduled = False
         now = self._clock()
-        while self._retries and self._start_retry(now):
-            pass
+        self._end_late(now)
         while (chosen := self._next(now)) is not None:
             self._start(*chosen, now)
         self._arm(now)
 
     def _next(self, now: int) -> tuple[Batch, Instance] | None:
-        size = self._inline_size(now) if self._inline is not None else None
+        """What to run next, and where. Parts of failed batches and fresh calls take turns, so that
+        neither keeps the other waiting: that is the budget of retries.
+        """
+        if not self._retries:
+            return self._next_fresh(now)
+        if self._is_retry_turn:
+            return self._next_retry(now) or self._next_fresh(now)
+        return self._next_fresh(now) or self._next_retry(now)
+
+    def _next_fresh(self, now: int) -> tuple[Batch, Instance] | None:
+        inline = self._inline
+        size = self._inline_size(now) if inline is not None else None
         # Cutting what waits into pieces that are short enough would cost more than one large run.
         if size is not None and (not size or len(self._scheduler) <= size):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
-                return batch, self._inline  # type: ignore[return-value]
+                return batch, inline  # type: ignore[return-value]
         if self._idle:
             batch = self._scheduler.next(_ANY, now)
             if batch is not None:
                 return batch, self._idle.pop()
         return None
+
+    def _next_retry(self, now: int) -> tuple[Batch, Instance] | None:
+        while self._retries:
+            calls = [call for call in self._retries[0] if not call.ended]
+            instance = self._instance_for(sum(call.size for call in calls), now) if calls else None
+            if calls and instance is None:
+                return None
+            self._retries.popleft()
+            if instance is not None:
+                return Batch(calls, sum(call.rows for call in calls), "retry"), instance
+        return None
+
+    def _instance_for(self, size: int, now: int) -> Instance | None:
+        """A free instance for a run of that size, the loop itself if it is short."""
+        if self._inline is not None:
+            allowed = self._inline_size(now)
+            if allowed is not None and (not allowed or size <= allowed):
+                return self._inline
+        return self._idle.pop() if self._idle else None
 
     def _inline_size(self, now: int) -> int | None:
         """The largest size to run inline now; 0 for any, None for nothing at all."""
@@ -153,31 +192,28 @@ class BatchedTarget:
         if not self._budget.allows(now):
             return None
         # The smallest over the methods is safe for whichever method stands first.
-        sizes = [costs.size for costs in self._costs.values() if costs.size is not None]
-        return (min(sizes) or None) if sizes else 1
-
-    def _start_retry(self, now: int) -> bool:
-        instance = self._idle.pop() if self._idle else self._inline
-        if instance is None:
-            return False
-        calls = [call for call in self._retries.pop(0) if not call.ended]
-        if calls:
-            self._start(Batch(calls, sum(c.rows for c in calls), "retry"), instance, now)
-        elif instance is not self._inline:
-            self._idle.append(instance)
-        return True
+        smallest = 0
+        for costs in self._costs.values():
+            if not costs.size:
+                return None
+            smallest = min(smallest or costs.size, costs.size)
+        return smallest
 
     def _start(self, batch: Batch, instance: Instance, now: int) -> None:
-        for call in batch.calls:
+        calls = batch.calls
+        self._is_retry_turn = batch.reason != "retry"
+        for call in calls:
             call.started = now
-        method = self._signature.methods[batch.calls[0].method]
         try:
-            work = gather(method, batch.calls)
-        except InvalidInput as error:
+            work = gather(self._signature.methods[calls[0].method], calls)
+        except Exception as error:
             self._give_back(instance)
-            self._fail(batch.calls, error)
+            self._fail(calls, error)
+            self._scheduler.finished(batch, 0, now)
             return
-        running = Running(batch, work, instance, now)
+        running = Running(batch, work, instance)
+        if instance is not self._inline:
+            running.deadline = first_deadline(calls)
         self._running.add(running)
         instance.start(work, partial(self._emit, running), partial(self._done, running))
 
@@ -210,10 +246,16 @@ class BatchedTarget:
         return Unavailable(f"{self._ref} crashed too often and was given up; load it again")
 
     def _emit(self, running: Running, index: int, item: Tensors) -> None:
-        running.begun.add(index)
         call = running.batch.calls[index]
-        if not call.ended:
-            call.sink.push(call, self._respond(call, Rows(item)), False)
+        if call.ended:
+            return
+        try:
+            check_outputs(item, call.outputs)
+        except ModelFailed as error:
+            self.cancel(call, error)
+            return
+        running.begun.add(index)
+        self._push(call, self._respond(call, Rows(item)), False)
 
     def _done(self, running: Running, results: Results | Exception, cost: int) -> None:
         self._running.discard(running)
@@ -234,11 +276,11 @@ class BatchedTarget:
         batch, work = running.batch, running.work
         if not isinstance(results, Exception):
             try:
-                check_results(results, work, self._signature.methods[work.method])
-            except ModelFailed as error:
+                check_results(results, work)
+            except Exception as error:
                 results = error
         if isinstance(results, Exception):
-            self._fail(batch.calls, results)
+            self._fail(self._end_begun(running, results), results)
         else:
             size = sum([call.size for call in batch.calls])
             if running.instance is self._inline:
@@ -246,7 +288,14 @@ class BatchedTarget:
             elif self._inline is not None:
                 self._costs[work.method].pass_over()
             self._statistics.batch(batch.rows, batch.reason, cost)
-            self._answer(batch.calls, work, results, now)
+            self._answer(running, results, now)
+
+    def _end_begun(self, running: Running, error: Exception) -> list[Call]:
+        """Ends the streams that have items, which cannot begin again; returns the other calls."""
+        calls = running.batch.calls
+        for index in running.begun:
+            self._fail([calls[index]], error)
+        return [call for call in calls if not call.ended]
 
     def _rerun(self, running: Running, died: WorkerDied, now: int) -> None:
         """Each call of a lost run is run again alone, or ended. The instance reports by itself."""
@@ -270,7 +319,8 @@ class BatchedTarget:
         names = call.outputs if rows.tensors else ()
         return Response(rows, self._ref, method, names, start, stop)
 
-    def _answer(self, calls: list[Call], work: Work, results: Any, now: int) -> None:
+    def _answer(self, running: Running, results: Any, now: int) -> None:
+        calls, work = running.batch.calls, running.work
         if isinstance(results, Rows):
             if len(calls) == 1:
                 self._finish(calls[0], self._respond(calls[0], results), now)
@@ -280,14 +330,27 @@ class BatchedTarget:
                 item = self._respond(call, results, offsets[index], offsets[index + 1])
                 self._finish(call, item, now)
             return
-        for call, result in zip(calls, results, strict=True):
-            if isinstance(result, SalverError):
-                self._finish(call, result, now)
-            else:
-                self._finish(call, self._respond(call, Rows(result or Tensors())), now)
+        for index, (call, result) in enumerate(zip(calls, results, strict=True)):
+            if not isinstance(result, SalverError):
+                result = self._own_result(call, result, index in running.begun)
+            self._finish(call, result, now)
+
+    def _own_result(
+        self, call: Call, result: Tensors | None, has_begun: bool
+    ) -> Response | SalverError:
+        """What a call gets that has outputs of its own, or, after a stream, none."""
+        outputs = result or Tensors()
+        if outputs or not (has_begun or self._signature.methods[call.method].streams):
+            try:
+                check_outputs(outputs, call.outputs)
+            except ModelFailed as error:
+                return error
+        return self._respond(call, Rows(outputs))
 
     def _fail(self, calls: list[Call], error: Exception) -> None:
         """Splits a failed batch; a call that fails alone gets the error."""
+        if not calls:
+            return
         if len(calls) > 1:
             middle = len(calls) // 2
             self._retries += [calls[:middle], calls[middle:]]
@@ -308,35 +371,69 @@ class BatchedTarget:
             item if isinstance(item, SalverError) else None,
         )
         call.lease.end()
-        call.sink.push(call, item, True)
+        self._push(call, item, True)
+
+    def _push(self, call: Call, item: Response | SalverError, final: bool) -> None:
+        try:
+            call.sink.push(call, item, final)
+        except Exception:
+            # One sink's bug must not cost the rest of the batch their answers.
+            log.exception("%s: an answer was lost", self._ref)
+
+    def pause(self, call: Call) -> None:
+        """Lets a stream wait, after a few more items, until its reader resumes it.
+
+        The calls that share its run wait with it.
+        """
+        for running, index in self._runs_of(call):
+            running.instance.pause(index)
+
+    def resume(self, call: Call) -> None:
+        """Ends a pause. Harmless without one."""
+        for running, index in self._runs_of(call):
+            running.instance.resume(index)
 
     def cancel(self, call: Call, why: SalverError) -> None:
         if call.ended:
             return
         if not self._scheduler.remove(call):
-            self._cancel_run(call)
+            for running, index in self._runs_of(call):
+                running.instance.cancel(index)
         self._finish(call, why, self._clock())
 
-    def _cancel_run(self, call: Call) -> None:
-        for running in self._running:
-            if call in running.batch.calls:
-                running.instance.cancel(running.batch.calls.index(call))
-                return
+    def _runs_of(self, call: Call) -> list[tuple[Running, int]]:
+        """The run that a call is in, with its index there; nothing while it waits."""
+        return [
+            (running, running.batch.calls.index(call))
+            for running in self._running
+            if call in running.batch.calls
+        ]
+
+    def _end_late(self, now: int) -> None:
+        """Ends the calls whose time is over, wherever they are."""
+        expired, _ = self._scheduler.expire(now)
+        for call in expired:
+            self._finish(call, _too_late(call), now)
+        for running in tuple(self._running):
+            if running.deadline and running.deadline <= now:
+                self._end_late_of(running.batch.calls, now)
+                running.deadline = first_deadline(running.batch.calls)
+        for calls in self._retries:
+            self._end_late_of(calls, now)
+
+    def _end_late_of(self, calls: Sequence[Call], now: int) -> None:
+        for call in calls:
+            if call.deadline and call.deadline <= now:
+                self.cancel(call, _too_late(call))
 
     def _arm(self, now: int) -> None:
         """One timer for everything that waits: queue timeouts, deadlines, batch delays."""
-        expired, again = self._scheduler.expire(now)
-        for call in expired:
-            self._finish(call, _too_late(call), now)
-        for calls in (*(running.batch.calls for running in self._running), *self._retries):
-            for call in calls:
-                if not call.deadline or call.ended:
-                    continue
-                if call.deadline <= now:
-                    self.cancel(call, _too_late(call))
-                elif again is None or call.deadline < again:
-                    again = call.deadline
-        if again is None or (self._timer is not None and self._timer_at <= again):
+        again = self._scheduler.expire(now)[1] or 0
+        if self._running or self._retries:
+            times = [again, *(running.deadline for running in self._running)]
+            times += [first_deadline(calls) for calls in self._retries]
+            again = min([time for time in times if time], default=0)
+        if not again or self._is_stopped or (self._timer is not None and self._timer_at <= again):
             return
         if self._timer is not None:
             self._timer.cancel()

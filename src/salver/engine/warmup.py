@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from salver.codecs.bind import bind
+from salver.engine.gather import check_outputs, check_results
 from salver.errors import LoadFailed, SalverError
-from salver.types import BYTES, Object, Tensor, Tensors, Work
+from salver.types import BYTES, Object, Rows, Tensor, Tensors, Work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,17 +46,35 @@ async def warm_up(run: Run, signature: Signature, config: ModelConfig) -> list[C
             continue
         best = 0
         for _ in range(config.warmup.runs):
-            results, ns = await run(work_of(name, method, inputs))
-            if isinstance(results, Exception):
+            work = work_of(name, method, inputs)
+            results, ns = await run(work)
+            if (error := error_in(results, work)) is not None:
                 if has_example:
-                    raise LoadFailed(f"the model fails on its own example: {results}")
-                log.debug("warm-up of %s failed on made-up input: %s", name, results)
+                    raise LoadFailed(f"the model fails on its own example: {error}")
+                log.debug("warm-up of %s failed on made-up input: %s", name, error)
                 best = 0
                 break
             best = min(best, ns) if best else ns
         if best:
             costs.append(Cost(name, method.size(inputs), best))
     return costs
+
+
+def error_in(results: Results | Exception, work: Work) -> Exception | None:
+    """What is wrong with a run of one call, if anything is."""
+    if isinstance(results, Exception):
+        return results
+    try:
+        check_results(results, work)
+        if isinstance(results, Rows):
+            return None
+        (result,) = results
+        if not isinstance(result, Exception):
+            check_outputs(result or Tensors(), work.outputs)
+            return None
+        return result
+    except Exception as error:
+        return error
 
 
 def example(method: Method, config: ModelConfig) -> Tensors:

@@ -1,1 +1,1 @@
-"""Counters that cost nothing until they are read."""
+"""What the server tells of itself: counters, metrics, memory and the access log."""

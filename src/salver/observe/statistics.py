@@ -102,6 +102,10 @@ class ModelStatistics:
         self.cells = [0] * NUM_CELLS if cells is None else cells
         self.last_run_ms = 0  # since the epoch
 
+    def total(self) -> ModelStatistics:
+        """The counters of all processes together; for reading."""
+        return self
+
     def call(self, total_ns: int, queue_ns: int, error: SalverError | None) -> None:
         """Counts a call that ended."""
         cells = self.cells

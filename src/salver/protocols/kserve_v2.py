@@ -15,7 +15,7 @@ from salver.codecs.json_tensors import (
     wants_binary,
 )
 from salver.codecs.status import http_status
-from salver.codecs.v2 import classified, own_parameters, timing
+from salver.codecs.v2 import classified, method_name, own_parameters, timing
 from salver.errors import InvalidInput
 from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
 from salver.types import ModelRef, Request
@@ -94,6 +94,7 @@ class KserveV2:
         timeout_ns, priority = timing(parameters)
         request = Request(
             found.tensors,
+            method_name(parameters),
             outputs=tuple(output.name for output in found.outputs or ()),
             parameters=own_parameters(parameters),
             id=found.id,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
 
-from salver.codecs.bind import cells
+from salver.codecs.bind import cells, is_number
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
           b"RIFF": "image/webp", b"BM": "image/bmp"}  # fmt: skip
+_SHARES_MAY_MISS: Final = 1e-3
 _KEYS: dict[str, Schema] = {"instances": "rows", "input": "row", "inputs": "rows"}
 
 
@@ -165,7 +166,7 @@ def _csv(body: Buffer) -> Object:
         if len(line) != width:
             raise InvalidInput(f"line {number} has {len(line)} cells, the first has {width}")
     rows = [line for _, line in lines]
-    if all(cell == "" or _is_number(cell) for cell in rows[0]) and any(rows[0]):
+    if all(cell == "" or is_number(cell) for cell in rows[0]) and any(rows[0]):
         columns = enumerate(zip(*rows, strict=True), 1)
         table = np.column_stack([cells(column, f"column {index}") for index, column in columns])
         return Object("rows", table.tolist())
@@ -175,14 +176,6 @@ def _csv(body: Buffer) -> Object:
     if len(rows) == 1:
         raise InvalidInput("the table has column names, but no rows")
     return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
@@ -234,6 +227,8 @@ def _classes(response: Response) -> tuple[list[str], list[dict[str, Any]]]:
     labels: list[str] = []
     if label is not None and label.name in response.names and label.labels:
         labels = _words(response, label)
+    if label is None and scores is None:
+        scores = _labelled(response)
     if scores is None or scores.name not in response.names:
         return labels, []
     matrix = _matrix(response, scores)
@@ -242,8 +237,28 @@ def _classes(response: Response) -> tuple[list[str], list[dict[str, Any]]]:
         return labels, []
     if label is None:
         labels = [classes[int(index)] for index in matrix.argmax(axis=1)]
+    if not (scores.role or _are_shares(matrix)):
+        return labels, []
     values = orjson.loads(array_text(matrix))
     return labels, [dict(zip(classes, row, strict=True)) for row in values]
+
+
+def _labelled(response: Response) -> TensorSpec | None:
+    """The output with one number for each class that `model.yaml` names."""
+    return next(
+        (
+            spec
+            for spec in response.method.outputs
+            if spec.labels and spec.dtype is not BYTES and 1 <= len(spec.shape) <= 2
+        ),
+        None,
+    )
+
+
+def _are_shares(matrix: Array) -> bool:
+    """Every row is one of probabilities, not of logits or other scores."""
+    sums = matrix.sum(axis=1, dtype=np.float64)
+    return bool((matrix >= 0).all() and (np.abs(sums - 1) <= _SHARES_MAY_MISS).all())
 
 
 def _plain_names(response: Response) -> tuple[str, ...]:

@@ -1,33 +1,59 @@
-"""What the runtimes of model files share: finding the file, importing the framework."""
+"""What the runtimes of model files share: finding the file, trust, importing the framework."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from salver.errors import LoadFailed, MissingExtra, did_you_mean
+from salver.errors import LoadFailed, MissingExtra, TrustRequired, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from salver.config import ModelConfig
+    from salver.interfaces import LoadSpec
 
 
-def find_file(path: Path, config: ModelConfig, suffixes: Sequence[str]) -> Path | None:
+def trust_remedy(name: str) -> str:
+    """What to do about a file that runs code when it is opened."""
+    return f"If you trust it: salver serve {name} --trust, or `trust: true` in salver.yaml"
+
+
+def find_file(
+    path: Path,
+    config: ModelConfig,
+    suffixes: Sequence[str],
+    recognises: Callable[[Path], bool] = lambda file: True,
+) -> Path | None:
     """The model file that `path` is, or that the folder holds: the configured, `model.*`, the only.
 
-    Earlier suffixes win.
+    Earlier suffixes win. `recognises` looks into a file of an ambiguous suffix.
     """
     if path.is_dir() and config.file:
         path = path / config.file
-    if not path.is_dir():
-        return path if path.suffix.lower() in suffixes and path.is_file() else None
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in suffixes]
+    files = [
+        file
+        for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        if file.suffix.lower() in suffixes and file.is_file() and recognises(file)
+    ]
     named = [file for file in files if file.stem == "model"]
     if named:
         return min(named, key=lambda file: suffixes.index(file.suffix.lower()))
     return files[0] if len(files) == 1 else None
+
+
+def must_exist(file: Path | None, what: str) -> Path:
+    """Raises: LoadFailed when there is no such file."""
+    if file is None:
+        raise LoadFailed(f"there is no {what} here")
+    return file
+
+
+def must_be_trusted(spec: LoadSpec, reason: str) -> None:
+    """Raises: TrustRequired for a reason that is not empty, unless somebody trusts the file."""
+    if reason and not spec.trusted:
+        raise TrustRequired(f"{reason}. {trust_remedy(spec.path.name)}")
 
 
 def require(module: str, extra: str) -> Any:

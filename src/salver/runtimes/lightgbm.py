@@ -10,6 +10,7 @@ import numpy as np
 
 from salver.errors import LoadFailed, ModelFailed
 from salver.interfaces import Probe, Traits
+from salver.runtimes.files import find_file, must_exist, require
 from salver.runtimes.tabular import (
     both_classes,
     class_names,
@@ -17,10 +18,7 @@ from salver.runtimes.tabular import (
     classifier_methods,
     column_input,
     column_names,
-    find_file,
     matrix_input,
-    must_exist,
-    require,
     row_method,
     texts,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from salver.codecs.onnx_graph import Graph, Value, read_graph
 from salver.errors import Cancelled, InvalidInput, LoadFailed, ModelFailed, SalverError
 from salver.interfaces import Probe, Traits
-from salver.runtimes.files import find_file
+from salver.runtimes.files import find_file, must_exist
 from salver.runtimes.onnx_options import (
     available,
     may_fall_back,
@@ -46,19 +46,19 @@ class OnnxRuntime:
         file = find_file(path, config, (".onnx",))
         if file is None:
             return None
-        signature, detail, size = None, "", file.stat().st_size
+        signature, problem, size = None, "", file.stat().st_size
         try:
             graph = read_graph(file)
             size += sum(map(_size, (file.parent / name for name in graph.external)))
             signature = signature_of(graph, config)
         except (ValueError, LoadFailed) as error:
-            detail = str(error)
+            problem = str(error)
         return Probe(
             runtime=self.name,
             file=file.name,
             size_bytes=size,
             signature=signature,
-            detail=detail,
+            problem=problem,
         )
 
     def load(self, spec: LoadSpec) -> OnnxModel:
@@ -66,9 +66,7 @@ class OnnxRuntime:
 
         Raises: LoadFailed.
         """
-        file = find_file(spec.path, spec.config, (".onnx",))
-        if file is None:
-            raise LoadFailed("there is no .onnx file here")
+        file = must_exist(find_file(spec.path, spec.config, (".onnx",)), ".onnx file")
         try:
             graph = read_graph(file)
         except ValueError as error:
@@ -105,7 +103,7 @@ def _session(file: Path, spec: LoadSpec) -> Any:
     if missing and not may_fall_back(wanted):
         refuse(missing)
     if missing:
-        spec.warn(f"{spec.ref} runs without {' and '.join(missing)}, on {', '.join(present)}")
+        spec.warn(f"it runs without {' and '.join(missing)}, on {', '.join(present)}")
     return session
 
 

@@ -8,17 +8,18 @@ import itertools
 import logging
 import re
 import sys
-import threading
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from salver.authoring import CURRENT, Declaration, Scope
-from salver.errors import LoadFailed, TrustRequired, did_you_mean
+from salver.errors import LoadFailed, did_you_mean
 from salver.interfaces import Probe, Traits
 from salver.observe.user_metrics import forget, own_registry
+from salver.runtimes.files import must_be_trusted
 from salver.runtimes.hints import HintError
+from salver.runtimes.imports import OWN_PREFIX, importable, is_authors
 from salver.runtimes.methods import ServedMethod
 from salver.runtimes.private_loop import PrivateLoop, Run
 from salver.runtimes.python_source import candidates, choose, model_file
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
     from salver.types import Work
 
 log = logging.getLogger("salver.runtimes.python")
-TRUST: Final = "it is Python code, which runs with all rights of the server"
 
-# sys.path and sys.modules are shared by the whole process: one load at a time may change them.
-_importing = threading.RLock()
 _serial = itertools.count(1)
 
 
@@ -52,7 +50,7 @@ class PythonRuntime:
         file = model_file(path, config)
         if file is None:
             return None
-        detail = ""
+        problem = ""
         try:
             found = candidates(file)
             if not _is_meant(found, config):
@@ -60,13 +58,13 @@ class PythonRuntime:
             choose(found, file, config.class_name)
         except LoadFailed as error:
             # It is a Python model; `load` refuses it for this reason.
-            detail = error.message
+            problem = error.message
         return Probe(
             runtime=self.name,
             file=file.name,
             size_bytes=file.stat().st_size,
-            trust=TRUST,
-            detail=detail,
+            trust=_why_trust(file),
+            problem=problem,
         )
 
     def load(self, spec: LoadSpec) -> PythonModel:
@@ -75,20 +73,23 @@ class PythonRuntime:
             raise LoadFailed(
                 f"{spec.path.name}: there is no {spec.config.file or 'model.py'} in it"
             )
-        if not spec.trusted:
-            raise TrustRequired(f"{file.name}: {TRUST}; start with --trust if you trust its author")
+        must_be_trusted(spec, _why_trust(file))
         file = file.resolve()
         name = spec.config.class_name.rpartition(":")[2] or choose(candidates(file), file, "")
-        module = f"salver_model_{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
+        module = f"{OWN_PREFIX}{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
         token = CURRENT.set(Scope(spec.caller))
         try:
-            with _importable(file.parent), own_registry(module):
+            with importable(file.parent), own_registry(module):
                 return _open(file, module, name, spec)
         except BaseException:
             sys.modules.pop(module, None)
             raise
         finally:
             CURRENT.reset(token)
+
+
+def _why_trust(file: Path) -> str:
+    return f"{file.name} is Python code, which runs with all rights of the server"
 
 
 def _is_meant(found: list[Candidate], config: ModelConfig) -> bool:
@@ -239,7 +240,7 @@ def _functions(user: Any, folder: Path) -> Iterator[tuple[str, Callable[..., Any
     names: dict[str, Any] = {}
     for base in reversed(type(user).__mro__):
         module = sys.modules.get(base.__module__)
-        if _is_authors(getattr(module, "__file__", None), folder):
+        if is_authors(getattr(module, "__file__", None), folder):
             names |= {name: f for name, f in vars(base).items() if inspect.isfunction(f)}
     main = next((name for name in ("predict", "__call__") if name in names), "")
     if main:
@@ -248,30 +249,6 @@ def _functions(user: Any, folder: Path) -> Iterator[tuple[str, Callable[..., Any
         is_public = not name.startswith("_") and name not in (main, "close")
         if is_public and "return" in function.__annotations__:
             yield name, getattr(user, name), False
-
-
-def _is_authors(filename: str | None, folder: Path) -> bool:
-    """Whether code is the author's own and not of a package installed below the same folder."""
-    if not filename or not Path(filename).is_relative_to(folder):
-        return False
-    return "site-packages" not in Path(filename).relative_to(folder).parts
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Makes the files beside the model importable, and each load import its own copy of them."""
-    with _importing:
-        before = set(sys.modules)
-        importlib.invalidate_caches()
-        sys.path.insert(0, str(folder))
-        try:
-            yield
-        finally:
-            sys.path.remove(str(folder))
-            for name in set(sys.modules) - before:
-                is_beside = _is_authors(getattr(sys.modules[name], "__file__", None), folder)
-                if is_beside and not name.startswith("salver_model_"):
-                    del sys.modules[name]
 
 
 @contextmanager
@@ -286,9 +263,9 @@ def _explain(error: BaseException, folder: Path) -> str:
     """The error as its author sees it: the last line of their own code that led to it."""
     where, message = "", str(error).replace(f"{folder}/", "")
     for frame in traceback.extract_tb(error.__traceback__):
-        if _is_authors(frame.filename, folder):
+        if is_authors(frame.filename, folder):
             where = f"{Path(frame.filename).relative_to(folder)}:{frame.lineno}: "
-    if isinstance(error, SyntaxError) and _is_authors(error.filename, folder):
+    if isinstance(error, SyntaxError) and is_authors(error.filename, folder):
         where = f"{Path(str(error.filename)).relative_to(folder)}:{error.lineno}: "
         message = error.msg
     if isinstance(error, FileNotFoundError) and (folder / str(error.filename)).exists():

@@ -10,15 +10,13 @@ import numpy as np
 
 from salver.errors import InvalidInput, LoadFailed, MissingExtra, SalverError, TrustRequired
 from salver.interfaces import Probe, Traits
+from salver.runtimes.files import find_file, must_be_trusted, must_exist, require
 from salver.runtimes.sklearn_estimators import last, make_quick
 from salver.runtimes.sklearn_inputs import inputs_of
 from salver.runtimes.tabular import (
     class_names,
-    find_file,
     label_output,
-    must_exist,
     probabilities_output,
-    require,
     row_method,
 )
 from salver.signature import ANY, Signature, TensorSpec
@@ -66,16 +64,13 @@ class SklearnRuntime:
             runtime=self.name,
             file=file.name,
             size_bytes=file.stat().st_size,
-            trust="" if _is_skops(file) else _why_trust(file),
+            trust=_why_trust(file),
         )
 
     def load(self, spec: LoadSpec) -> SklearnModel:
         """Raises: TrustRequired, MissingExtra, LoadFailed."""
         file = must_exist(find_file(spec.path, spec.config, _SUFFIXES), "scikit-learn model")
-        if not _is_skops(file) and not spec.trusted:
-            raise TrustRequired(
-                f"{_why_trust(file)}. If you trust it: salver serve {file.name} --trust"
-            )
+        must_be_trusted(spec, _why_trust(file))
         require("sklearn", "sklearn")
         return SklearnModel(_open(file, spec), file.name, spec.config)
 
@@ -85,6 +80,8 @@ def _is_skops(file: Path) -> bool:
 
 
 def _why_trust(file: Path) -> str:
+    if _is_skops(file):
+        return ""
     return f"{file.name} is a pickle: opening it runs code from whoever made it"
 
 

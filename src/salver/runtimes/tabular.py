@@ -1,63 +1,20 @@
-"""What the runtimes of tabular models share: finding files, naming columns, telling classes."""
+"""What the runtimes of tabular models share: naming columns, telling classes."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salver.errors import InvalidInput, LoadFailed, MissingExtra
+from salver.errors import InvalidInput, LoadFailed
 from salver.signature import ANY, Method, TensorSpec
 from salver.types import BYTES, INT64, DType, Tensor, Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
     from salver.config import ModelConfig
     from salver.types import Array
-
-
-def find_file(
-    path: Path,
-    config: ModelConfig,
-    suffixes: Sequence[str],
-    recognises: Callable[[Path], bool] = lambda file: True,
-) -> Path | None:
-    """The model file `path` is, or that the folder holds: `config.file`, else `model.*` first."""
-    if path.is_file():
-        files = [path]
-    elif config.file:
-        files = [path / config.file]
-    elif path.is_dir():
-        files = sorted(path.iterdir(), key=lambda file: (file.stem != "model", file.name))
-    else:
-        files = []
-    return next(
-        (f for f in files if f.suffix.lower() in suffixes and f.is_file() and recognises(f)), None
-    )
-
-
-def must_exist(file: Path | None, what: str) -> Path:
-    """Raises: LoadFailed when there is no such file."""
-    if file is None:
-        raise LoadFailed(f"there is no {what} here")
-    return file
-
-
-def require(module: str, extra: str) -> Any:
-    """Imports a framework.
-
-    Raises: MissingExtra naming what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        package = module.partition(".")[0]
-        raise MissingExtra(
-            f"{package} is not installed: needs `pip install 'salver[{extra}]'`"
-        ) from None
 
 
 def matrix_input(dtype: DType, num_columns: int, columns: Iterable[str] = ()) -> TensorSpec:

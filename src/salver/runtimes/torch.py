@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import sys
 import threading
 import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.errors import InvalidInput, LoadFailed, ModelFailed, SalverError, TrustRequired
+from salver.errors import InvalidInput, LoadFailed, ModelFailed, SalverError
 from salver.interfaces import Probe, Traits
-from salver.runtimes.files import find_file, refuse_unknown, require
+from salver.runtimes.files import find_file, must_be_trusted, refuse_unknown, require
+from salver.runtimes.imports import importable
 from salver.runtimes.torch_files import kind_of, safetensors_names, why_trust
 from salver.runtimes.torch_signature import (
     DTYPES,
@@ -30,7 +29,7 @@ from salver.signature import Signature
 from salver.types import BF16, Rows, Tensor, Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from salver.config import ModelConfig
@@ -39,8 +38,10 @@ if TYPE_CHECKING:
     from salver.types import Array, DType, Work
 
 _SUFFIXES: Final = (".pt2", ".pt", ".pth", ".safetensors", ".bin")
+_WITHOUT_CODE: Final = ("weights", "safetensors")
+_NO_CLASS: Final = "holds weights only; name their class in model.yaml: `class_name: module:Class`"
 _MAX_MESSAGE: Final = 300
-# Import paths, warning filters and modules belong to the process: one load at a time.
+# Warning filters and the number of threads belong to the process: one load at a time.
 _LOADING: Final = threading.Lock()
 
 
@@ -63,6 +64,7 @@ class TorchRuntime:
             size_bytes=file.stat().st_size,
             trust=why_trust(kind, file, config.class_name),
             detail=kind,
+            problem="" if config.class_name or kind not in _WITHOUT_CODE else _NO_CLASS,
         )
 
     def load(self, spec: LoadSpec) -> TorchModel:
@@ -76,9 +78,7 @@ class TorchRuntime:
         if file is None or kind is None:
             raise LoadFailed("there is no PyTorch model here")
         refuse_unknown(spec.config.options, ("arguments",), "option")
-        trust = why_trust(kind, file, spec.config.class_name)
-        if trust and not spec.trusted:
-            raise TrustRequired(f"{trust}. Allow it with --trust if you know where it comes from")
+        must_be_trusted(spec, why_trust(kind, file, spec.config.class_name))
         device = _device(torch, spec.device)
         torch.set_num_threads(spec.threads)
         with _LOADING, warnings.catch_warnings():
@@ -140,7 +140,7 @@ def _refuse_compiled(torch: Any, file: Path, spec: LoadSpec, device: Any) -> Tor
 
 
 def _load_module(torch: Any, file: Path, spec: LoadSpec, device: Any) -> TorchModel:
-    with _importable(file.parent):
+    with importable(file.parent):
         module = torch.load(file, map_location=device, weights_only=False)
     if isinstance(module, dict) and spec.config.class_name:
         return _with_weights(_tensors(torch, module), file, spec, device)
@@ -196,7 +196,7 @@ def _with_weights(state: Mapping[str, Any], file: Path, spec: LoadSpec, device: 
     module_name, colon, attribute = name.partition(":")
     if not colon:
         raise LoadFailed(f"class_name must be module:Class, not {name!r}")
-    with _importable(file.parent):
+    with importable(file.parent):
         try:
             found = getattr(importlib.import_module(module_name), attribute)
         except (ModuleNotFoundError, AttributeError) as error:
@@ -215,25 +215,6 @@ def _with_weights(state: Mapping[str, Any], file: Path, spec: LoadSpec, device: 
         ]
         raise LoadFailed(f"{file.name} does not fit {name}: {'; '.join(parts)}")
     return _by_trial(module.to(device).eval(), _arguments(module), spec, device)
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Lets files in `folder` be imported, then forgets them: another version brings its own."""
-    before, writes = set(sys.modules), sys.dont_write_bytecode
-    # A cache beside the model would look like a change of its files.
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = writes
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            place = getattr(sys.modules[name], "__file__", None)
-            if place and place.startswith(f"{folder}/"):
-                del sys.modules[name]
 
 
 def _arguments(module: Any) -> list[Argument]:

@@ -11,16 +11,14 @@ import numpy as np
 
 from salver.errors import LoadFailed, ModelFailed
 from salver.interfaces import Probe, Traits
+from salver.runtimes.files import find_file, must_exist, require
 from salver.runtimes.tabular import (
     both_classes,
     class_names,
     classified,
     classifier_methods,
     column_names,
-    find_file,
     matrix_input,
-    must_exist,
-    require,
     row_method,
 )
 from salver.signature import ANY, Signature, TensorSpec

@@ -6,9 +6,11 @@ Every protocol's queries and commands end here, as plain dictionaries that it pu
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from salver.codecs.json_numbers import dumps
 from salver.codecs.v2 import EXTENSIONS
 from salver.engine.engine import version_key
 from salver.errors import Internal, InvalidInput, NotFound, Unavailable
@@ -23,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from salver.config import ServerConfig
-    from salver.control.reload import Repository
+    from salver.control.reload import Commands
     from salver.engine.engine import Engine, ServedModel
     from salver.engine.generation import Generation
     from salver.interfaces import Command, Query
     from salver.observe.rates import Rates
     from salver.observe.statistics import Duration, ModelStatistics
     from salver.server.router import Router
-    from salver.signature import Method, TensorSpec
+    from salver.signature import Method, Signature, TensorSpec
 
 
 _WORKER_TIMEOUT_S: Final = 0.5
@@ -43,7 +45,7 @@ class Admin:
         self,
         config: ServerConfig,
         engine: Engine,
-        repository: Repository,
+        repository: Commands,
         rates: Rates,
     ) -> None:
         self._config = config
@@ -116,6 +118,7 @@ class Admin:
             "platform": generation.runtime,
             "inputs": [tensor_metadata(spec) for spec in method.inputs],
             "outputs": [tensor_metadata(spec) for spec in method.outputs],
+            "methods": methods_metadata(generation.signature),
         }
 
     def _model_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +138,10 @@ class Admin:
             "instance_group": [
                 {"name": generation.ref.name, "kind": "KIND_CPU", "count": 1, "gpus": []}
             ],
-            "parameters": {},
+            # The only place of the protocol where gRPC can tell of methods.
+            "parameters": {
+                "methods": {"string_value": dumps(methods_metadata(generation.signature)).decode()}
+            },
         }
         if batches:
             batching = generation.config.batching
@@ -173,6 +179,8 @@ class Admin:
         return {
             "server": {
                 "version": __version__,
+                "pid": os.getpid(),
+                "processes": self._config.processes,
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "device": self._config.device,
                 "requests_per_s": self._rates.total_per_s(),
@@ -238,7 +246,7 @@ def observed_version(generation: Generation) -> ObservedVersion:
     return ObservedVersion(
         generation.ref.name,
         generation.ref.version,
-        generation.statistics,
+        generation.statistics.total(),
         generation.target.queue_depth,
         generation.target.num_instances,
         generation.memory_bytes,
@@ -248,6 +256,23 @@ def observed_version(generation: Generation) -> ObservedVersion:
 def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the protocol's metadata tell it."""
     return {"name": spec.name, "datatype": spec.dtype.name, "shape": list(spec.shape)}
+
+
+def methods_metadata(signature: Signature) -> dict[str, Any]:
+    """Every method in the form of the metadata, the default one first."""
+    return {
+        name: {
+            "inputs": [method_tensor(spec) for spec in method.inputs],
+            "outputs": [method_tensor(spec) for spec in method.outputs],
+            "streams": method.streams,
+        }
+        for name, method in signature.methods.items()
+    }
+
+
+def method_tensor(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor of the metadata, and what its BYTES hold."""
+    return {**tensor_metadata(spec), "content": spec.content}
 
 
 def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
@@ -300,8 +325,7 @@ def page_method(name: str, method: Method) -> dict[str, Any]:
 def page_tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the page needs it for its form."""
     return {
-        **tensor_metadata(spec),
-        "content": spec.content,
+        **method_tensor(spec),
         "role": spec.role,
         "columns": list(spec.columns),
         "optional": spec.optional,
@@ -310,7 +334,7 @@ def page_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def model_statistics(generation: Generation) -> dict[str, Any]:
     """Counters in the form of the statistics extension; times in nanoseconds."""
-    statistics: ModelStatistics = generation.statistics
+    statistics: ModelStatistics = generation.statistics.total()
     success, failure = statistics.success, statistics.failure
     runs = {"count": statistics.num_runs, "ns": statistics.compute_ns}
     nothing = {"count": 0, "ns": 0}

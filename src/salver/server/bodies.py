@@ -144,7 +144,7 @@ class ChunkedBody:
 
 
 def decompress(body: Buffer, encoding: str, max_bytes: int) -> bytes:
-    """The body without its content coding.
+    """A body without its content coding, or a gRPC message without its compression.
 
     Raises: TooLarge before more than `max_bytes` are produced, InvalidInput for broken data.
     """
@@ -152,11 +152,11 @@ def decompress(body: Buffer, encoding: str, max_bytes: int) -> bytes:
     try:
         plain = inflater.decompress(body, max_bytes + 1)
     except zlib.error as error:
-        raise InvalidInput(f"the body is not valid {encoding}: {error}") from None
+        raise InvalidInput(f"the data is not valid {encoding}: {error}") from None
     if len(plain) > max_bytes:
-        raise TooLarge(f"the decompressed body has more than {max_bytes} bytes")
+        raise TooLarge(f"more than {max_bytes} bytes after decompression")
     if not inflater.eof or inflater.unused_data:
-        raise InvalidInput(f"the {encoding} body is cut off or followed by other data")
+        raise InvalidInput(f"the {encoding} data is cut off or followed by other data")
     return plain
 
 

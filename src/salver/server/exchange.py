@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("salver.server")
 GONE: Final = Cancelled("the client went away")
 _MAX_UNSENT: Final = 16 << 20
+_PAUSE_UNSENT: Final = 1 << 20
+"""Unsent bytes of a stream at which its model is asked to wait."""
 _INFLATED_AT_ONCE: Final = 4096
 
 
@@ -155,12 +157,16 @@ class Exchange:
             self._unsent += len(piece)
             if self._unsent > _MAX_UNSENT:
                 raise Overloaded("the stream ended because its reader is too slow")
+            if self._unsent > _PAUSE_UNSENT and self.call is not None:
+                self.call.lease.target.pause(self.call)
         self.is_open = not final
         self.connection.ready(self)
 
     def take_pieces(self) -> list[bytes]:
         """The pieces of a stream that are to be sent next."""
         pieces = self.pieces or []
+        if self._unsent > _PAUSE_UNSENT and self.call is not None:
+            self.call.lease.target.resume(self.call)
         self.pieces, self._unsent = [], 0
         return pieces
 
@@ -186,7 +192,8 @@ class Exchange:
         if not self.is_open:
             return
         if self.pieces is not None:
-            self.pieces.append(dumps({"error": error.message}) + b"\n")
+            last = {"error": error.message, "status": http_status(error)}
+            self.pieces.append(dumps(last) + b"\n")
             self.is_open = False
             self.connection.ready(self)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
     from salver.types import Buffer
 
 CONTENT_TYPE: Final = "application/grpc"
-ACCEPTED_ENCODINGS: Final = "identity, deflate, gzip"
+_ENCODINGS: Final = ("identity", "deflate", "gzip")
+ACCEPTED_ENCODINGS: Final = ", ".join(_ENCODINGS)
 OK: Final = 0
 
 _SUBTYPES: Final = (f"{CONTENT_TYPE}+", f"{CONTENT_TYPE};")
@@ -38,7 +38,6 @@ _UNIT_NS: Final = {
     "u": 1_000,
     "n": 1,
 }
-_ZLIB_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 _PLAIN_IN_STATUS: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _CUT_ESCAPE: Final = re.compile(r"%.?$")
 # Headers that concern the transport and are no metadata of the call.
@@ -75,7 +74,7 @@ class CallHead:
         timeout = headers.get("grpc-timeout")
         self.timeout_ns = 0 if timeout is None else parse_timeout(timeout)
         self.encoding = headers.get("grpc-encoding", "identity")
-        if self.encoding != "identity" and self.encoding not in _ZLIB_WINDOW_BITS:
+        if self.encoding not in _ENCODINGS:
             raise Unsupported(
                 f"messages compressed with {self.encoding!r} are not taken; there are: "
                 f"{ACCEPTED_ENCODINGS}"
@@ -188,23 +187,6 @@ class Deframer:
         compressed = self._head[0]
         self._head, self._message = b"", None
         return Compressed(bytes(message), self._encoding) if compressed else message
-
-
-def decompress(message: Compressed, max_bytes: int) -> bytes:
-    """Opens a compressed message without ever holding more than `max_bytes` of it.
-
-    Raises: InvalidInput, TooLarge.
-    """
-    stream = zlib.decompressobj(_ZLIB_WINDOW_BITS[message.encoding])
-    try:
-        data = stream.decompress(message.data, max_bytes + 1)
-    except zlib.error:
-        raise InvalidInput(f"a message is not valid {message.encoding}") from None
-    if len(data) > max_bytes:
-        raise TooLarge(f"a message of more than {max_bytes} bytes after decompression")
-    if not stream.eof or stream.unused_data:
-        raise InvalidInput(f"a message is not one whole {message.encoding} stream")
-    return data
 
 
 def is_grpc(head: RequestHead) -> bool:

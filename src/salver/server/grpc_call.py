@@ -20,13 +20,13 @@ from salver.errors import (
 )
 from salver.interfaces import Infer, Query
 from salver.protocols.kserve_v2_grpc import Answered
+from salver.server.bodies import decompress
 from salver.server.exchange import GONE
 from salver.server.grpc import (
     OK_BLOCK,
     CallHead,
     Compressed,
     Deframer,
-    decompress,
     frame,
     status_block,
     whole_message,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("salver.server")
 MAX_UNREAD_BYTES: Final = 16 << 20
 """Of one stream's answers."""
+PAUSE_UNREAD_BYTES: Final = 1 << 20
+"""Unread bytes of a stream at which its model is asked to wait."""
 MAX_ASKED: Final = 1024
 """Requests of one stream that wait for their answers."""
 MAX_ASKED_BYTES: Final = 16 << 20
@@ -107,11 +109,13 @@ class GrpcCall:
 
     def open(self, message: Buffer | Compressed) -> Buffer:
         """The plain message. Raises: InvalidInput, TooLarge."""
-        return decompress(message, self._limit) if isinstance(message, Compressed) else message
+        if isinstance(message, Compressed):
+            return decompress(message.data, message.encoding, self._limit)
+        return message
 
-    async def inflate(self, message: Compressed) -> bytes:
+    async def inflate(self, message: Compressed) -> Buffer:
         """The same off the loop, which a few kilobytes of zeros could keep busy for long."""
-        return await asyncio.to_thread(decompress, message, self._limit)
+        return await asyncio.to_thread(self.open, message)
 
     def submit(self, operation: Infer, sink: Any) -> Call:
         """Hands an inference to the engine. Raises: SalverError."""
@@ -152,6 +156,9 @@ class GrpcCall:
     def expire(self) -> None:
         """The body has stopped coming."""
         self.give_up(DeadlineExceeded("the rest of the request did not come"))
+
+    def resume(self) -> None:
+        """Everything that was to be sent is on its way; more may come."""
 
     def sweep(self, now: int) -> None:
         """Ends what has lasted too long without being in the engine's care."""
@@ -355,8 +362,15 @@ class StreamCall(GrpcCall):
             return
         self._begin()
         self.socket.send(self.stream, parts)
+        if self.stream.queued > PAUSE_UNREAD_BYTES and asked.call is not None:
+            asked.call.lease.target.pause(asked.call)
         if self.stream.queued > MAX_UNREAD_BYTES:
             raise Overloaded(f"more than {MAX_UNREAD_BYTES} bytes of the answer wait unread")
+
+    def resume(self) -> None:
+        for asked in self._asked:
+            if asked.call is not None:
+                asked.call.lease.target.resume(asked.call)
 
     def _begin(self) -> None:
         if not self._has_begun:

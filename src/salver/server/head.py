@@ -214,7 +214,7 @@ def is_open(path: str) -> bool:
     """Paths that need no key: health, and the page, which holds no data of its own."""
     if path.startswith("/page/"):
         return path != "/page/state"
-    return path == "/" or path.startswith("/v2/health/")
+    return path in ("/", "/docs") or path.startswith("/v2/health/")
 
 
 def check_key(headers: Mapping[str, str], api_key: str) -> None:

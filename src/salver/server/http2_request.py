@@ -69,6 +69,11 @@ class HttpRequest:
         self._received = stop
         return body
 
+    def resume(self) -> None:
+        """Everything that was to be sent is on its way; the pieces of a stream that wait follow."""
+        if self.exchange.pieces:
+            self._socket.ready(self.exchange)
+
     def abandon(self) -> None:
         """The client is gone or does not want the answer any more."""
         self._body = None

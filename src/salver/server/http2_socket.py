@@ -11,7 +11,6 @@ from salver.codecs.status import grpc_status
 from salver.errors import SalverError, Unsupported
 from salver.protocols.kserve_v2_grpc import methods
 from salver.server.bodies import compressed
-from salver.server.frames import ErrorCode
 from salver.server.grpc import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
 from salver.server.grpc_call import CALLS
 from salver.server.head import check_key
@@ -32,7 +31,8 @@ log = logging.getLogger("salver.server")
 _STAGING: Final = memoryview(bytearray(256 << 10))
 _COPIED_BYTES: Final = 16 << 10
 _JOINED_BYTES: Final = 1 << 16
-_MAX_UNREAD_BYTES: Final = 16 << 20
+_KEPT_BACK_BYTES: Final = 1 << 20
+"""Unsent bytes of a stream at which its further pieces wait in the exchange."""
 _HEALTH: Final = "/grpc.health.v1.Health/"
 METHODS: Final = {method.path: method for method in methods()}
 
@@ -188,6 +188,8 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def on_writable(self, stream: Stream) -> None:
         """What was sent of a stream has been taken for writing."""
+        if stream.call is not None:
+            stream.call.resume()
 
     def on_goaway(self, code: int) -> None:
         """The client makes no further requests."""
@@ -265,9 +267,8 @@ class Http2Socket(asyncio.BufferedProtocol):
         if answer is not None:
             headers = answer.headers + exchange.head.common_headers
             self._sender.send_headers(stream, head_block(answer.status, headers))
+        if exchange.is_open and stream.queued > _KEPT_BACK_BYTES:
+            return
         self._sender.send_data(stream, exchange.take_pieces(), end_stream=not exchange.is_open)
-        if stream.queued > _MAX_UNREAD_BYTES:
-            exchange.abandon()
-            self._http2.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
-        elif not exchange.is_open:
+        if not exchange.is_open:
             self.app.answered(exchange, 200, 0)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -21,14 +23,16 @@ from salver.types import ModelRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 CONFIG_FILE: Final = "model.yaml"
-DATA_SUFFIXES: Final = (
-    ".onnx", ".skops", ".joblib", ".pkl", ".pickle", ".ubj", ".json", ".txt", ".lgb",
-    ".pt2", ".pt", ".pth", ".safetensors", ".bin",
+SURE_SUFFIXES: Final = (
+    ".onnx", ".skops", ".joblib", ".pkl", ".pickle", ".ubj", ".lgb",
+    ".pt2", ".pt", ".pth", ".safetensors",
 )  # fmt: skip
+DATA_SUFFIXES: Final = (*SURE_SUFFIXES, ".json", ".txt", ".bin")
+"""Model files may end so, but most files that end like the last ones are none."""
 CODE_SUFFIX: Final = ".py"
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,26 @@ class FolderSource:
     def __init__(self, places: Sequence[Place], overrides: Mapping[str, object]) -> None:
         self._places = tuple(places)
         self._overrides = dict(overrides)
+        self._last_good: dict[Path, ModelConfig] = {}
 
     def scan(self) -> Mapping[ModelRef, VersionOnDisk]:
         """Every version to serve, as its model's policy has it.
 
-        Raises: LoadFailed for a path that is not there.
+        Raises: LoadFailed for a path that is not there or cannot be read, ConfigError for two
+        models of one name.
         """
+        for _ in range(_TRIES):
+            try:
+                return self._scan()
+            except (FileNotFoundError, NotADirectoryError):
+                # Something went away in the middle: another look finds the new order.
+                continue
+            except OSError as error:
+                name = Path(error.filename or "").name
+                raise LoadFailed(f"{name!r} cannot be read: {error.strerror}") from error
+        raise LoadFailed("the models' files change too fast to be listed")
+
+    def _scan(self) -> Mapping[ModelRef, VersionOnDisk]:
         found: dict[ModelRef, VersionOnDisk] = {}
         for place in self._places:
             if not place.path.exists():
@@ -74,39 +92,57 @@ class FolderSource:
             for child in sorted(path.iterdir()):
                 if child.name.startswith((".", "_")):
                     continue
-                if child.is_dir() and is_model(child):
-                    yield from self._model(child, child.name)
-                elif child.suffix in DATA_SUFFIXES:
+                if child.is_dir():
+                    if is_model(child):
+                        yield from self._model(child, child.name)
+                elif child.suffix in SURE_SUFFIXES:
                     yield self._single(child, child.stem, path, trusted=False)
 
     def _single(self, file: Path, name: str, root: Path, *, trusted: bool) -> VersionOnDisk:
         """One file as version 1. A `model.yaml` beside it counts if it does not mean another."""
         config, problem = self._config(root)
-        if problem is None and config.file not in ("", file.name):
-            config = self._convert(ModelConfig())
+        if config.file not in ("", file.name):
+            config, problem = self._convert(ModelConfig()), None
         ref = ModelRef(config.name or name, config.version or "1")
         is_code = trusted and file.suffix == CODE_SUFFIX
-        return VersionOnDisk(ref, file, stamp(file, root), config, problem, is_code)
+        # Weights may lie beside the graph that names them, such as `model.onnx.data`.
+        files = sorted(path for path in root.iterdir() if path.name.startswith(file.name))
+        changed = stamp(root, [*files, root / CONFIG_FILE])
+        return VersionOnDisk(ref, file, changed, config, problem, is_code)
 
     def _model(self, folder: Path, name: str) -> Iterator[VersionOnDisk]:
         config, problem = self._config(folder)
         name = config.name or name
-        versions = version_folders(folder)
-        if not versions:
+        present = [path.name for path in version_folders(folder)]
+        if not present:
             ref = ModelRef(name, config.version or "1")
             file, missing = model_file(folder, config.file)
-            yield VersionOnDisk(ref, file, stamp(folder), config, problem or missing)
+            yield VersionOnDisk(ref, file, stamp(folder, [folder]), config, problem or missing)
             return
-        for version in chosen_versions([path.name for path in versions], config.versions):
-            file, missing = model_file(folder / version, config.file)
-            changed = stamp(folder / version, folder)
-            yield VersionOnDisk(ModelRef(name, version), file, changed, config, problem or missing)
+        for version in chosen_versions(present, config.versions):
+            ref, inside = ModelRef(name, version), folder / version
+            changed = stamp(folder, [inside, folder / CONFIG_FILE])
+            if version in present:
+                file, missing = model_file(inside, config.file)
+            else:
+                file, missing = (
+                    inside,
+                    LoadFailed(
+                        f"there is no version folder {version!r}; there are: {', '.join(present)}"
+                    ),
+                )
+            yield VersionOnDisk(ref, file, changed, config, problem or missing)
 
     def _config(self, folder: Path) -> tuple[ModelConfig, SalverError | None]:
+        """A folder's `model.yaml`. One with a mistake goes on naming what it named before."""
         try:
-            return self._convert(read(folder / CONFIG_FILE, ModelConfig)), None
+            config = self._last_good[folder] = self._convert(
+                read(folder / CONFIG_FILE, ModelConfig)
+            )
         except ConfigError as error:
-            return ModelConfig(), error
+            return self._last_good.get(folder, ModelConfig()), error
+        self._last_good[folder] = config
+        return config, None
 
     def _convert(self, config: ModelConfig) -> ModelConfig:
         if not self._overrides:
@@ -116,13 +152,19 @@ class FolderSource:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one model: it says so, has versions, or holds exactly one model file."""
+    """Whether a folder is one model: it says so, has versions, or holds exactly one model file and
+    no other models.
+    """
     if (folder / CONFIG_FILE).is_file() or version_folders(folder):
         return True
-    files = [path for path in folder.iterdir() if path.is_file()]
-    if any(path.stem == "model" and path.suffix in (*DATA_SUFFIXES, CODE_SUFFIX) for path in files):
+    if any((folder / f"model{suffix}").is_file() for suffix in (*DATA_SUFFIXES, CODE_SUFFIX)):
         return True
-    return sum(path.suffix in DATA_SUFFIXES for path in files) == 1
+    files = model_files(folder)
+    return (
+        len(files) == 1
+        and files[0].suffix in DATA_SUFFIXES
+        and not any(child.is_dir() and is_model(child) for child in folder.iterdir())
+    )
 
 
 def version_folders(folder: Path) -> list[Path]:
@@ -132,27 +174,22 @@ def version_folders(folder: Path) -> list[Path]:
 
 
 def chosen_versions(present: Sequence[str], policy: tuple[str, ...] | str | int) -> list[str]:
-    """The versions to serve: the latest so many, `all`, or exactly those listed."""
+    """The versions to serve: the latest so many, `all`, or exactly those listed, there or not."""
     if isinstance(policy, int):
         return list(present[-policy:]) if policy > 0 else []
-    if isinstance(policy, str):
-        return list(present)
-    return [version for version in present if version in policy]
+    return list(present) if isinstance(policy, str) else list(dict.fromkeys(policy))
 
 
 def model_file(folder: Path, configured: str) -> tuple[Path, SalverError | None]:
     """The file to load: the configured one, `model.*`, or the only one there is."""
     if configured:
-        file = (folder / configured).resolve()
-        if not file.is_relative_to(folder.resolve()):
+        if Path(configured).is_absolute() or ".." in Path(configured).parts:
             return folder, ConfigError(f"file: {configured!r} lies outside the model's folder")
+        file = folder / configured
         if not file.exists():
             return folder, LoadFailed(f"there is no file {configured!r} in {folder.name!r}")
         return file, None
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    candidates = [path for path in files if path.suffix in DATA_SUFFIXES]
-    if not candidates:
-        candidates = [path for path in files if path.suffix == CODE_SUFFIX]
+    candidates = model_files(folder)
     named = [path for path in candidates if path.stem == "model"]
     chosen = named if len(named) == 1 else candidates
     if len(chosen) == 1:
@@ -163,18 +200,27 @@ def model_file(folder: Path, configured: str) -> tuple[Path, SalverError | None]
     return folder, LoadFailed(f"{folder.name!r} holds {names}: name one as `file:` in model.yaml")
 
 
-def stamp(path: Path, config_folder: Path | None = None) -> str:
-    """Changes whenever a file below `path`, or the configuration, does."""
+def model_files(folder: Path) -> list[Path]:
+    """Files that may be the model, of the surest kind that there is."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    data = [path for path in files if path.suffix in DATA_SUFFIXES]
+    sure = [path for path in data if path.suffix in SURE_SUFFIXES or path.stem == "model"]
+    return sure or data or [path for path in files if path.suffix == CODE_SUFFIX]
+
+
+def stamp(root: Path, paths: Sequence[Path]) -> str:
+    """Changes whenever one of some files, or a file below one of some folders, does."""
     digest = blake2b(digest_size=12)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    if config_folder is not None and (config_folder / CONFIG_FILE).is_file():
-        files.append(config_folder / CONFIG_FILE)
-    for file in files:
-        if "__pycache__" in file.parts:
-            continue
-        try:
-            status = file.stat()
-        except FileNotFoundError:
-            continue
-        digest.update(f"{file.name} {status.st_mtime_ns} {status.st_size}\n".encode())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            name = file.relative_to(root)
+            if any(part.startswith((".", "__pycache__")) for part in name.parts):
+                continue
+            try:
+                status = file.stat()
+            except FileNotFoundError:
+                continue
+            if not S_ISDIR(status.st_mode):
+                facts = f"{name} {status.st_ino} {status.st_mtime_ns} {status.st_size}\n"
+                digest.update(facts.encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
 import salver
@@ -33,8 +32,8 @@ def monitor_inference(model_name):
 
 @monitor_inference("resnet50")
 def predict_image(image_data):
-    if not np.isfinite(image_data).all():
-        raise ValueError("a pixel is not a number")
+    if image_data.min() < 0:
+        raise ValueError("a pixel is darker than black")
     return image_data.mean(axis=(1, 2))
 
 

@@ -1,0 +1,268 @@
+"""What all fronts serve: the one document of wanted versions, and how it becomes true everywhere.
+
+A version is first prepared by every front, without a call reaching it, and becomes visible only
+when all have it; so a load that fails anywhere changes nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from salver.engine.frames import error_of
+from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
+from salver.observe.slab import NUM_SLOTS
+from salver.server.orders import Applied, Change, Discard, Health, Prepare, Prepared, Wanted, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from salver.config import ModelConfig
+    from salver.interfaces import VersionOnDisk
+    from salver.observe.slab import Slab
+    from salver.server.orders import AnyOrder
+    from salver.types import ModelRef
+
+
+log = logging.getLogger("salver.models")
+
+
+class Link:
+    """A running front as the parent hears of it. `applied` is 0 until it serves the document."""
+
+    def __init__(self, index: int, writer: asyncio.StreamWriter) -> None:
+        self.index = index
+        self.applied = 0
+        self.missing: tuple[ModelRef, ...] = ()
+        self.prepared: dict[int, Prepared] = {}
+        self.is_open = True
+        self._writer = writer
+
+    def send(self, order: AnyOrder) -> None:
+        """Sends without waiting; to a front that is gone it does nothing."""
+        if self.is_open:
+            self._writer.write(packed(order))
+
+    def close(self) -> None:
+        self.is_open = False
+        self._writer.close()
+
+
+class FleetModel(NamedTuple):
+    """A name: the versions that all fronts serve, and the state of every one."""
+
+    versions: dict[str, Wanted]
+    states: dict[str, tuple[str, str]]
+
+    @property
+    def answers(self) -> bool:
+        """It has a ready version, or was unloaded on purpose."""
+        return bool(self.versions) or all(why == "unloaded" for _, why in self.states.values())
+
+
+class Fleet:
+    """Loads and unloads on all fronts alike. `names` tells what the source offers."""
+
+    def __init__(self, num_fronts: int, slab: Slab) -> None:
+        self.links: dict[int, Link] = {}
+        self.names: Callable[[], list[str]] = list
+        self._num_fronts = num_fronts
+        self._slab = slab
+        self._wanted: dict[ModelRef, Wanted] = {}
+        self._number = 1
+        self._generation = 0
+        self._preparing: set[int] = set()
+        self._changing: dict[str, asyncio.Lock] = {}
+        self._news = asyncio.Event()
+        self._is_started = False
+        self._is_ready = False
+
+    @property
+    def models(self) -> dict[str, FleetModel]:
+        """Every known name."""
+        found: dict[str, FleetModel] = {}
+        for ref, wanted in self._wanted.items():
+            model = found.setdefault(ref.name, FleetModel({}, {}))
+            model.states[ref.version] = (wanted.state, wanted.reason)
+            if wanted.generation:
+                model.versions[ref.version] = wanted
+        return found
+
+    @property
+    def joined(self) -> list[Link]:
+        """The fronts that serve."""
+        return [link for link in self.links.values() if link.applied]
+
+    @property
+    def is_started(self) -> bool:
+        """Everything that was there at the start has been tried."""
+        return self._is_started
+
+    @is_started.setter
+    def is_started(self, value: bool) -> None:
+        self._is_started = value
+        self._publish()
+
+    def join(self, link: Link) -> None:
+        """A front is there: it gets the whole document."""
+        self.links[link.index] = link
+        link.send(Change(self._number, tuple(self.names()), tuple(self._wanted.values())))
+        link.send(Health(self._is_ready))
+
+    def leave(self, link: Link) -> None:
+        """A front is gone; nobody waits for it any more."""
+        link.close()
+        del self.links[link.index]
+        self._notify()
+
+    def heard(self, link: Link, order: Prepared | Applied) -> None:
+        """A front tells how far it is."""
+        if isinstance(order, Prepared):
+            link.prepared[order.generation] = order
+        else:
+            link.applied, link.missing = order.number, order.missing
+        self._notify()
+
+    async def all_joined(self) -> None:
+        await self._until(lambda: len(self.joined) == self._num_fronts)
+
+    async def load(self, version: VersionOnDisk) -> None:
+        """Loads a version on all fronts; returns when each of them serves it.
+
+        Raises: LoadFailed and its kinds; then all go on with what they had.
+        """
+        ref = version.ref
+        async with self._changing.setdefault(ref.name, asyncio.Lock()):
+            self._note(ref, "LOADING")
+            try:
+                wanted = await self._prepare(version)
+            except SalverError as error:
+                self._note(ref, "UNAVAILABLE", f"loading failed: {error.message}")
+                raise
+            await self._apply(wanted)
+
+    def served(self) -> list[ModelRef]:
+        """Every version in service."""
+        return [ref for ref, wanted in self._wanted.items() if wanted.generation]
+
+    async def unload(self, ref: ModelRef, why: str = "as it was told") -> None:
+        """Takes a version out of service on all fronts, all of them without one; returns when each
+        has done so.
+
+        Raises: NotFound if the name is not served.
+        """
+        async with self._changing.setdefault(ref.name, asyncio.Lock()):
+            known = [one for one in self._wanted if one.name == ref.name]
+            if not known:
+                raise NotFound(
+                    f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)}"
+                )
+            chosen = [one for one in known if ref.version in ("", one.version)]
+            await self._apply(*(Wanted(one, "UNAVAILABLE", "unloaded") for one in chosen))
+            log.info("%s is unloaded everywhere, %s", ref, why)
+
+    def forget(self, ref: ModelRef) -> None:
+        """Drops a version that is not in service, so that it counts as unknown."""
+        if ref in self._wanted and not self._wanted[ref].generation:
+            del self._wanted[ref]
+            self._publish(gone=(ref,))
+
+    async def _prepare(self, version: VersionOnDisk) -> Wanted:
+        if version.problem is not None:
+            raise version.problem
+        await self._until(lambda: bool(self.joined))
+        wanted = Wanted(
+            version.ref,
+            "READY",
+            generation=self._next_generation(),
+            path=version.path,
+            config=share(version.config, self._num_fronts, os.cpu_count() or 1),
+            trusted=version.trusted,
+        )
+        self._preparing.add(wanted.generation)
+        try:
+            return await self._prepare_everywhere(wanted)
+        finally:
+            self._preparing.discard(wanted.generation)
+
+    async def _prepare_everywhere(self, wanted: Wanted) -> Wanted:
+        number, asked = wanted.generation, self.joined
+        for link in asked:
+            link.send(Prepare(wanted))
+        await self._until(lambda: all(number in x.prepared or not x.is_open for x in asked))
+        answers = [link.prepared.pop(number) for link in asked if number in link.prepared]
+        fault = next((answer.fault for answer in answers if answer.fault is not None), None)
+        if fault is None and answers:
+            return msgspec.structs.replace(wanted, runtime=answers[0].runtime)
+        for link in asked:
+            link.send(Discard(number))
+        if fault is not None:
+            raise error_of(fault)
+        raise LoadFailed(f"{wanted.ref}: every process that loaded it came to its end")
+
+    def _next_generation(self) -> int:
+        """Raises: LoadFailed when there are too many versions to be counted."""
+        used = {wanted.generation for wanted in self._wanted.values()} | self._preparing
+        slots = {generation % NUM_SLOTS for generation in used}
+        for generation in range(self._generation + 1, self._generation + NUM_SLOTS):
+            if generation % NUM_SLOTS not in slots:
+                self._generation = generation
+                self._slab.clear(generation)
+                return generation
+        raise LoadFailed(f"more than {NUM_SLOTS - 2} versions cannot be served at once")
+
+    def _note(self, ref: ModelRef, state: str, reason: str = "") -> None:
+        """Says what becomes of a version. One that is in service goes on, whatever is tried."""
+        present = self._wanted.get(ref)
+        if present is None or not present.generation:
+            self._publish(Wanted(ref, state, reason))
+        elif present.reason != reason:
+            self._publish(msgspec.structs.replace(present, reason=reason))
+
+    async def _apply(self, *wanted: Wanted) -> None:
+        number = self._publish(*wanted)
+        await self._until(lambda: all(link.applied >= number for link in self.joined))
+
+    def _publish(self, *wanted: Wanted, gone: tuple[ModelRef, ...] = ()) -> int:
+        """Makes the next document and sends every front what is new in it; its number."""
+        self._number += 1
+        self._wanted |= {one.ref: one for one in wanted}
+        change = Change(self._number, tuple(self.names()), wanted, gone)
+        for link in self.links.values():
+            link.send(change)
+        self._notify()
+        return self._number
+
+    def _notify(self) -> None:
+        """Something changed: whoever waits looks again, and the fronts hear of their health."""
+        self._news.set()
+        self._news = asyncio.Event()
+        is_ready = (
+            self._is_started
+            and len(self.joined) == self._num_fronts
+            and not any(link.missing for link in self.joined)
+            and all(model.answers for model in self.models.values())
+        )
+        if is_ready != self._is_ready:
+            self._is_ready = is_ready
+            for link in self.links.values():
+                link.send(Health(is_ready))
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._news.wait()
+
+
+def share(config: ModelConfig, num_fronts: int, num_cores: int) -> ModelConfig:
+    """A model's configuration in each of several fronts, so that together they are as configured:
+    its instances are divided, at least one for each, and so are the machine's cores.
+    """
+    instances = config.instances
+    count = -(-instances.count // num_fronts)
+    threads = instances.threads or max(1, num_cores // (num_fronts * max(count, 1)))
+    shared = msgspec.structs.replace(instances, count=count, threads=threads)
+    return msgspec.structs.replace(config, instances=shared)

@@ -1,0 +1,260 @@
+"""The program of a front that has a parent: it serves what the parent's document says."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import uvloop
+
+from salver.clock import system_clock
+from salver.engine.engine import Engine
+from salver.engine.frames import error_of, fault_of
+from salver.errors import SalverError
+from salver.interfaces import VersionOnDisk
+from salver.observe.slab import Slab
+from salver.server.front import Front, tune_process
+from salver.server.listen import on_signals
+from salver.server.orders import (
+    Accept,
+    Answer,
+    Applied,
+    Ask,
+    Change,
+    Discard,
+    Health,
+    Prepare,
+    Prepared,
+    Setup,
+    Stop,
+    orders,
+    packed,
+    read,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from salver.engine.generation import Generation
+    from salver.server.orders import AnyOrder, Wanted
+    from salver.types import ModelRef
+
+log = logging.getLogger("salver.server")
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Follower:
+    """Does what the parent says, and passes clients' commands on to it. Lives on the loop."""
+
+    def __init__(
+        self, setup: Setup, listeners: list[socket.socket], slab: Slab, writer: asyncio.StreamWriter
+    ) -> None:
+        self._index = setup.index
+        self._listeners = listeners
+        self._slab = slab
+        self._writer = writer
+        self._engine = Engine(setup.config, system_clock)
+        self._front = Front(setup.config, self._engine, self)
+        self._servers: dict[int, asyncio.Server] = {}
+        self._accepting = asyncio.Lock()
+        self._names: tuple[str, ...] = ()
+        self._prepared: dict[int, Generation] = {}
+        self._shown: dict[ModelRef, int] = {}
+        self._missing: set[ModelRef] = set()
+        self._changes: asyncio.Queue[Change] = asyncio.Queue()
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handlers: dict[type[AnyOrder], Callable[[Any], None]] = {
+            Prepare: lambda order: self._spawn(self._prepare(order.wanted)),
+            Discard: self._discard,
+            Change: self._changes.put_nowait,
+            Health: self._heed_health,
+            Accept: lambda order: self._spawn(self._accept(order.listeners)),
+            Answer: self._take_answer,
+        }
+
+    async def run(self, reader: asyncio.StreamReader) -> None:
+        """Serves until the parent, or a signal, says stop; then drains."""
+        following = asyncio.ensure_future(self._follow(reader))
+        applying = asyncio.ensure_future(self._apply_changes())
+        on_signals(following.cancel)
+        try:
+            await asyncio.wait((following, applying), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            following.cancel()
+            applying.cancel()
+            for listener in self._listeners:
+                listener.close()
+            await self._front.drain()
+        for task in (following, applying):
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _follow(self, reader: asyncio.StreamReader) -> None:
+        async for order in orders(reader):
+            if isinstance(order, Stop):
+                return
+            self._handlers[type(order)](order)
+
+    def _send(self, order: AnyOrder) -> None:
+        self._writer.write(packed(order))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # What is served
+
+    async def _prepare(self, wanted: Wanted) -> None:
+        try:
+            generation = await self._load(wanted)
+        except Exception as error:
+            self._send(Prepared(wanted.generation, fault=fault_of(error)))
+        else:
+            self._prepared[wanted.generation] = generation
+            self._send(Prepared(wanted.generation, generation.runtime))
+
+    async def _load(self, wanted: Wanted) -> Generation:
+        version = VersionOnDisk(wanted.ref, wanted.path, "", wanted.config, trusted=wanted.trusted)
+        counters = self._slab.statistics(wanted.generation, self._index)
+        return await self._engine.prepare(version, counters)
+
+    def _discard(self, order: Discard) -> None:
+        generation = self._prepared.pop(order.generation, None)
+        if generation is not None:
+            self._spawn(generation.retire(0))
+
+    async def _apply_changes(self) -> None:
+        while True:
+            change = await self._changes.get()
+            self._names = change.names
+            await asyncio.gather(
+                *(self._apply(wanted) for wanted in change.wanted),
+                *(self._forget(ref) for ref in change.gone),
+            )
+            self._send(Applied(change.number, tuple(self._missing)))
+
+    async def _apply(self, wanted: Wanted) -> None:
+        ref, number = wanted.ref, wanted.generation
+        self._missing.discard(ref)
+        if not number:
+            await self._take_out(ref)
+            self._engine.note(ref, wanted.state, wanted.reason)
+        elif self._shown.get(ref) != number:
+            try:
+                generation = self._prepared.pop(number, None) or await self._load(wanted)
+            except SalverError as error:
+                log.error("%s could not be loaded again: %s", ref, error.message)
+                self._missing.add(ref)
+                self._engine.note(ref, "UNAVAILABLE", error.message)
+            else:
+                self._engine.show(generation)
+                self._shown[ref] = number
+        else:
+            self._engine.note(ref, wanted.state, wanted.reason)
+
+    async def _take_out(self, ref: ModelRef) -> None:
+        if self._shown.pop(ref, 0):
+            await self._engine.unload(ref)
+
+    async def _forget(self, ref: ModelRef) -> None:
+        self._missing.discard(ref)
+        await self._take_out(ref)
+        self._engine.forget(ref)
+
+    def _heed_health(self, order: Health) -> None:
+        self._engine.is_started = order.is_ready
+        if order.is_ready:
+            gc.freeze()
+
+    async def _accept(self, wanted: tuple[int, ...]) -> None:
+        async with self._accepting:
+            for index in set(self._servers) - set(wanted):
+                self._front.release(self._servers.pop(index))
+            for index in set(wanted) - set(self._servers):
+                self._servers[index] = await self._front.accept(self._listeners[index].dup())
+
+    # Clients' commands
+
+    def names(self) -> list[str]:
+        """Every name that the source offers."""
+        return list(self._names)
+
+    async def load(self, name: str) -> None:
+        """Has all fronts load a name. Raises: SalverError as the parent does."""
+        await self._ask("load", name)
+
+    async def unload(self, name: str) -> None:
+        """Has all fronts unload a name. Raises: SalverError as the parent does."""
+        await self._ask("unload", name)
+
+    async def _ask(self, command: str, model: str) -> None:
+        number = next(self._numbers)
+        answered = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._send(Ask(number, command, model))
+        await answered
+
+    def _take_answer(self, order: Answer) -> None:
+        answered = self._asked.pop(order.number)
+        if answered.done():
+            return
+        if order.fault is None:
+            answered.set_result(None)
+        else:
+            answered.set_exception(error_of(order.fault))
+
+
+def die_with(parent: int) -> None:
+    """Asks the kernel to end this process with its parent, also if the parent just ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+async def follow(control: socket.socket, slab_fd: int, listeners: list[socket.socket]) -> None:
+    """Serves as the process at the other end of `control` says."""
+    reader, writer = await asyncio.open_unix_connection(sock=control)
+    setup = await read(reader)
+    assert isinstance(setup, Setup)
+    logger = logging.getLogger("salver")
+    logger.addHandler(logging.StreamHandler(sys.stderr))
+    logger.handlers[0].setFormatter(
+        logging.Formatter(f"%(levelname)s front {setup.index}: %(message)s")
+    )
+    logger.setLevel(setup.log_level)
+    slab = Slab(slab_fd, setup.config.processes)
+    os.close(slab_fd)
+    await Follower(setup, listeners, slab, writer).run(reader)
+    writer.close()
+
+
+def main() -> None:
+    """`python -m salver.server.follower PARENT CONTROL SLAB LISTENER…`: process id, descriptors."""
+    parent, *descriptors = map(int, sys.argv[1:])
+    die_with(parent)
+    for fd in descriptors:
+        os.set_inheritable(fd, False)
+    control, slab_fd, *listeners = descriptors
+    tune_process()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(
+            follow(
+                socket.socket(fileno=control),
+                slab_fd,
+                [socket.socket(fileno=fd) for fd in listeners],
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from salver.config import ModelConfig, ServerConfig
+from salver.control.reload import Repository, to_load, to_unload
+from salver.errors import Conflict, LoadFailed, NotFound
+from salver.interfaces import VersionOnDisk
+from salver.types import ModelRef
+
+V1, V2, V3 = (ModelRef("m", str(number)) for number in (1, 2, 3))
+OTHER = ModelRef("n", "1")
+
+
+def offered(**stamps: str) -> dict[ModelRef, VersionOnDisk]:
+    """`m1="a"` is version 1 of `m` with stamp `a`."""
+    refs = {name: ModelRef(name[0], name[1:]) for name in stamps}
+    return {
+        refs[name]: VersionOnDisk(refs[name], Path(name), stamp, ModelConfig())
+        for name, stamp in stamps.items()
+    }
+
+
+def test_what_is_new_or_changed_is_loaded_when_at_rest() -> None:
+    now = offered(m1="a", m2="b")
+    assert to_load(now, now, {}) == [V1, V2]
+    assert to_load(now, now, {V1: "a"}) == [V2]
+    assert to_load(now, now, {V1: "a", V2: "old"}) == [V2]
+    assert to_load(now, offered(m1="a", m2="still growing"), {V1: "a"}) == []
+    assert to_load(now, offered(m1="a"), {V1: "a"}) == []
+
+
+def test_what_failed_is_not_tried_again_as_it_is() -> None:
+    now = offered(m1="a")
+    assert to_load(now, now, {V1: "a"}) == []
+
+
+def test_old_versions_stay_until_all_new_ones_serve() -> None:
+    tried = {V1: "a", V2: "b"}
+    assert to_unload(offered(m2="b"), tried, {V1}) == []
+    assert to_unload(offered(m2="b"), tried, {V1, V2}) == [V1]
+    assert to_unload(offered(m2="b", m3="c"), tried, {V1, V2}) == []
+
+
+def test_what_is_gone_is_unloaded() -> None:
+    assert to_unload({}, {V1: "a"}, {V1}) == [V1]
+    assert to_unload(offered(n1="a"), {V1: "a", OTHER: "a"}, {V1}) == [V1]
+
+
+def test_what_failed_and_is_gone_is_forgotten() -> None:
+    assert to_unload(offered(m2="b"), {V1: "a", V2: "b"}, set()) == [V1]
+
+
+class Source:
+    def __init__(self, **stamps: str) -> None:
+        self.found: Any = offered(**stamps)
+
+    def offer(self, **stamps: str) -> None:
+        self.found = offered(**stamps)
+
+    def scan(self) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+class Engine:
+    """Keeps what is served; a load waits while its version is in `held`, fails if in `broken`."""
+
+    def __init__(self) -> None:
+        self.in_service: set[ModelRef] = set()
+        self.loads: list[ModelRef] = []
+        self.forgotten: list[ModelRef] = []
+        self.broken: set[ModelRef] = set()
+        self.held: dict[ModelRef, asyncio.Event] = {}
+        self.is_started = False
+
+    def served(self) -> list[ModelRef]:
+        return list(self.in_service)
+
+    async def load(self, version: VersionOnDisk) -> None:
+        ref = version.ref
+        self.loads.append(ref)
+        if ref in self.held:
+            await self.held[ref].wait()
+        if ref in self.broken:
+            raise LoadFailed("broken")
+        self.in_service.add(ref)
+
+    async def unload(self, ref: ModelRef, why: str = "") -> None:
+        if ref.version:
+            self.in_service.discard(ref)
+            return
+        gone = {served for served in self.in_service if served.name == ref.name}
+        if not gone:
+            raise NotFound("not served")
+        self.in_service -= gone
+
+    def forget(self, ref: ModelRef) -> None:
+        self.forgotten.append(ref)
+
+
+class Bench:
+    def __init__(self, mode: str = "poll", **stamps: str) -> None:
+        self.source = Source(**stamps)
+        self.engine = Engine()
+        config = ServerConfig(mode=cast("Any", mode))
+        self.repository = Repository(self.source, cast("Any", self.engine), config)
+
+    async def look(self, times: int = 2) -> None:
+        """Looks, and lets begun loads go as far as they can."""
+        for _ in range(times):
+            await self.repository.look()
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+
+def test_start_loads_everything_and_survives_failures() -> None:
+    async def test() -> None:
+        at = Bench(m1="a", n1="a")
+        at.engine.broken = {V1}
+        await at.repository.start()
+        assert at.engine.in_service == {OTHER}
+        assert at.engine.is_started
+        assert at.repository.names() == ["m", "n"]
+
+    asyncio.run(test())
+
+
+def test_explicit_mode_loads_nothing_by_itself() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        await at.repository.start()
+        assert at.engine.loads == []
+        assert at.engine.is_started
+
+    asyncio.run(test())
+
+
+def test_a_new_version_takes_over_when_it_serves() -> None:
+    async def test() -> None:
+        at = Bench(m1="a")
+        await at.repository.start()
+        at.engine.held[V2] = asyncio.Event()
+        at.source.offer(m2="a")
+        await at.look(3)
+        assert at.engine.in_service == {V1}
+        at.engine.held[V2].set()
+        await at.look(1)
+        assert at.engine.in_service == {V2}
+        assert at.engine.forgotten == [V1]
+
+    asyncio.run(test())
+
+
+def test_a_failed_version_leaves_the_old_one_until_it_is_mended() -> None:
+    async def test() -> None:
+        at = Bench(m1="a")
+        await at.repository.start()
+        at.engine.broken = {V2}
+        at.source.offer(m2="half")
+        await at.look(4)
+        assert at.engine.in_service == {V1}
+        assert at.engine.loads == [V1, V2]
+        at.engine.broken = set()
+        at.source.offer(m2="whole")
+        await at.look()
+        assert at.engine.in_service == {V2}
+
+    asyncio.run(test())
+
+
+def test_what_changes_while_it_loads_is_loaded_again() -> None:
+    async def test() -> None:
+        at = Bench(m1="a", n1="a")
+        await at.repository.start()
+        at.engine.held[V1] = asyncio.Event()
+        at.source.offer(m1="b", n1="b")
+        await at.look()
+        at.source.offer(m1="c", n1="c")
+        await at.look()
+        assert at.engine.loads == [V1, OTHER, V1, OTHER, OTHER]
+        at.engine.held[V1].set()
+        await at.look()
+        assert at.engine.loads[5:] == [V1]
+
+    asyncio.run(test())
+
+
+def test_a_load_whose_files_vanish_is_given_up() -> None:
+    async def test() -> None:
+        at = Bench()
+        await at.repository.start()
+        at.engine.held[V1] = asyncio.Event()
+        at.source.offer(m1="a")
+        await at.look()
+        at.source.offer()
+        await at.look(1)
+        at.engine.held[V1].set()
+        await at.look(1)
+        assert at.engine.in_service == set()
+        assert at.engine.forgotten == [V1]
+        at.source.offer(m1="a")
+        await at.look()
+        assert at.engine.in_service == {V1}
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("error", [LoadFailed("away"), OSError("away"), ValueError("a bug")])
+def test_an_unreadable_source_changes_nothing(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        at = Bench(m1="a")
+        await at.repository.start()
+        at.source.found = error
+        await at.look(3)
+        assert at.engine.in_service == {V1}
+        at.source.offer(m1="b")
+        await at.look()
+        assert at.engine.loads == [V1, V1]
+
+    asyncio.run(test())
+    assert len([r for r in caplog.records if "cannot be listed" in r.message]) == 1
+
+
+def test_commands_load_and_unload_in_explicit_mode() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a", m2="a", n1="a")
+        await at.repository.start()
+        await at.repository.load("m")
+        assert at.engine.in_service == {V1, V2}
+        at.source.offer(m3="a", n1="a")
+        await at.repository.load("m")
+        assert at.engine.in_service == {V3}
+        with pytest.raises(NotFound, match=r"Did you mean 'n'|There are: m, n"):
+            await at.repository.load("nn")
+        await at.repository.unload("m")
+        assert at.engine.in_service == set()
+        with pytest.raises(NotFound):
+            await at.repository.unload("m")
+
+    asyncio.run(test())
+
+
+def test_a_command_tells_what_failed_and_loads_the_rest() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a", m2="a")
+        await at.repository.start()
+        at.engine.broken = {V1}
+        with pytest.raises(LoadFailed, match="broken"):
+            await at.repository.load("m")
+        assert at.engine.in_service == {V2}
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("mode", ["poll", "none"])
+def test_commands_are_refused_where_files_decide(mode: str) -> None:
+    at = Bench(mode=mode, m1="a")
+    with pytest.raises(Conflict, match="--mode explicit"):
+        asyncio.run(at.repository.load("m"))
+    with pytest.raises(Conflict):
+        asyncio.run(at.repository.unload("m"))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from salver.clock import NS_PER_MS
+from salver.engine.inline import INLINE_BUDGET_NS, InlineCosts, LoopBudget
+
+
+def test_nothing_is_short_before_it_was_measured() -> None:
+    costs = InlineCosts()
+    assert costs.size is None
+    costs.learn(1, INLINE_BUDGET_NS * 2)
+    assert costs.size == 0
+
+
+def test_the_limit_grows_one_step_beyond_what_was_tried() -> None:
+    costs = InlineCosts()
+    costs.learn(1, 1000)
+    assert costs.size == 3
+    costs.learn(3, 2000)
+    assert costs.size == 7
+    costs.learn(7, INLINE_BUDGET_NS * 2)
+    assert costs.size == 3
+
+
+def test_inline_runs_take_at_most_half_of_the_loop() -> None:
+    budget, start = LoopBudget(), 1000 * NS_PER_MS
+    assert budget.allows(start)
+    budget.spend(4 * NS_PER_MS, start)
+    assert budget.allows(start)
+    budget.spend(2 * NS_PER_MS, start)
+    assert not budget.allows(start + NS_PER_MS)
+    assert budget.allows(start + 13 * NS_PER_MS)
+
+
+def test_each_window_starts_anew() -> None:
+    budget, start = LoopBudget(), 1000 * NS_PER_MS
+    budget.spend(90 * NS_PER_MS, start)
+    assert not budget.allows(start + 99 * NS_PER_MS)
+    assert budget.allows(start + 101 * NS_PER_MS)
+    budget.spend(NS_PER_MS, start + 101 * NS_PER_MS)
+    assert budget.allows(start + 102 * NS_PER_MS)

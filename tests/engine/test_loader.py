@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+
+from salver.config import Batching, Instances, ModelConfig, ServerConfig, Warmup
+from salver.engine import loader as module
+from salver.engine.engine import Engine, reclaim_memory
+from salver.engine.inline import INLINE_BUDGET_NS, LoopBudget
+from salver.engine.instances import ThreadInstance
+from salver.engine.loader import Loader, Placement, chosen, max_batch, place, thread_budget
+from salver.errors import LoadFailed
+from salver.interfaces import LoadSpec, Traits, VersionOnDisk
+from salver.observe.memory import resident_bytes
+from salver.observe.statistics import ModelStatistics
+from salver.signature import Method, Signature, TensorSpec
+from salver.types import FP32, INT64, ModelRef, Rows, Tensor, Tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from salver.engine.generation import Generation
+
+SHORT, LONG = INLINE_BUDGET_NS, INLINE_BUDGET_NS + 1
+SAFE = Traits(holds_gil=False, thread_safe=True)
+UNSAFE = Traits(holds_gil=False)
+X = TensorSpec(name="x", dtype=FP32, shape=(-1, 2))
+LABEL = TensorSpec(name="label", dtype=INT64, shape=(-1,), role="label")
+METHOD = Method(inputs=(X,), outputs=(LABEL,), batching="rows")
+
+
+@pytest.mark.parametrize(
+    ("isolation", "traits", "cost", "streams", "expected"),
+    [
+        ("auto", SAFE, SHORT, False, Placement(True, True, False)),
+        ("auto", SAFE, LONG, False, Placement(False, True, False)),
+        ("auto", SAFE, None, False, Placement(False, True, False)),
+        ("auto", SAFE, SHORT, True, Placement(False, True, False)),
+        ("auto", UNSAFE, SHORT, False, Placement(False, True, False)),
+        ("auto", Traits(), SHORT, False, Placement(True, False, True)),
+        ("auto", Traits(), LONG, False, Placement(False, False, True)),
+        ("inline", Traits(), LONG, False, Placement(True, False, False)),
+        ("thread", Traits(), SHORT, True, Placement(False, True, False)),
+        ("process", SAFE, SHORT, False, Placement(False, False, True)),
+    ],
+)
+def test_where_runs_happen(
+    isolation: str, traits: Traits, cost: int | None, streams: bool, expected: Placement
+) -> None:
+    assert place(isolation, traits, cost, streams) == expected
+
+
+def test_a_stream_cannot_run_on_the_loop() -> None:
+    with pytest.raises(LoadFailed, match="cannot run inline"):
+        place("inline", SAFE, SHORT, True)
+
+
+def test_the_smaller_limit_bounds_a_batch() -> None:
+    def limit(configured: int, own: int) -> int:
+        return max_batch(ModelConfig(batching=Batching(max_size=configured)), Traits(max_batch=own))
+
+    assert [limit(0, 0), limit(8, 0), limit(0, 4), limit(8, 4)] == [0, 8, 4, 4]
+
+
+def test_instances_share_the_cores() -> None:
+    def budget(count: int, threads: int = 0) -> int:
+        return thread_budget(ModelConfig(instances=Instances(count=count, threads=threads)), 8)
+
+    assert [budget(0), budget(1), budget(3), budget(16), budget(2, 5)] == [8, 8, 2, 1, 5]
+
+
+def test_the_configured_method_comes_first() -> None:
+    signature = Signature({"a": METHOD, "b": METHOD})
+    assert chosen(signature, ModelConfig()).default == "a"
+    assert list(chosen(signature, ModelConfig(default_method="b")).methods) == ["b", "a"]
+    with pytest.raises(LoadFailed, match=r"default_method: no method 'c'"):
+        chosen(signature, ModelConfig(default_method="c"))
+
+
+def test_names_are_given_where_they_fit() -> None:
+    config = ModelConfig(columns=("w", "h"), labels=("no", "yes"))
+    method = chosen(Signature({"a": METHOD}), config).methods["a"]
+    assert method.inputs[0].columns == ("w", "h")
+    assert method.outputs[0].labels == ("no", "yes")
+    other = chosen(Signature({"a": METHOD}), ModelConfig(columns=("w",))).methods["a"]
+    assert other.inputs[0].columns == ()
+
+
+class Model:
+    """Says in which threads it ran."""
+
+    signature = Signature({"m": Method(inputs=(X,), outputs=(X,), batching="rows")})
+
+    def __init__(self, traits: Traits) -> None:
+        self.traits = traits
+        self.num_runs = 0
+        self.is_closed = False
+
+    def run(self, work: Any, emit: Any) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
+        self.num_runs += 1
+        return Rows(Tensors(x=Tensor.of(work.inputs["x"])))
+
+    def close(self) -> None:
+        assert not self.is_closed
+        self.is_closed = True
+
+
+class Runtime:
+    """Makes models; while `gate` is closed it waits."""
+
+    name = "fake"
+
+    def __init__(self, traits: Traits, error: Exception | None = None) -> None:
+        self.traits = traits
+        self.error = error
+        self.models: list[Model] = []
+        self.specs: list[LoadSpec] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
+
+    def load(self, spec: LoadSpec) -> Model:
+        self.specs.append(spec)
+        self.begun.set()
+        self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        self.models.append(Model(self.traits))
+        return self.models[-1]
+
+
+class Bench:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    async def load(self, runtime: Runtime, **config: Any) -> Generation:
+        self._monkeypatch.setattr(module, "detect", lambda path, config: (runtime, None))
+        made = Loader(ServerConfig(), lambda: 1, LoopBudget(), cast("Any", None))
+        version = VersionOnDisk(ModelRef("m", "1"), Path(), "s", ModelConfig(**config))
+        return await made.load(version, 1, ModelStatistics())
+
+    def run(self, test: Callable[[], Any]) -> None:
+        async def guarded() -> None:
+            async with asyncio.timeout(20):
+                await test()
+
+        asyncio.run(guarded())
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+@pytest.mark.parametrize(("traits", "copies"), [(SAFE, 1), (UNSAFE, 3)])
+def test_threads_share_only_models_that_allow_it(bench: Bench, traits: Traits, copies: int) -> None:
+    async def test() -> None:
+        runtime = Runtime(traits)
+        instances = Instances(count=3, isolation="thread")
+        generation = await bench.load(runtime, instances=instances, warmup=Warmup(runs=2))
+        assert [model.num_runs for model in runtime.models] == [2] * copies
+        assert generation.target.num_instances == 3
+        await generation.retire(0)
+        assert all(model.is_closed for model in runtime.models)
+
+    bench.run(test)
+
+
+def test_short_runs_happen_inline_and_long_ones_in_a_thread(bench: Bench) -> None:
+    async def test() -> None:
+        generation = await bench.load(Runtime(SAFE))
+        assert generation.target.num_instances in (1, 2)
+        assert any(isinstance(i, ThreadInstance) for i in generation.target._instances)
+
+    bench.run(test)
+
+
+def test_what_fails_after_the_load_closes_the_model(bench: Bench) -> None:
+    async def test() -> None:
+        runtime = Runtime(SAFE)
+        with pytest.raises(LoadFailed, match="default_method"):
+            await bench.load(runtime, default_method="nope")
+        assert runtime.models[0].is_closed
+
+    bench.run(test)
+
+
+def test_any_failure_is_a_load_failure(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        with pytest.raises(LoadFailed, match="m version 1: ValueError: odd"):
+            await bench.load(Runtime(SAFE, ValueError("odd")))
+
+    bench.run(test)
+    assert "loading m version 1 failed" in caplog.text
+
+
+def test_a_cancelled_load_knows_it_and_its_model_is_closed(bench: Bench) -> None:
+    async def test() -> None:
+        runtime = Runtime(SAFE)
+        runtime.gate.clear()
+        loading = asyncio.ensure_future(bench.load(runtime))
+        await asyncio.to_thread(runtime.begun.wait)
+        assert not runtime.specs[0].cancelled()
+        loading.cancel()
+        await asyncio.wait([loading])
+        assert runtime.specs[0].cancelled()
+        runtime.gate.set()
+        for thread in threading.enumerate():
+            if thread.name == "load":
+                await asyncio.to_thread(thread.join)
+        assert runtime.models[0].is_closed
+
+    bench.run(test)
+
+
+def big_onnx(path: Path, megabytes: int) -> None:
+    """A product with a matrix of that size, whose numbers are not all equal."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    width = 1024
+    matrix = np.random.default_rng(0).random((width, megabytes * 256), np.float32)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", megabytes * 256])
+    node = helper.make_node("MatMul", ["x", "k"], ["y"])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(matrix, "k")])
+    opset = helper.make_opsetid("", 17)
+    save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+
+
+def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
+    """At least four fifths of it, from the second load on, for the first one also imports."""
+    big_onnx(tmp_path / "model.onnx", 100)
+
+    async def test() -> None:
+        engine = Engine(ServerConfig(), lambda: 1)
+        ref = ModelRef("m", "1")
+        version = VersionOnDisk(ref, tmp_path / "model.onnx", "s", ModelConfig())
+
+        async def unload() -> None:
+            await engine.unload(ref)
+            await asyncio.gather(*engine._retiring.values())
+
+        await engine.load(version)
+        await unload()
+        before = resident_bytes()
+        generation = await engine.load(version)
+        loaded = resident_bytes()
+        assert loaded - before > 90e6
+        assert generation.memory_bytes > 90e6
+        await unload()
+        assert loaded - resident_bytes() >= 0.8 * (loaded - before)
+
+    asyncio.run(test())
+
+
+def test_what_was_frozen_at_the_start_is_given_back_too() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+            self.data = np.ones(100 << 20, np.uint8)
+
+    made = Cycle()
+    full = resident_bytes()
+    gc.freeze()
+    try:
+        del made
+        reclaim_memory(full - 80_000_000)
+        assert full - resident_bytes() > 80_000_000
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,325 @@
+"""Servers of several processes, driven by real clients; whatever is awaited has a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from onnx import TensorProto, helper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+GUARD_S = 20.0
+FRONTS = ("--processes", "2", "--access-log", "off")
+GATE = """
+class Gate:
+    def predict(self, path: str) -> str:
+        with open(path) as pipe:
+            return pipe.read()
+"""
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """Asks again and again; the first answer that is true."""
+    deadline = time.monotonic() + GUARD_S
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        os.sched_yield()
+    return found
+
+
+def write_scaling(path: Path, factor: float) -> None:
+    """A model that multiplies by `factor`; put in place at once, as a careful operator would."""
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "scaling",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor("factor", TensorProto.FLOAT, [1], [factor])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".tmp").write_bytes(model.SerializeToString())
+    path.with_suffix(".tmp").replace(path)
+
+
+class Client(http.client.HTTPConnection):
+    """One connection, and so one front."""
+
+    def ask(self, method: str, path: str, value: Any = None) -> tuple[int, Any]:
+        body = None if value is None else json.dumps(value)
+        self.request(method, path, body, {"Content-Type": "application/json"})
+        answer = self.getresponse()
+        text = answer.read()
+        is_json = "json" in answer.headers.get("Content-Type", "")
+        return answer.status, json.loads(text) if is_json and text else text.decode()
+
+    def pid(self) -> int:
+        """The process at the other end."""
+        return int(self.ask("GET", "/page/state")[1]["server"]["pid"])
+
+    def scale(self, name: str = "scaling", value: float = 1.0) -> float:
+        """What a scaling model makes of a number."""
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [value]}
+        status, answer = self.ask("POST", f"/v2/models/{name}/infer", {"inputs": [tensor]})
+        assert status == 200, answer
+        return float(answer["outputs"][0]["data"][0])
+
+
+@contextlib.contextmanager
+def both_fronts(server: Any) -> Iterator[list[Client]]:
+    """A connection to each of two fronts."""
+    with contextlib.ExitStack() as opened:
+        found: dict[int, Client] = {}
+
+        def other() -> bool:
+            client = opened.enter_context(
+                contextlib.closing(Client("127.0.0.1", server.port, timeout=GUARD_S))
+            )
+            return len(found.setdefault(client.pid(), client) and found) == 2
+
+        until(other, "a connection to the second front")
+        yield list(found.values())
+
+
+def children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [one for child in children(pid) for one in (child, *descendants(child))]
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, even if nobody has asked yet how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def is_ready(server: Any) -> bool:
+    client = Client("127.0.0.1", server.port, timeout=GUARD_S)
+    with contextlib.closing(client), contextlib.suppress(OSError, http.client.HTTPException):
+        return client.ask("GET", "/v2/health/ready")[0] == 200
+    return False
+
+
+def num_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_scaling(folder / "scaling" / "model.onnx", 2.0)
+    (folder / "gate").mkdir()
+    (folder / "gate" / "model.py").write_text(GATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def polling(serve: Any, models: Path) -> Any:
+    return serve(models, *FRONTS, "--trust", "--poll-interval", "0.05")
+
+
+@pytest.fixture(scope="module")
+def explicit(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("explicit")
+    write_scaling(folder / "scaling" / "model.onnx", 2.0)
+    server = serve(folder, *FRONTS, "--mode", "explicit")
+    server.folder = folder
+    return server
+
+
+def test_connections_reach_every_front(polling: Any) -> None:
+    assert is_ready(polling)
+    with both_fronts(polling) as clients:
+        assert {client.pid() for client in clients} == set(children(polling.pid))
+        assert [client.scale(value=21.0) for client in clients] == [42.0, 42.0]
+
+
+def test_every_front_tells_the_totals(polling: Any) -> None:
+    def counts(client: Client) -> tuple[int, int, int]:
+        (model,) = client.ask("GET", "/v2/models/scaling/stats")[1]["model_stats"]
+        state = client.ask("GET", "/page/state")[1]["models"]
+        found = re.search(
+            r'inference_requests_total\{model="scaling",status="success"\} (\d+)',
+            client.ask("GET", "/metrics")[1],
+        )
+        assert found
+        shown = next(model for model in state if model["name"] == "scaling")["requests_total"]
+        return model["inference_stats"]["success"]["count"], shown, int(found.group(1))
+
+    with both_fronts(polling) as clients:
+        before = counts(clients[0])[0]
+        for client, times in zip(clients, (3, 5), strict=True):
+            for _ in range(times):
+                client.scale()
+        assert [counts(client) for client in clients] == [(before + 8,) * 3] * 2
+
+
+def test_a_swap_reaches_every_front(polling: Any, models: Path) -> None:
+    with both_fronts(polling) as clients:
+        write_scaling(models / "scaling" / "model.onnx", 3.0)
+        for client in clients:
+            until(lambda client=client: client.scale() == 3.0, "the new version")  # type: ignore[misc]
+        assert is_ready(polling)
+
+
+def test_commands_are_answered_when_every_front_has_obeyed(explicit: Any) -> None:
+    with both_fronts(explicit) as (one, other):
+        assert one.ask("POST", "/v2/repository/models/scaling/load") == (200, {})
+        assert other.scale() == 2.0
+        assert other.ask("POST", "/v2/repository/models/scaling/unload") == (200, {})
+        for client in (one, other):
+            assert client.ask("GET", "/v2/models/scaling/ready")[0] != 200
+            (entry,) = client.ask("POST", "/v2/repository/index")[1]
+            assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "unloaded")
+        assert is_ready(explicit)
+
+
+def test_a_failed_load_changes_nothing_anywhere(explicit: Any) -> None:
+    with both_fronts(explicit) as (one, other):
+        assert one.ask("POST", "/v2/repository/models/scaling/load")[0] == 200
+        file = explicit.folder / "scaling" / "model.onnx"
+        whole = file.read_bytes()
+        file.write_bytes(b"\x08\x09 not a model")
+        status, answer = other.ask("POST", "/v2/repository/models/scaling/load")
+        assert status >= 400
+        assert "ONNX" in answer["error"]
+        file.write_bytes(whole)
+        assert [client.scale() for client in (one, other)] == [2.0, 2.0]
+        status, answer = one.ask("POST", "/v2/repository/models/scalign/load")
+        assert status == 404
+        assert "Did you mean 'scaling'?" in answer["error"]
+        assert is_ready(explicit)
+
+
+def test_loads_leave_no_descriptors_behind(explicit: Any) -> None:
+    processes = [explicit.pid, *children(explicit.pid)]
+    with both_fronts(explicit) as (one, _):
+        assert one.ask("POST", "/v2/repository/models/scaling/load")[0] == 200
+        before = [num_descriptors(pid) for pid in processes]
+        for _ in range(10):
+            assert one.ask("POST", "/v2/repository/models/scaling/load")[0] == 200
+        until(lambda: [num_descriptors(pid) for pid in processes] <= before, "closed descriptors")
+
+
+def test_a_front_that_dies_takes_only_its_own_connections(polling: Any) -> None:
+    until(lambda: is_ready(polling), "a whole server")
+    with both_fronts(polling) as (victim, survivor):
+        dying, living = victim.pid(), survivor.pid()
+        factor, is_over, num_answers = survivor.scale(), threading.Event(), 0
+
+        def load() -> None:
+            nonlocal num_answers
+            while not is_over.is_set():
+                assert survivor.scale() == factor
+                num_answers += 1
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            os.kill(dying, signal.SIGKILL)
+            with pytest.raises((OSError, http.client.HTTPException)):
+                until(lambda: victim.scale() != factor, "the connection's end")
+            until(lambda: dying not in children(polling.pid), "the front's end")
+            until(lambda: is_ready(polling), "a new front")
+        finally:
+            is_over.set()
+            thread.join()
+        assert num_answers
+        assert survivor.pid() == living
+    with both_fronts(polling) as clients:
+        assert dying not in {client.pid() for client in clients}
+        assert [client.scale() for client in clients] == [factor, factor]
+
+
+def test_restarts_leave_nothing_behind(explicit: Any) -> None:
+    with both_fronts(explicit) as (one, _):
+        assert one.ask("POST", "/v2/repository/models/scaling/load")[0] == 200
+    until(lambda: is_ready(explicit), "a whole server")
+    before = num_descriptors(explicit.pid)
+    for _ in range(5):
+        fronts = children(explicit.pid)
+        for pid in fronts:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda fronts=fronts: all(map(is_gone, fronts)), "their ends")  # type: ignore[misc]
+        until(lambda: is_ready(explicit), "new fronts")
+    assert len(children(explicit.pid)) == 2
+    assert num_descriptors(explicit.pid) == before
+    with both_fronts(explicit) as clients:
+        assert [client.scale() for client in clients] == [2.0, 2.0]
+
+
+def test_nothing_outlives_the_parent(serve: Any, models: Path) -> None:
+    server = serve(models, *FRONTS, "--trust")
+    processes = descendants(server.pid)
+    assert len(processes) == 4  # two fronts with a worker each
+    server.stop(signal.SIGKILL)
+    until(lambda: all(map(is_gone, processes)), "the end of all")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_lets_every_front_finish(
+    serve: Any, models: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    address = tmp_path / "socket"
+    server = serve(models, *FRONTS, "--trust", "--unix-socket", str(address))
+    processes = descendants(server.pid)
+    with both_fronts(server) as clients:
+        pipes = [tmp_path / str(index) for index in range(2)]
+        for client, pipe in zip(clients, pipes, strict=True):
+            os.mkfifo(pipe)
+            body = json.dumps({"input": str(pipe)})
+            client.request("POST", "/predict/gate", body, {"Content-Type": "application/json"})
+        writers = [until(lambda pipe=pipe: writer_of(pipe), "the model") for pipe in pipes]
+        os.kill(server.pid, number)
+        until(lambda: refuses(server.port), "closed doors")
+        for writer in writers:
+            os.write(writer, b"done")
+            os.close(writer)
+        for client in clients:
+            answer = client.getresponse()
+            assert (answer.status, "done" in answer.read().decode()) == (200, True)
+    assert server.process.wait(GUARD_S) == 0
+    assert all(map(is_gone, processes))
+    assert not address.exists()
+
+
+def writer_of(pipe: Path) -> int:
+    """A descriptor, as soon as somebody reads there."""
+    with contextlib.suppress(OSError):
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    return 0
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), GUARD_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def test_a_second_server_hears_who_has_the_port(polling: Any, serve: Any, models: Path) -> None:
+    with pytest.raises(AssertionError, match=f"port {polling.port} is in use"):
+        serve(models, *FRONTS, "--port", str(polling.port))

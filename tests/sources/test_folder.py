@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from salver.errors import ConfigError, LoadFailed
+from salver.sources import folder
+from salver.sources.folder import FolderSource, Place, chosen_versions
+from salver.types import ModelRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from salver.interfaces import VersionOnDisk
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("content")
+
+
+def scan(*paths: Path, **overrides: object) -> dict[str, VersionOnDisk]:
+    found = FolderSource([Place(path) for path in paths], overrides).scan()
+    return {f"{ref.name}:{ref.version}": version for ref, version in found.items()}
+
+
+def files(found: dict[str, VersionOnDisk], root: Path) -> dict[str, str]:
+    return {name: str(version.path.relative_to(root)) for name, version in found.items()}
+
+
+def test_files_folders_and_repositories(tmp_path: Path) -> None:
+    put(tmp_path, "one.onnx", "two/model.onnx", "three/1/model.onnx", "three/10/net.joblib")
+    put(tmp_path, ".hidden/model.onnx", "_off/model.onnx", "README.txt", "notes.json", "empty/a.md")
+    put(tmp_path, "four/net.onnx", "four/labels.txt")
+    (tmp_path / "folder.onnx").mkdir()
+    expected = {
+        "four:1": "four/net.onnx",
+        "one:1": "one.onnx",
+        "three:10": "three/10/net.joblib",
+        "two:1": "two/model.onnx",
+    }
+    assert files(scan(tmp_path), tmp_path) == expected
+    assert files(scan(tmp_path / "two"), tmp_path) == {"two:1": "two/model.onnx"}
+    assert files(scan(tmp_path / "one.onnx"), tmp_path) == {"one:1": "one.onnx"}
+
+
+def test_places_may_be_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.onnx")
+    source = FolderSource([Place(tmp_path / "a.onnx", "b")], {})
+    assert list(source.scan()) == [ModelRef("b", "1")]
+
+
+def test_only_code_that_was_named_is_trusted(tmp_path: Path) -> None:
+    put(tmp_path, "a.py", "b/model.py", "c.onnx")
+    assert scan(tmp_path / "a.py")["a:1"].trusted
+    assert not scan(tmp_path / "b")["b:1"].trusted
+    assert not scan(tmp_path / "c.onnx")["c:1"].trusted
+
+
+def test_two_models_of_one_name_are_an_error(tmp_path: Path) -> None:
+    put(tmp_path, "a.onnx", "a/model.onnx")
+    with pytest.raises(ConfigError, match="two models are called 'a'"):
+        scan(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed, match="there is no file or folder"):
+        scan(tmp_path / "missing")
+
+
+def test_version_policies() -> None:
+    present = ["1", "2", "10"]
+    assert chosen_versions(present, 1) == ["10"]
+    assert chosen_versions(present, 2) == ["2", "10"]
+    assert chosen_versions(present, "all") == present
+    assert chosen_versions(present, ("1", "10")) == ["1", "10"]
+    assert chosen_versions(present, ("7",)) == ["7"]
+
+
+def test_a_listed_version_that_is_missing_is_a_problem(tmp_path: Path) -> None:
+    put(tmp_path, "1/model.onnx")
+    (tmp_path / "model.yaml").write_text("name: m\nversions: ['1', '7']")
+    found = scan(tmp_path)
+    assert found["m:1"].problem is None
+    assert "no version folder '7'; there are: 1" in str(found["m:7"].problem)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["model.onnx", "other.onnx"], "model.onnx"),
+        (["net.onnx", "labels.txt", "config.json"], "net.onnx"),
+        (["booster.txt"], "booster.txt"),
+        (["serve.py", "net.onnx"], "net.onnx"),
+        (["serve.py"], "serve.py"),
+        (["model.json", "other.txt"], "model.json"),
+        (["a.onnx", "b.onnx"], None),
+        (["a.md"], None),
+    ],
+)
+def test_the_model_among_files(tmp_path: Path, names: list[str], chosen: str | None) -> None:
+    put(tmp_path / "m" / "1", *names)
+    version = scan(tmp_path / "m")["m:1"]
+    if chosen is None:
+        assert isinstance(version.problem, LoadFailed)
+    else:
+        assert version.problem is None
+        assert version.path.name == chosen
+
+
+@pytest.mark.parametrize("name", ["../secret.onnx", "/etc/passwd", "a/../../b"])
+def test_the_configured_file_lies_inside(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "secret.onnx", "m/model.onnx")
+    (tmp_path / "m" / "model.yaml").write_text(f"file: {name}")
+    assert "lies outside" in str(scan(tmp_path / "m")["m:1"].problem)
+
+
+def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
+    put(tmp_path, "blobs/4f3a", "m/1/readme.md")
+    (tmp_path / "m" / "model.yaml").write_text("file: net.onnx")
+    (tmp_path / "m" / "1" / "net.onnx").symlink_to(tmp_path / "blobs" / "4f3a")
+    assert scan(tmp_path / "m")["m:1"].path.name == "net.onnx"
+
+
+def test_a_mistake_in_the_configuration_goes_on_naming_the_same_model(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "m/2/model.onnx")
+    config = tmp_path / "m" / "model.yaml"
+    config.write_text("name: iris\nversions: all")
+    source = FolderSource([Place(tmp_path)], {})
+    before = source.scan()
+    config.write_text("name: iris\nversion: [")
+    after = source.scan()
+    assert list(after) == list(before)
+    assert all(isinstance(version.problem, ConfigError) for version in after.values())
+    assert [v.stamp for v in after.values()] != [v.stamp for v in before.values()]
+
+
+@pytest.mark.parametrize("text", [b"nam: x", b"\xff\xfe", b"versions: {}", b"- a"])
+def test_configurations_that_cannot_be_read_are_problems(tmp_path: Path, text: bytes) -> None:
+    put(tmp_path, "m/model.onnx")
+    (tmp_path / "m" / "model.yaml").write_bytes(text)
+    assert isinstance(scan(tmp_path)["m:1"].problem, ConfigError)
+
+
+def test_overrides_apply_to_every_model(tmp_path: Path) -> None:
+    put(tmp_path, "a.onnx", "b/model.onnx")
+    found = scan(tmp_path, runtime="onnx")
+    assert {version.config.runtime for version in found.values()} == {"onnx"}
+
+
+def stamps(path: Path) -> list[str]:
+    return [version.stamp for version in scan(path).values()]
+
+
+def test_stamps_change_with_files_and_configuration_only(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    put(model, "1/model.onnx", "1/data/weights.bin")
+    seen = [stamps(model)]
+    put(model, "1/.draft.onnx", "1/__pycache__/a.pyc", "notes.md")
+    assert stamps(model) == seen[-1]
+    for change in (
+        lambda: (model / "1" / "data" / "weights.bin").write_text("longer than it was"),
+        lambda: (model / "model.yaml").write_text("description: x"),
+        lambda: os.utime(model / "1" / "model.onnx", ns=(1, 1)),
+        lambda: (model / "1" / "data").rename(model / "1" / "other"),
+    ):
+        change()
+        assert stamps(model) not in seen
+        seen.append(stamps(model))
+
+
+def test_a_file_put_in_place_of_another_changes_the_stamp(tmp_path: Path) -> None:
+    put(tmp_path, "m/model.onnx", "m/.new")
+    for name in ("model.onnx", ".new"):
+        os.utime(tmp_path / "m" / name, ns=(1, 1))
+    before = stamps(tmp_path / "m")
+    (tmp_path / "m" / ".new").replace(tmp_path / "m" / "model.onnx")
+    assert stamps(tmp_path / "m") != before
+
+
+def test_weights_beside_a_single_file_count(tmp_path: Path) -> None:
+    put(tmp_path, "a.onnx")
+    before = stamps(tmp_path / "a.onnx")
+    put(tmp_path, "b.onnx")
+    assert stamps(tmp_path / "a.onnx") == before
+    put(tmp_path, "a.onnx.data")
+    assert stamps(tmp_path / "a.onnx") != before
+
+
+def test_what_vanishes_in_the_middle_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "a/model.onnx", "b/model.onnx")
+    whole, calls = folder.is_model, []
+
+    def vanishing(path: Any) -> bool:
+        calls.append(path)
+        if len(calls) == 2:
+            raise FileNotFoundError(2, "gone", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(folder, "is_model", vanishing)
+    assert sorted(scan(tmp_path)) == ["a:1", "b:1"]
+
+
+def test_what_cannot_be_read_is_an_error_without_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "a/model.onnx")
+
+    def refuse(path: Any) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(folder, "is_model", refuse)
+    with pytest.raises(LoadFailed, match="cannot be read: Permission denied") as raised:
+        scan(tmp_path)
+    assert str(tmp_path) not in str(raised.value)
