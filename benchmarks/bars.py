@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks.generator import Load
@@ -80,6 +80,7 @@ _GRPC = Load("tiny", "grpc")
 _ROWS = Load("perceptron", "json")
 _IMAGES = Load("resnet18", "binary", connections=4, cases=16)
 _STEADY = Load("tiny", "json", connections=16, rate=1000)
+_SHARED = Load("tiny", "grpc", connections=1, streams=16, rate=500)
 _FOREST = Load("forest", "json", connections=4, cases=64)
 _TINY = ("tiny",)
 _BOTH = ("tiny", "forest")
@@ -171,6 +172,17 @@ CONTESTS: tuple[Contest, ...] = (
         Started(Salver(_TINY), _JSON),
         None,
         (Bar("ready_s", at_most=1), Bar("rss_mb", at_most=120)),
+    ),
+    Contest(
+        "shared_connection",
+        "gRPC at 500/s beside a 64 MB upload and an unread stream",
+        Served(
+            Salver(_TINY),
+            replace(_SHARED, upload=60 << 20, unread=1000),
+            label="salver, upload beside",
+        ),
+        Served(Salver(_TINY), _SHARED),
+        (Bar("p99_us", at_most=3),),
     ),
     Contest(
         "isolation",

@@ -27,6 +27,10 @@ class Load:
     vary: bool = False
     """gRPC: another traceparent and grpc-timeout in each request."""
     tls: bool = False
+    upload: int = 0
+    """gRPC: bytes of a message that the first connection sends besides, again and again."""
+    unread: int = 0
+    """gRPC: requests of a stream on the first connection whose answers are not read."""
 
 
 def build(cache: Path) -> Path:
@@ -54,6 +58,8 @@ def command(program: Path, cases: Path, load: Load, port: int, seconds: float) -
         "streams": load.streams,
         "seconds": seconds,
         "rate": load.rate,
+        "upload": load.upload,
+        "unread": load.unread,
         "tolerance": TOLERANCE,
     }
     arguments = [str(program), *(f"--{name}={value}" for name, value in options.items())]

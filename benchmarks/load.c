@@ -5,6 +5,8 @@
  * ones and keeps every latency, so that quantiles are exact. Closed loop: each connection (HTTP) or
  * stream (gRPC) sends its next request when it has its answer. With --rate requests fall due on a
  * fixed schedule and latency counts from the due time, so a stalled server is not flattered.
+ * With --upload the first gRPC connection also carries one large message after the other, and with
+ * --unread a stream of so many requests whose answers it never reads.
  *
  * File of cases, little endian: u32 cases, u32 floats; then per case u32 length, that many request
  * bytes, and the expected answer as float32. An HTTP request is head and body, a gRPC request is
@@ -32,6 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { UPLOAD_FRAME = 16384, UPLOAD_PIECES = 8 }; /* short, so that small calls wait for few of them */
 enum { MAX_IOV = 64, ARENA = 1 << 16, READ_SIZE = 1 << 16, MAX_STREAMS_NV = 16 };
 
 typedef struct {
@@ -54,6 +57,7 @@ typedef struct { /* one request in flight at a time */
     size_t sent;  /* gRPC: bytes of the message handed to nghttp2 */
     Bytes answer; /* gRPC: the response message */
     int status_ok;
+    const char *background; /* not measured: what it is */
 } Slot;
 
 struct Connection {
@@ -69,7 +73,8 @@ struct Connection {
 };
 
 static struct {
-    int port, connections, streams, tls, vary;
+    int port, connections, streams, tls, vary, unread;
+    size_t upload;
     double seconds, warmup_s, rate, tolerance;
     const char *grpc_path, *marker, *cases;
 } opt = {.connections = 1, .streams = 1, .seconds = 4, .warmup_s = 0.5, .tolerance = 1e-4};
@@ -81,7 +86,9 @@ static Slot **idle; /* with --rate: slots that wait for their due time */
 static int idle_count, epoll_fd, timer_fd = -1, in_flight, stopping;
 static SSL_CTX *tls_context;
 static uint64_t window_start_ns, window_end_ns, next_due_ns, sequence;
-static uint64_t total, errors, mismatches, kept, kept_capacity;
+static Slot upload = {.background = "upload"}, unread = {.background = "unread stream"};
+static const char *const stream_path = "/inference.GRPCInferenceService/ModelStreamInfer";
+static uint64_t uploads, total, errors, mismatches, kept, kept_capacity;
 static float *latencies_us;
 static char first_problem[256];
 
@@ -269,6 +276,11 @@ static int h2_send_data(nghttp2_session *h2, nghttp2_frame *frame, const uint8_t
                         nghttp2_data_source *source, void *user) {
     (void)h2, (void)frame;
     Slot *slot = source->ptr;
+    Connection *c = user;
+    if (slot == &upload && c->queued >= UPLOAD_PIECES) {
+        flush(c);
+        if (c->queued >= UPLOAD_PIECES) return NGHTTP2_ERR_WOULDBLOCK;
+    }
     if (!room(user, 9 + (length < 1024 ? length : 0), 2)) return NGHTTP2_ERR_WOULDBLOCK;
     copy(user, head, 9);
     (length < 1024 ? copy : refer)(user, slot->request->bytes + slot->sent, length);
@@ -281,6 +293,11 @@ static ssize_t h2_read_message(nghttp2_session *h2, int32_t id, uint8_t *buffer,
     (void)h2, (void)id, (void)buffer, (void)user;
     Slot *slot = source->ptr;
     size_t left = slot->request->length - slot->sent;
+    if (slot == &unread && !left) return NGHTTP2_ERR_DEFERRED; /* it stays open */
+    if (slot == &unread) {
+        *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+        return (ssize_t)(left < size ? left : size);
+    }
     *flags |= NGHTTP2_DATA_FLAG_NO_COPY | (left <= size ? NGHTTP2_DATA_FLAG_EOF : 0);
     return (ssize_t)(left < size ? left : size);
 }
@@ -289,8 +306,11 @@ static ssize_t h2_frame_size(nghttp2_session *h2, uint8_t type, int32_t id, int3
                              int32_t stream_window, uint32_t max_frame, void *user) {
     (void)h2, (void)type, (void)id, (void)user;
     int32_t window = session_window < stream_window ? session_window : stream_window;
+    if (opt.upload && max_frame > UPLOAD_FRAME) max_frame = UPLOAD_FRAME;
     return window < (int64_t)max_frame ? window : (int32_t)max_frame;
 }
+
+static void h2_request(Slot *slot);
 
 static int h2_header(nghttp2_session *h2, const nghttp2_frame *frame, const uint8_t *name,
                      size_t name_length, const uint8_t *value, size_t length, uint8_t flags, void *user) {
@@ -310,6 +330,8 @@ static int h2_header(nghttp2_session *h2, const nghttp2_frame *frame, const uint
 static int h2_data(nghttp2_session *h2, uint8_t flags, int32_t id, const uint8_t *data, size_t length, void *user) {
     (void)flags, (void)user;
     Slot *slot = nghttp2_session_get_stream_user_data(h2, id);
+    if (slot == &unread) return nghttp2_session_consume_connection(h2, length);
+    if (opt.unread) nghttp2_session_consume(h2, id, length);
     if (!slot) return 0;
     reserve(&slot->answer, length);
     memcpy(slot->answer.bytes + slot->answer.length, data, length);
@@ -320,11 +342,17 @@ static int h2_data(nghttp2_session *h2, uint8_t flags, int32_t id, const uint8_t
 static int h2_close(nghttp2_session *h2, int32_t id, uint32_t code, void *user) {
     (void)user;
     Slot *slot = nghttp2_session_get_stream_user_data(h2, id);
-    if (slot) finished(slot, !code && slot->status_ok, slot->answer.bytes, slot->answer.length);
+    if (slot == &upload && !code) {
+        uploads++;
+        h2_request(slot);
+    } else if (slot && slot->background)
+        problem(&errors, slot->background, slot->answer.bytes, slot->answer.length);
+    else if (slot) finished(slot, !code && slot->status_ok, slot->answer.bytes, slot->answer.length);
     return 0;
 }
 
 static void h2_open(Connection *c) {
+    nghttp2_option *manual;
     static nghttp2_session_callbacks *callbacks;
     if (!callbacks) {
         nghttp2_session_callbacks_new(&callbacks);
@@ -335,9 +363,13 @@ static void h2_open(Connection *c) {
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, h2_data);
         nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, h2_close);
     }
-    nghttp2_session_client_new(&c->h2, callbacks, c);
+    nghttp2_option_new(&manual);
+    nghttp2_option_set_no_auto_window_update(manual, opt.unread > 0);
+    nghttp2_session_client_new2(&c->h2, callbacks, c, manual);
+    nghttp2_option_del(manual);
+    uint32_t window = opt.unread ? 65535 : 1 << 20;
     nghttp2_settings_entry settings[] = {{NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
-                                         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1 << 20}};
+                                         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, window}};
     nghttp2_submit_settings(c->h2, NGHTTP2_FLAG_NONE, settings, 2);
 }
 
@@ -352,7 +384,7 @@ static void h2_request(Slot *slot) {
     snprintf(authority, sizeof authority, "127.0.0.1:%d", opt.port);
     nv[n++] = header(":method", "POST");
     nv[n++] = header(":scheme", "http");
-    nv[n++] = header(":path", opt.grpc_path);
+    nv[n++] = header(":path", slot == &unread ? stream_path : opt.grpc_path);
     nv[n++] = header(":authority", authority);
     nv[n++] = header("te", "trailers");
     nv[n++] = header("content-type", "application/grpc");
@@ -475,6 +507,43 @@ static void send_due(void) {
     if (idle_count) timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
+static uint8_t *varint(uint8_t *at, size_t value) {
+    for (; value > 127; value >>= 7) *at++ = (uint8_t)(value | 128);
+    *at++ = (uint8_t)value;
+    return at;
+}
+
+/* A ModelInferRequest with so many bytes of tensor, for a model that is not there. */
+static Case upload_message(size_t tensor) {
+    uint8_t *bytes = calloc(1, tensor + 64), *at = bytes + 5, shape[10];
+    if (!bytes) die("out of memory");
+    size_t shape_length = (size_t)(varint(shape, tensor) - shape);
+    at += sprintf((char *)at, "\n\006upload*%c\n\001x\022\005UINT8\032%c", (int)(12 + shape_length), (int)shape_length);
+    memcpy(at, shape, shape_length);
+    at += shape_length;
+    *at++ = 0x3a;
+    at = varint(at, tensor) + tensor;
+    size_t size = (size_t)(at - bytes) - 5;
+    for (int i = 0; i < 4; i++) bytes[1 + i] = (uint8_t)(size >> (24 - 8 * i));
+    return (Case){.bytes = bytes, .length = (uint32_t)size + 5};
+}
+
+/* The first case again and again. */
+static Case repeated_message(size_t times) {
+    size_t size = cases[0].length;
+    uint8_t *bytes = grow(NULL, times * size);
+    for (size_t i = 0; i < times; i++) memcpy(bytes + i * size, cases[0].bytes, size);
+    return (Case){.bytes = bytes, .length = (uint32_t)(times * size)};
+}
+
+static void start_background(Slot *slot, Connection *c, Case message) {
+    Case *request = grow(NULL, sizeof *request);
+    *request = message;
+    slot->connection = c;
+    slot->request = request;
+    h2_request(slot);
+}
+
 static void begin(void) {
     int slots = opt.grpc_path ? opt.streams : 1;
     connections = calloc((size_t)opt.connections, sizeof *connections);
@@ -483,6 +552,8 @@ static void begin(void) {
         Connection *c = &connections[i];
         c->slots = calloc((size_t)slots, sizeof *c->slots);
         open_connection(c);
+        if (!i && opt.unread) start_background(&unread, c, repeated_message((size_t)opt.unread));
+        if (!i && opt.upload) start_background(&upload, c, upload_message(opt.upload));
         for (int s = 0; s < slots; s++) {
             c->slots[s].connection = c;
             if (opt.rate > 0)
@@ -530,8 +601,8 @@ static void report(double busy_s, double window_s) {
     errors += (uint64_t)in_flight;
     qsort(latencies_us, kept, sizeof *latencies_us, by_value);
     printf("{\"requests\": %lu, \"seconds\": %.6f, \"total\": %lu, \"errors\": %lu, \"mismatches\": %lu, "
-           "\"first_problem\": \"%s\", \"generator_busy\": %.4f, \"quantiles_us\": {",
-           kept, window_s, total, errors, mismatches, first_problem, busy_s / window_s);
+           "\"first_problem\": \"%s\", \"uploads\": %lu, \"generator_busy\": %.4f, \"quantiles_us\": {",
+           kept, window_s, total, errors, mismatches, first_problem, uploads, busy_s / window_s);
     for (size_t i = 0; kept && i < sizeof quantiles / sizeof *quantiles; i++) {
         size_t rank = (size_t)ceil(quantiles[i] * (double)kept);
         printf("%s\"%g\": %.2f", i ? ", " : "", quantiles[i], latencies_us[rank ? rank - 1 : 0]);
@@ -543,6 +614,7 @@ static void options(int argc, char **argv) {
     static const struct option known[] = {
         {"port", 1, 0, 'p'},   {"connections", 1, 0, 'c'}, {"streams", 1, 0, 'm'}, {"seconds", 1, 0, 's'},
         {"warmup", 1, 0, 'w'}, {"rate", 1, 0, 'r'},        {"tls", 0, 0, 't'},     {"vary", 0, 0, 'v'},
+        {"upload", 1, 0, 'u'}, {"unread", 1, 0, 'n'},
         {"grpc", 1, 0, 'g'},   {"marker", 1, 0, 'k'},      {"tolerance", 1, 0, 'e'}, {0, 0, 0, 0}};
     for (int o; (o = getopt_long(argc, argv, "", known, NULL)) != -1;) switch (o) {
         case 'p': opt.port = atoi(optarg); break;
@@ -553,6 +625,8 @@ static void options(int argc, char **argv) {
         case 'r': opt.rate = atof(optarg); break;
         case 't': opt.tls = 1; break;
         case 'v': opt.vary = 1; break;
+        case 'u': opt.upload = (size_t)atoll(optarg); break;
+        case 'n': opt.unread = atoi(optarg); break;
         case 'g': opt.grpc_path = optarg; break;
         case 'k': opt.marker = optarg; break;
         case 'e': opt.tolerance = atof(optarg); break;

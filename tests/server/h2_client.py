@@ -134,6 +134,8 @@ class Http2Client:
     def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
         """Sends a piece of a body as far as flow control allows, and waits where it does not."""
         while data:
+            if self.h2.local_flow_control_window(stream) <= 0:
+                self.turn()
             size = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
             assert size > 0, "the server gives no window"
             self.h2.send_data(stream, data[:size], end_stream=end and size >= len(data))

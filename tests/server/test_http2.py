@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from salver.server import frames, hpack
 from salver.server.flood import WINDOW_NS
 from salver.server.frames import ErrorCode, Setting
-from salver.server.http2 import STREAM_WINDOW_BYTES, Http2Connection, Http2Limits
+from salver.server.http2 import (
+    LONG_BODY_WINDOW_BYTES,
+    STREAM_WINDOW_BYTES,
+    Http2Connection,
+    Http2Limits,
+)
 
 if TYPE_CHECKING:
     from salver.server.http2_head import RequestHead
@@ -468,13 +473,12 @@ def test_unfinished_bodies_that_fill_the_window_give_way_to_the_oldest() -> None
 
 def test_a_paused_stream_gets_no_window_until_it_is_resumed() -> None:
     connection, recorder = started()
-    half = STREAM_WINDOW_BYTES // 2
     connection.receive(frames.frame(frames.HEADERS, 4, 1, POST_BLOCK), 0)
     connection.pause(recorder.streams[1])
-    connection.receive(b"".join(data(1, bytes(1 << 20)) for _ in range((half >> 20) + 1)), 0)
+    connection.receive(data(1, bytes(STREAM_WINDOW_BYTES)), 0)
     assert written(connection) == b""
     connection.resume(recorder.streams[1])
-    assert written(connection) == frames.window_update(1, half + (1 << 20))
+    assert written(connection) == frames.window_update(1, LONG_BODY_WINDOW_BYTES)
 
 
 # What a client must not do.

@@ -213,7 +213,7 @@ def test_draining_ends_after_the_present_answers(client: Http2Client) -> None:
 
 def test_a_slow_reader_is_served_at_its_own_pace(client: Http2Client) -> None:
     client.transport.window = 1000
-    row = bytes(1 << 20)
+    row = bytes(1 << 19)
     streams = [client.call(INFER, infer(row)) for _ in range(3)]
     client.turn()
     assert len(client.transport.waiting) < 1 << 20

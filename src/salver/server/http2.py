@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from salver.server.stream import Handler
     from salver.types import Buffer
 
-STREAM_WINDOW_BYTES: Final = 16 << 20
+STREAM_WINDOW_BYTES: Final = 1 << 20
+"""What a stream may send at first."""
+LONG_BODY_WINDOW_BYTES: Final = 256 << 10
+"""What it may send ahead later on: small, or short messages wait behind long bodies in the peer."""
 MAX_FRAME_BYTES: Final = 1 << 20
 
 _UNPACK_HEAD: Final = frames.HEAD.unpack_from
@@ -291,7 +294,7 @@ class Http2Connection:
             stream.body_left -= num_bytes
             if stream.body_left < 0 or (ends and stream.body_left):
                 self._fail(stream, ErrorCode.PROTOCOL_ERROR)
-        if not ends and stream.receive_window < STREAM_WINDOW_BYTES // 2:
+        if not ends:
             self._top_up(stream)
         if self._window <= 0:
             self._make_room()
@@ -317,11 +320,10 @@ class Http2Connection:
         return stop
 
     def _top_up(self, stream: Stream) -> None:
-        if stream.receiving and not stream.paused:
-            self.sender.control(
-                frames.window_update(stream.id, STREAM_WINDOW_BYTES - stream.receive_window)
-            )
-            stream.receive_window = STREAM_WINDOW_BYTES
+        more = LONG_BODY_WINDOW_BYTES - stream.receive_window
+        if more > LONG_BODY_WINDOW_BYTES // 2 and stream.receiving and not stream.paused:
+            self.sender.control(frames.window_update(stream.id, more))
+            stream.receive_window += more
 
     def _give_credit(self, num_bytes: int) -> None:
         credit = self._credit + num_bytes
