@@ -155,8 +155,11 @@ class BatchedTarget:
     def _next_fresh(self, now: int) -> tuple[Batch, Instance] | None:
         inline = self._inline
         size = self._inline_size(now) if inline is not None else None
-        # Cutting what waits into pieces that are short enough would cost more than one large run.
-        if size is not None and (not size or len(self._scheduler) <= size):
+        # Cutting what waits into pieces that are short enough would cost more than one large run,
+        # but now and then it tells whether larger ones are short enough too.
+        if size is not None and (
+            not size or len(self._scheduler) <= size or self._costs_want_trial
+        ):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
                 return batch, inline  # type: ignore[return-value]
@@ -184,6 +187,10 @@ class BatchedTarget:
             if allowed is not None and (not allowed or size <= allowed):
                 return self._inline
         return self._idle.pop() if self._idle else None
+
+    @property
+    def _costs_want_trial(self) -> bool:
+        return any(costs.wants_trial for costs in self._costs.values())
 
     def _inline_size(self, now: int) -> int | None:
         """The largest size to run inline now; 0 for any, None for nothing at all."""
