@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.errors import InvalidInput, TooLarge, Unsupported, UnsupportedMedia
+from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.server import grpc, hpack
-from salver.server.bodies import decompress
+from salver.server.bodies import BufferPool, decompress
 from salver.server.grpc import CallHead, Compressed, Deframer
 from salver.server.http2_head import RequestHead
 
@@ -74,8 +74,6 @@ def test_takes_every_message_format(kind: str) -> None:
     ("wrong", "error"),
     [
         (head(method="GET"), InvalidInput),
-        (head(kind="application/grpc-web"), UnsupportedMedia),
-        (head(kind="application/json"), UnsupportedMedia),
         (head(("grpc-timeout", "soon")), InvalidInput),
         (head(("grpc-encoding", "snappy")), Unsupported),
     ],
@@ -131,27 +129,27 @@ def test_messages_survive_any_division_into_pieces(
         data = pack(message) if compressed else message
         framed = b"".join(grpc.frame([data[:7], data[7:]]))
         body += bytes((compressed,)) + framed[1:]
-    deframer, found = Deframer(1000, encoding), []
+    deframer, found = Deframer(1000, encoding, BufferPool()), []
     for size in [*sizes, len(body) + 1]:
         found += opened(deframer.feed(body[:size]))
         body = body[size:]
-    deframer.finish()
+    assert deframer.is_between_messages
     assert found == [message for message, _ in messages]
 
 
 def test_a_large_message_in_many_pieces_is_one_buffer() -> None:
     message = bytes(range(256)) * 8000
     body = memoryview(b"".join(grpc.frame([message])))
-    deframer, found = Deframer(1 << 22), []
+    deframer, found = Deframer(1 << 22, "identity", BufferPool()), []
     for start in range(0, len(body), 10_000):
         found += deframer.feed(body[start : start + 10_000])
     assert [bytes(one) for one in found] == [message]
 
 
 def test_memory_grows_with_what_came() -> None:
-    deframer = Deframer(1 << 40)
+    deframer = Deframer(1 << 40, "identity", BufferPool())
     deframer.feed(b"\0\xff\xff\xff\xff" + bytes(100))
-    assert len(deframer._message or b"") == 1 << 16
+    assert len(deframer._message or b"") == 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -165,15 +163,35 @@ def test_memory_grows_with_what_came() -> None:
 )
 def test_refuses_messages(body: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        Deframer(100).feed(body)
+        Deframer(100, "identity", BufferPool()).feed(body)
 
 
 @pytest.mark.parametrize("body", [b"\0", b"\0\0\0\0\x05", b"\0\0\0\0\x05abc"])
-def test_refuses_an_unfinished_body(body: bytes) -> None:
-    deframer = Deframer(100)
+def test_tells_an_unfinished_body(body: bytes) -> None:
+    deframer = Deframer(100, "identity", BufferPool())
     assert not deframer.feed(body)
-    with pytest.raises(InvalidInput):
-        deframer.finish()
+    assert not deframer.is_between_messages
+
+
+def test_a_whole_message_needs_no_deframer() -> None:
+    assert grpc.whole_message(b"\0\0\0\0\x03abc", 3) == b"abc"
+    assert grpc.whole_message(memoryview(b"\0\0\0\0\0"), 3) == b""
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\0\0\0\0", b"\0\0\0\0\x03ab", b"\0\0\0\0\x03abcd", b"\x01\0\0\0\0"]
+)
+def test_what_is_not_one_plain_message_needs_one(body: bytes) -> None:
+    assert grpc.whole_message(body, 100) is None
+
+
+def test_a_message_above_the_limit_is_no_whole_one() -> None:
+    assert grpc.whole_message(b"\0\0\0\0\x03abc", 2) is None
+
+
+def test_other_content_types_are_no_grpc() -> None:
+    assert not grpc.is_grpc(head(kind="application/grpc-web"))
+    assert not grpc.is_grpc(head(kind="application/json"))
 
 
 def test_statuses() -> None:

@@ -40,11 +40,11 @@ class Recorder:
         self.answers = answers
         self.connection: Http2Connection
 
-    def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
+    def on_request(self, stream: Stream, head: RequestHead, body: Any) -> None:
         self.events.append(("request", stream.id, head.path))
         self.streams[stream.id] = stream
-        self.bodies[stream.id] = b""
-        if end_stream:
+        self.bodies[stream.id] = bytes(body or b"")
+        if body is not None:
             self.on_whole(stream)
 
     def on_data(self, stream: Stream, data: Any, end_stream: bool) -> None:

@@ -106,7 +106,29 @@ class _Head:
         )
 
 
+class _Shape:
+    """A message of one numeric input and no id: all that changes is the tensor at its end.
+
+    `prefix` is what stands before the tensor, its length included.
+    """
+
+    __slots__ = ("_dtype", "_head", "_name", "_numpy", "_shape", "prefix")
+
+    def __init__(self, head: _Head, prefix: bytes) -> None:
+        self._head = head
+        self._name, self._dtype, self._shape, _ = head.inputs[0]
+        self._numpy = self._dtype.numpy
+        self.prefix = prefix
+
+    def infer(self, data: bytes) -> Infer:
+        array = np.ndarray(self._shape, self._numpy, data, len(self.prefix))
+        tensor = Tensor(self._dtype, self._shape, array)
+        return self._head.infer(Tensors({self._name: tensor}), "")
+
+
 _heads: Final[Recent[bytes, _Head]] = Recent(MAX_HEADS)
+# By the length of the whole message, because its prefix cannot be known without looking at it.
+_shapes: Final[Recent[int, _Shape]] = Recent(MAX_HEADS)
 
 
 def decode_infer_request(data: Buffer) -> Infer:
@@ -116,7 +138,11 @@ def decode_infer_request(data: Buffer) -> Infer:
 
     Raises: InvalidInput, Unsupported.
     """
-    if type(data) is not bytes:
+    if type(data) is bytes:
+        shape = _shapes.get(len(data))
+        if shape is not None and data.startswith(shape.prefix):
+            return shape.infer(data)
+    else:
         data = memoryview(data).toreadonly()
     try:
         return _decode_fast(data) or _decode_any(data)
@@ -138,7 +164,17 @@ def _decode_fast(data: bytes | memoryview) -> Infer | None:
     if head is None:
         head = _parse_head(key)
     tensors = _scan_raws(data, at, head)
-    return None if tensors is None else head.infer(tensors, request_id)
+    if tensors is None:
+        return None
+    if type(data) is bytes and not request_id and len(tensors) == 1:
+        _remember_shape(head, data)
+    return head.infer(tensors, request_id)
+
+
+def _remember_shape(head: _Head, data: bytes) -> None:
+    _, dtype, _, num_bytes = head.inputs[0]
+    if dtype is not BYTES:
+        _shapes.put(len(data), _Shape(head, data[: len(data) - num_bytes]))
 
 
 def _scan_head(data: bytes | memoryview) -> tuple[bytes, str, int] | None:

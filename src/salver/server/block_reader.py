@@ -30,13 +30,14 @@ class BlockReader:
         Raises: Http2Error, HeaderListTooLarge, MalformedHead.
         """
         head = self._cache.get(block)
-        if head is None:
-            generation = self._generation
-            head = RequestHead(self._decode(block))
-            if generation == self._generation and len(block) <= _MAX_CACHED_BLOCK_BYTES:
-                if len(self._cache) >= _MAX_CACHED_HEADS:
-                    self._cache.clear()
-                self._cache[block] = head
+        if head is not None:
+            return head
+        generation = self._generation
+        head = RequestHead(self._decode(block))
+        if generation == self._generation and len(block) <= _MAX_CACHED_BLOCK_BYTES:
+            if len(self._cache) >= _MAX_CACHED_HEADS:
+                self._cache.clear()
+            self._cache[block] = head
         return head
 
     def trailers(self, block: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from salver.errors import InvalidInput, TooLarge
+from salver.interfaces import HttpAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +25,7 @@ _FRAMING_PER_BYTE: Final = 16
 _CHUNK_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n\0]*)?")
 # What `map` counts for an object that only a list refers to; it differs between Python versions.
 _FREE_REFERENCES: Final = next(map(sys.getrefcount, [np.empty(0)]))
+_COMPRESSED_BYTES: Final = range(1024, 1 << 20)
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
@@ -156,6 +158,17 @@ def decompress(body: Buffer, encoding: str, max_bytes: int) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise InvalidInput(f"the {encoding} data is cut off or followed by other data")
     return plain
+
+
+def compressed(answer: HttpAnswer, encoding: str) -> HttpAnswer:
+    """An answer in the coding that its client takes, if that is worth the time."""
+    status, headers, parts = answer
+    if not encoding or b"octet-stream" in headers:
+        return answer
+    if sum(map(len, parts)) not in _COMPRESSED_BYTES:
+        return answer
+    headers += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % encoding.encode()
+    return HttpAnswer(status, headers, [compress(parts, encoding)])
 
 
 def compress(parts: Iterable[Buffer], encoding: str) -> bytes:

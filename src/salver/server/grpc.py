@@ -8,15 +8,14 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
-import numpy as np
-
 from salver.clock import NS_PER_MS, NS_PER_S
-from salver.errors import InvalidInput, TooLarge, Unsupported, UnsupportedMedia
+from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.server import hpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from salver.server.bodies import BufferPool
     from salver.server.http2_head import RequestHead
     from salver.types import Buffer
 
@@ -25,11 +24,12 @@ _ENCODINGS: Final = ("identity", "deflate", "gzip")
 ACCEPTED_ENCODINGS: Final = ", ".join(_ENCODINGS)
 OK: Final = 0
 
+_SUBTYPES: Final = (f"{CONTENT_TYPE}+", f"{CONTENT_TYPE};")
 _PREFIX_BYTES: Final = 5
 _MAX_STATUS_MESSAGE_BYTES: Final = 4096
-_FIRST_BUFFER_BYTES: Final = 64 << 10
+_FIRST_BUFFER_BYTES: Final = 1 << 20
+_INFLATED_AT_ONCE: Final = 4096
 _BUFFER_GROWTH: Final = 8
-_TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_NS: Final = {
     "H": 3600 * NS_PER_S,
     "M": 60 * NS_PER_S,
@@ -55,7 +55,7 @@ OK_BLOCK: Final = hpack.encode([("grpc-status", "0")])
 
 
 class CallHead:
-    """What a gRPC request's head says; made once per header block.
+    """What the head of a request that `is_grpc` says; made once per header block.
 
     `timeout_ns` is 0 when the client set none. `encoding` is that of compressed messages. `method`
     is for whoever knows what stands behind `path`.
@@ -64,12 +64,10 @@ class CallHead:
     __slots__ = ("encoding", "headers", "method", "path", "timeout_ns")
 
     def __init__(self, head: RequestHead) -> None:
-        """Raises: InvalidInput, Unsupported, UnsupportedMedia."""
+        """Raises: InvalidInput, Unsupported."""
         headers = head.headers
         if head.method != "POST":
             raise InvalidInput(f"gRPC calls are POST requests, not {head.method}")
-        if not is_grpc(head):
-            raise UnsupportedMedia(f"the content type must be {CONTENT_TYPE}")
         self.path = head.path
         self.method: Any = None
         self.headers = headers
@@ -95,47 +93,53 @@ class CallHead:
 
 
 class Compressed(NamedTuple):
-    """A message as it travelled; `decompress` it off the loop unless it is small."""
+    """A message as it travelled; `decompress` it off the loop if it `is_large`."""
 
     data: bytes
     encoding: str
+
+    @property
+    def is_large(self) -> bool:
+        return len(self.data) > _INFLATED_AT_ONCE
+
+
+def whole_message(data: Buffer, max_bytes: int) -> bytes | None:
+    """The message if `data` is just one that needs no further care, as most often; else None."""
+    size = len(data) - _PREFIX_BYTES
+    if 0 <= size <= max_bytes and int.from_bytes(data[:_PREFIX_BYTES], "big") == size:
+        return bytes(data[_PREFIX_BYTES:])
+    return None
 
 
 class Deframer:
     """Cuts one call's body into messages of at most `max_message_bytes`.
 
-    A message is bytes, or a memoryview of its own buffer when it came in pieces, or `Compressed`.
-    Memory grows with what has come, not with what a prefix promises.
+    A message is a memoryview of a buffer from the pool, or `Compressed`. Memory grows with what has
+    come, not with what a prefix promises.
     """
 
-    __slots__ = ("_encoding", "_filled", "_head", "_max_bytes", "_message", "_size")
+    __slots__ = ("_encoding", "_filled", "_head", "_max_bytes", "_message", "_pool", "_size")
 
-    def __init__(self, max_message_bytes: int, encoding: str = "identity") -> None:
+    def __init__(self, max_message_bytes: int, encoding: str, pool: BufferPool) -> None:
         self._max_bytes = max_message_bytes
         self._encoding = encoding
+        self._pool = pool
         self._head = b""
         self._size = 0
         self._filled = 0
         self._message: memoryview | None = None
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Nothing of a further message has come."""
+        return not self._head
 
     def feed(self, data: Buffer) -> Sequence[Buffer | Compressed]:
         """Takes a piece of the body, which may be reused after; returns the messages it ends.
 
         Raises: InvalidInput, TooLarge.
         """
-        size = len(data) - _PREFIX_BYTES
-        if self._message is None and not self._head and size >= 0:
-            prefix = bytes(data[:_PREFIX_BYTES])
-            if prefix[0] == 0 and int.from_bytes(prefix, "big") == size <= self._max_bytes:
-                return (bytes(data[_PREFIX_BYTES:]),)
-        return self._feed(memoryview(data))
-
-    def finish(self) -> None:
-        """Raises: InvalidInput if the body ended inside a message."""
-        if self._head:
-            raise InvalidInput("the body ends inside a gRPC message")
-
-    def _feed(self, data: memoryview) -> list[Buffer | Compressed]:
+        data = memoryview(data)
         messages: list[Buffer | Compressed] = []
         while data:
             if self._message is None:
@@ -145,7 +149,7 @@ class Deframer:
                 if len(self._head) < _PREFIX_BYTES:
                     break
                 self._size = self._read_prefix(self._head)
-                self._message = _buffer(self._size, len(data))
+                self._message = self._buffer(len(data))
                 self._filled = 0
             data = self._fill(self._message, data)
             if self._filled == self._size:
@@ -162,12 +166,17 @@ class Deframer:
             raise TooLarge(f"a message of {size} bytes; at most {self._max_bytes} are allowed")
         return size
 
+    def _buffer(self, num_bytes: int) -> memoryview:
+        """Room for the message, of which `num_bytes` are there."""
+        capacity = max(_FIRST_BUFFER_BYTES, _BUFFER_GROWTH * num_bytes)
+        return self._pool.take(min(self._size, capacity))
+
     def _fill(self, message: memoryview, data: memoryview) -> memoryview:
         """Copies what belongs to the message; returns what comes after it."""
         filled = self._filled
         stop = filled + min(len(data), self._size - filled)
         if stop > len(message):
-            larger = _buffer(self._size, stop)
+            larger = self._buffer(stop)
             larger[:filled] = message[:filled]
             self._message = message = larger
         message[filled:stop] = data[: stop - filled]
@@ -180,16 +189,10 @@ class Deframer:
         return Compressed(bytes(message), self._encoding) if compressed else message
 
 
-def _buffer(size: int, num_bytes: int) -> memoryview:
-    """Room for a message of `size` bytes, of which `num_bytes` are there."""
-    capacity = min(size, max(_FIRST_BUFFER_BYTES, _BUFFER_GROWTH * num_bytes))
-    return np.empty(capacity, np.uint8).data
-
-
 def is_grpc(head: RequestHead) -> bool:
     """Whether a request is a gRPC call, of whatever message format."""
     content_type = head.headers.get("content-type", "")
-    return content_type.startswith(CONTENT_TYPE) and content_type[16:17] in ("", "+", ";")
+    return content_type == CONTENT_TYPE or content_type.startswith(_SUBTYPES)
 
 
 def parse_timeout(text: str) -> int:
@@ -197,10 +200,10 @@ def parse_timeout(text: str) -> int:
 
     Raises: InvalidInput.
     """
-    match = _TIMEOUT.fullmatch(text)
-    if match is None:
+    digits, unit_ns = text[:-1], _UNIT_NS.get(text[-1:])
+    if unit_ns is None or len(digits) > 8 or not (digits.isdigit() and digits.isascii()):
         raise InvalidInput(f"grpc-timeout {text!r} is not up to 8 digits and one of H M S m u n")
-    return int(match[1]) * _UNIT_NS[match[2]]
+    return int(digits) * unit_ns
 
 
 def decode_binary(value: str) -> bytes:
@@ -222,11 +225,9 @@ def encode_binary(value: bytes) -> str:
     return base64.b64encode(value).decode().rstrip("=")
 
 
-def frame(parts: Iterable[Buffer]) -> list[Buffer]:
+def frame(parts: Sequence[Buffer]) -> list[Buffer]:
     """One uncompressed message, its prefix in front of its parts."""
-    framed: list[Buffer] = [b"", *parts]
-    framed[0] = sum(map(len, framed)).to_bytes(_PREFIX_BYTES, "big")
-    return framed
+    return [sum(map(len, parts)).to_bytes(_PREFIX_BYTES, "big"), *parts]
 
 
 def status_block(code: int, message: str = "", metadata: Mapping[str, str] | None = None) -> bytes:

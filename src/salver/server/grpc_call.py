@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.status import grpc_status
 from salver.errors import (
@@ -14,6 +14,8 @@ from salver.errors import (
     InvalidInput,
     Overloaded,
     SalverError,
+    TooLarge,
+    Unavailable,
     Unsupported,
 )
 from salver.interfaces import Infer, Query
@@ -27,103 +29,148 @@ from salver.server.grpc import (
     Deframer,
     frame,
     status_block,
+    whole_message,
 )
 from salver.types import CallContext
 
 if TYPE_CHECKING:
-    from salver.protocols.kserve_v2_grpc import GrpcMethod
     from salver.server.http2_socket import Http2Socket
     from salver.server.stream import Stream
     from salver.types import Buffer, Call, Response
 
 log = logging.getLogger("salver.server")
-MAX_QUEUED_BYTES = 16 << 20
-PAUSE_QUEUED_BYTES = 1 << 20
-"""Unsent bytes of a stream at which its model is asked to wait."""
-MAX_REQUESTS_OF_STREAM = 1024
+MAX_UNREAD_BYTES: Final = 16 << 20
+"""Of one stream's answers."""
+PAUSE_UNREAD_BYTES: Final = 1 << 20
+"""Unread bytes of a stream at which its model is asked to wait."""
+MAX_ASKED: Final = 1024
+"""Requests of one stream that wait for their answers."""
+MAX_ASKED_BYTES: Final = 16 << 20
+"""A stream whose unanswered requests hold more is not read on."""
+_STREAMS: Final = "this method streams; call it by ModelStreamInfer"
+_NO_MESSAGE: Final = "the call ended without a message"
+_MORE_MESSAGES: Final = "this method takes one message, more came"
 
 
 class GrpcCall:
     """What unary and streaming calls have in common: head, messages, status."""
 
-    __slots__ = (
-        "_deframer", "app", "head", "is_over", "method", "socket", "started", "stream", "touched",
-    )  # fmt: skip
+    __slots__ = ("_deframer", "head", "is_over", "socket", "started", "stream", "touched")
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
-        self.app = socket.app
         self.socket = socket
         self.stream = stream
         self.head = head
-        self.method: GrpcMethod = head.method
-        self.started = self.app.clock()
-        self.touched = self.app.now
+        self.started = self.touched = socket.now
         self.is_over = False
-        self._deframer = Deframer(self.app.config.limits.body_bytes, head.encoding)
+        self._deframer: Deframer | None = None
+
+    def wait(self) -> None:
+        """The body is to come."""
 
     def feed(self, data: Buffer, end_stream: bool) -> None:
         """Takes a piece of the request's body."""
         if self.is_over:
             return
-        self.touched = self.app.now
         try:
-            for message in self._deframer.feed(data):
-                self.take(self._plain(message))
+            if self._deframer is not None or (message := whole_message(data, self._limit)) is None:
+                self._feed(data)
+            else:
+                self.take(message)
             if end_stream:
-                self._deframer.finish()
+                if self._deframer is not None:
+                    raise InvalidInput("the body ends inside a gRPC message")
                 self.end()
-        except SalverError as error:
-            self.fail(error)
-        except Exception:
-            log.exception("a bug while answering %s", self.head.path)
-            self.fail(Internal("an internal error; the server's log has the details"))
+        except Exception as error:
+            self.give_up(self.explain(error))
 
-    def _plain(self, message: Buffer | Compressed) -> Buffer:
-        if isinstance(message, Compressed):
-            return decompress(message.data, message.encoding, self.app.config.limits.body_bytes)
-        return message
+    def _feed(self, data: Buffer) -> None:
+        self.touched = self.socket.now
+        deframer = self._deframer
+        if deframer is None:
+            pool = self.socket.app.pool
+            deframer = self._deframer = Deframer(self._limit, self.head.encoding, pool)
+        for message in deframer.feed(data):
+            self.take(message)
+        if deframer.is_between_messages:
+            self._deframer = None
 
-    def take(self, message: Buffer) -> None:
+    @property
+    def _limit(self) -> int:
+        return self.socket.app.config.limits.body_bytes
+
+    def take(self, message: Buffer | Compressed) -> None:
+        """A whole message."""
         raise NotImplementedError
 
     def end(self) -> None:
+        """The last message has come."""
         raise NotImplementedError
 
-    def submit(self, operation: Infer, sink: Any, since: int) -> Call:
-        """Hands an inference that came at `since` to the engine. Raises: SalverError."""
-        whole = self.head.timeout_ns
-        own = operation.timeout_ns or (0 if whole else self.app.default_timeout_ns)
-        ends = [start + length for start, length in ((since, own), (self.started, whole)) if length]
-        deadline = min(ends, default=0)
-        return self.app.engine.submit(
+    def open(self, message: Buffer | Compressed) -> Buffer:
+        """The plain message. Raises: InvalidInput, TooLarge."""
+        if isinstance(message, Compressed):
+            return decompress(message.data, message.encoding, self._limit)
+        return message
+
+    async def inflate(self, message: Compressed) -> Buffer:
+        """The same off the loop, which a few kilobytes of zeros could keep busy for long."""
+        return await asyncio.to_thread(self.open, message)
+
+    def submit(self, operation: Infer, sink: Any) -> Call:
+        """Hands an inference to the engine. Raises: SalverError."""
+        app, now = self.socket.app, self.socket.now
+        own, whole = operation.timeout_ns, self.head.timeout_ns
+        if not (own or whole):
+            own = app.default_timeout_ns
+        deadline = now + own if own else 0
+        if whole and (not own or self.started + whole < deadline):
+            deadline = self.started + whole
+        return app.engine.submit(
             operation.ref, operation.request, sink, CallContext(deadline, operation.priority)
         )
 
+    def explain(self, error: Exception) -> SalverError:
+        """What the client is told of an error; of a bug, what it may know."""
+        if isinstance(error, SalverError):
+            return error
+        log.error("a bug while answering %s", self.head.path, exc_info=error)
+        return Internal("an internal error; the server's log has the details")
+
     def fail(self, error: SalverError) -> None:
         """Ends the call with the error's status."""
-        if self.is_over:
-            return
-        self.is_over = True
-        self.socket.send_status(self.stream, grpc_status(error), error.message)
+        if not self.is_over:
+            self.is_over = True
+            self.socket.send_status(self.stream, grpc_status(error), error.message)
 
     def abandon(self) -> None:
         """The client is gone or does not want the answer any more."""
         raise NotImplementedError
 
-    def resume(self) -> None:
-        """Everything that was to be sent is on its way; more may come."""
-
     def give_up(self, error: SalverError) -> None:
-        """Ends the call with the error's status and what still runs for it."""
+        """Ends the call with the error's status, and what still runs for it."""
         # In this order, because what is cancelled may answer at once.
         self.fail(error)
         self.abandon()
 
+    def expire(self) -> None:
+        """The body has stopped coming."""
+        self.give_up(DeadlineExceeded("the rest of the request did not come"))
+
+    def resume(self) -> None:
+        """Everything that was to be sent is on its way; more may come."""
+
     def sweep(self, now: int) -> None:
         """Ends what has lasted too long without being in the engine's care."""
-        timeout = self.head.timeout_ns
-        if timeout and now > self.started + timeout:
+        if self._is_late(now):
             self.give_up(DeadlineExceeded("the call's time was over"))
+
+    def _is_late(self, now: int) -> bool:
+        """Whether the time that the client gave the whole call is over."""
+        return 0 < self.head.timeout_ns <= now - self.started
+
+    def drain(self) -> None:
+        """The server stops; what can end by itself may."""
 
 
 class UnaryCall(GrpcCall):
@@ -135,63 +182,70 @@ class UnaryCall(GrpcCall):
         super().__init__(socket, stream, head)
         self.call: Call | None = None
         self.operation: Any = None
-        self._message: Buffer | None = None
+        self._message: Buffer | Compressed | None = None
 
-    def take(self, message: Buffer) -> None:
+    def take(self, message: Buffer | Compressed) -> None:
         if self._message is not None:
-            raise InvalidInput("this method takes one message, more came")
+            raise InvalidInput(_MORE_MESSAGES)
         self._message = message
 
     def end(self) -> None:
         message, self._message = self._message, None
         if message is None:
-            raise InvalidInput("the call ended without a message")
-        operation = self.operation = self.method.decode(message)
+            raise InvalidInput(_NO_MESSAGE)
+        if isinstance(message, Compressed) and message.is_large:
+            self.socket.app.spawn(self._inflate(message))
+        else:
+            self._run(self.open(message))
+
+    def _run(self, message: Buffer) -> None:
+        operation = self.operation = self.head.method.decode(message)
         if type(operation) is Infer:
-            self.call = self.submit(operation, self, self.started)
+            self.call = self.submit(operation, self)
         elif isinstance(operation, Query):
-            self._answer(self.app.admin.query(operation))
+            self._answer(self.socket.app.admin.query(operation))
         elif isinstance(operation, Answered):
             self._answer(operation.item)
         else:
-            self.app.spawn(self._command())
+            self.socket.app.spawn(self._command())
+
+    async def _inflate(self, message: Compressed) -> None:
+        try:
+            plain = await self.inflate(message)
+            if not self.is_over:
+                self._run(plain)
+        except Exception as error:
+            self.fail(self.explain(error))
 
     async def _command(self) -> None:
         try:
-            self._answer(await self.app.admin.command(self.operation))
-        except SalverError as error:
-            self.fail(error)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("a bug while answering %s", self.head.path)
-            self.fail(Internal("an internal error; the server's log has the details"))
+            self._answer(await self.socket.app.admin.command(self.operation))
+        except Exception as error:
+            self.fail(self.explain(error))
 
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
         """Takes the answer from the engine."""
         if self.is_over:
             return
-        if not final:
-            self.give_up(Unsupported("this method streams; call it by ModelStreamInfer"))
-            return
-        self.call = None
-        if isinstance(item, SalverError):
-            self.fail(item)
-            return
+        if final:
+            self.call = None
         try:
-            self._answer(item)
-        except SalverError as error:
-            self.fail(error)
-        except Exception:
-            log.exception("a bug while answering %s", self.head.path)
-            self.fail(Internal("an internal error; the server's log has the details"))
+            if isinstance(item, SalverError):
+                self.fail(item)
+            elif final and (item.names or not item.method.streams):
+                self._answer(item)
+            else:
+                self.give_up(Unsupported(_STREAMS))
+        except Exception as error:
+            self.fail(self.explain(error))
 
     def _answer(self, item: Any) -> None:
-        parts = self.method.encode(self.operation, item, True) or ()
+        parts = self.head.method.encode(self.operation, item, True)
         self.is_over = True
         self.socket.send_unary(self.stream, frame(parts))
 
     def abandon(self) -> None:
+        self.is_over = True
         call, self.call = self.call, None
         if call is not None:
             call.lease.target.cancel(call, GONE)
@@ -200,51 +254,67 @@ class UnaryCall(GrpcCall):
 class Asked:
     """One request of a stream, and its answers while they wait for those before it."""
 
-    __slots__ = ("call", "is_done", "operation", "parts", "stream")
+    __slots__ = ("call", "is_done", "num_bytes", "operation", "parts", "stream")
 
-    def __init__(self, stream: StreamCall, operation: Any) -> None:
+    def __init__(self, stream: StreamCall, num_bytes: int) -> None:
         self.stream = stream
-        self.operation = operation
+        self.num_bytes = num_bytes
+        self.operation: Any = None
         self.call: Call | None = None
         self.parts: list[Buffer] = []
         self.is_done = False
 
-    def push(self, call: Call | None, item: Any, final: bool) -> None:
+    def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
         """Takes an answer from the engine."""
-        if final:
-            self.call = None
         self.stream.answer(self, item, final)
 
 
 class StreamCall(GrpcCall):
     """Messages both ways. Single answers leave in the order of requests, streamed ones at once."""
 
-    __slots__ = ("_asked", "_has_begun", "_has_ended")
+    __slots__ = ("_asked", "_asked_bytes", "_has_begun", "_has_ended", "_is_draining")
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         super().__init__(socket, stream, head)
         self._asked: deque[Asked] = deque()
+        self._asked_bytes = 0
         self._has_begun = False
         self._has_ended = False
+        self._is_draining = False
 
-    def feed(self, data: Buffer, end_stream: bool) -> None:
-        super().feed(data, end_stream)
-        self.socket.consumed(self.stream, len(data))
-
-    def take(self, message: Buffer) -> None:
-        if len(self._asked) >= MAX_REQUESTS_OF_STREAM:
-            raise Overloaded(f"more than {MAX_REQUESTS_OF_STREAM} requests of this stream wait")
-        asked = Asked(self, self.method.decode(message))
+    def take(self, message: Buffer | Compressed) -> None:
+        if len(self._asked) >= MAX_ASKED:
+            raise Overloaded(f"more than {MAX_ASKED} requests of this stream wait")
+        size = len(message.data if isinstance(message, Compressed) else message)
+        asked = Asked(self, size)
         self._asked.append(asked)
+        self._asked_bytes += size
+        if self._asked_bytes > MAX_ASKED_BYTES:
+            self.socket.pause(self.stream)
         try:
-            if type(asked.operation) is Infer:
-                asked.call = self.submit(asked.operation, asked, self.app.clock())
-            elif isinstance(asked.operation, Answered):
-                asked.push(None, asked.operation.item, True)
+            if isinstance(message, Compressed) and message.is_large:
+                self.socket.app.spawn(self._inflate(asked, message))
             else:
-                asked.push(None, self.app.admin.query(asked.operation), True)
-        except SalverError as error:
-            asked.push(None, error, True)
+                self._run(asked, self.open(message))
+        except Exception as error:
+            self.answer(asked, self.explain(error), True)
+
+    def _run(self, asked: Asked, message: Buffer) -> None:
+        operation = asked.operation = self.head.method.decode(message)
+        if type(operation) is Infer:
+            asked.call = self.submit(operation, asked)
+        elif isinstance(operation, Answered):
+            self.answer(asked, operation.item, True)
+        else:
+            self.answer(asked, self.socket.app.admin.query(operation), True)
+
+    async def _inflate(self, asked: Asked, message: Compressed) -> None:
+        try:
+            plain = await self.inflate(message)
+            if not self.is_over:
+                self._run(asked, plain)
+        except Exception as error:
+            self.answer(asked, self.explain(error), True)
 
     def end(self) -> None:
         self._has_ended = True
@@ -255,28 +325,36 @@ class StreamCall(GrpcCall):
         if self.is_over:
             return
         try:
-            if isinstance(item, SalverError) and self._is_the_end(item):
+            if isinstance(item, SalverError) and self._ends_stream(asked, item):
                 raise item
-            parts = self.method.encode(asked.operation, item, final)
-        except SalverError as error:
-            self.give_up(error)
-            return
-        if parts is not None:
-            asked.parts += frame(parts)
-        asked.is_done = asked.is_done or final
-        if not final:
-            self._send(asked)
-        while self._asked and self._asked[0].is_done:
-            self._send(self._asked.popleft())
-        self._finish()
+            parts = self.head.method.encode(asked.operation, item, final)
+            if parts is not None:
+                asked.parts += frame(parts)
+            if final:
+                self._end(asked)
+            else:
+                self._send(asked)
+        except Exception as error:
+            self.give_up(self.explain(error))
 
-    def _is_the_end(self, error: SalverError) -> bool:
-        """Whether an error of one request is the status of the whole call."""
-        timeout = self.head.timeout_ns
-        is_over = bool(timeout) and self.app.clock() >= self.started + timeout
-        return (isinstance(error, DeadlineExceeded) and is_over) or bool(
-            self.head.headers.get("triton_grpc_error")
-        )
+    def _ends_stream(self, asked: Asked, error: SalverError) -> bool:
+        """Whether an error is the call's status, not the answer to one of its requests."""
+        if asked.operation is None or self.head.headers.get("triton_grpc_error") == "true":
+            return True
+        return isinstance(error, DeadlineExceeded) and self._is_late(self.socket.app.clock())
+
+    def _end(self, asked: Asked) -> None:
+        """Notes that a request has all its answers; sends those whose turn it is."""
+        asked.is_done = True
+        asked.call = None
+        while self._asked and self._asked[0].is_done:
+            first = self._asked.popleft()
+            self._asked_bytes -= first.num_bytes
+            self.socket.consumed(self.stream, first.num_bytes)
+            self._send(first)
+        if self.stream.paused and self._asked_bytes <= MAX_ASKED_BYTES:
+            self.socket.resume(self.stream)
+        self._finish()
 
     def _send(self, asked: Asked) -> None:
         parts, asked.parts = asked.parts, []
@@ -284,12 +362,10 @@ class StreamCall(GrpcCall):
             return
         self._begin()
         self.socket.send(self.stream, parts)
-        if self.stream.queued > PAUSE_QUEUED_BYTES and asked.call is not None:
+        if self.stream.queued > PAUSE_UNREAD_BYTES and asked.call is not None:
             asked.call.lease.target.pause(asked.call)
-        if self.stream.queued > MAX_QUEUED_BYTES:
-            self.give_up(
-                Overloaded(f"more than {MAX_QUEUED_BYTES} bytes of the answer wait unread")
-            )
+        if self.stream.queued > MAX_UNREAD_BYTES:
+            raise Overloaded(f"more than {MAX_UNREAD_BYTES} bytes of the answer wait unread")
 
     def resume(self) -> None:
         for asked in self._asked:
@@ -302,10 +378,14 @@ class StreamCall(GrpcCall):
             self.socket.begin(self.stream)
 
     def _finish(self) -> None:
-        if self._has_ended and not self._asked and not self.is_over:
+        if self._asked or self.is_over:
+            return
+        if self._has_ended:
             self.is_over = True
             self._begin()
             self.socket.finish(self.stream, OK_BLOCK)
+        elif self._is_draining:
+            self.fail(Unavailable("the server is shutting down; send the request elsewhere"))
 
     def fail(self, error: SalverError) -> None:
         if self.is_over or not self._has_begun:
@@ -315,11 +395,19 @@ class StreamCall(GrpcCall):
         self.socket.finish(self.stream, status_block(grpc_status(error), error.message))
 
     def abandon(self) -> None:
+        self.is_over = True
         waiting, self._asked = self._asked, deque()
         for asked in waiting:
             call, asked.call = asked.call, None
             if call is not None:
                 call.lease.target.cancel(call, GONE)
+
+    def expire(self) -> None:
+        """A stream of messages may be quiet."""
+
+    def drain(self) -> None:
+        self._is_draining = True
+        self._finish()
 
 
 class WatchCall(StreamCall):
@@ -332,28 +420,26 @@ class WatchCall(StreamCall):
         self._operation: Any = None
         self._last: list[Buffer] | None = None
 
-    def take(self, message: Buffer) -> None:
+    def take(self, message: Buffer | Compressed) -> None:
         if self._operation is not None:
-            raise InvalidInput("this method takes one message, more came")
-        self._operation = self.method.decode(message)
+            raise InvalidInput(_MORE_MESSAGES)
+        if isinstance(message, Compressed) and message.is_large:
+            raise TooLarge("the message is larger than any that this method takes")
+        self._operation = self.head.method.decode(self.open(message))
         self._look()
 
     def end(self) -> None:
         if self._operation is None:
-            raise InvalidInput("the call ended without a message")
+            raise InvalidInput(_NO_MESSAGE)
 
     def _look(self) -> None:
+        """Sends what is to be told, if it is news."""
         operation = self._operation
-        if isinstance(operation, Answered):
-            item: Any = operation.item
-        else:
-            try:
-                item = self.app.admin.query(operation)
-            except SalverError as error:
-                item = error
-        parts = self.method.encode(operation, item, False)
-        if parts is not None and list(parts) != self._last:
-            self._last = list(parts)
+        is_answered = isinstance(operation, Answered)
+        item = operation.item if is_answered else self.socket.app.admin.query(operation)
+        parts = list(self.head.method.encode(operation, item, False))
+        if parts != self._last:
+            self._last = parts
             self._begin()
             self.socket.send(self.stream, frame(parts))
 
@@ -362,5 +448,10 @@ class WatchCall(StreamCall):
         if self._operation is not None and not self.is_over:
             self._look()
 
+    def drain(self) -> None:
+        if self._operation is not None:
+            self._look()
+        super().drain()
 
-CALLS = {"unary": UnaryCall, "stream": StreamCall, "watch": WatchCall}
+
+CALLS: Final = {"unary": UnaryCall, "stream": StreamCall, "watch": WatchCall}

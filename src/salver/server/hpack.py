@@ -130,8 +130,16 @@ class Decoder:
             name = self._table[index][0]
         else:
             name, position = _string(block, position)
-        value, position = _string(block, position)
-        return (name, value), position
+        first = block[position]
+        if first & 0x7F == 0x7F:
+            value, position = _string(block, position)
+            return (name, value), position
+        position += 1
+        stop = position + (first & 0x7F)
+        raw = block[position:stop]
+        if stop > len(block):
+            raise HpackError("a string of a header block is cut off")
+        return (name, huffman.decode(raw) if first >= 0x80 else raw.decode("latin-1")), stop
 
     def _insert(self, field: Field) -> None:
         self.generation += 1
@@ -164,6 +172,9 @@ class Decoder:
 
 def _integer(block: bytes, position: int, value: int) -> tuple[int, int]:
     """Reads the octets that follow a full prefix of `value`; five at most (35 bits)."""
+    octet = block[position]
+    if octet < 0x80:
+        return value + octet, position + 1
     for shift in _INTEGER_SHIFTS:
         octet = block[position]
         position += 1

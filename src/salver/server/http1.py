@@ -17,7 +17,7 @@ from salver.codecs.json_numbers import dumps
 from salver.codecs.status import REASONS
 from salver.errors import SalverError
 from salver.interfaces import JSON_HEADERS, HttpAnswer
-from salver.server.bodies import ChunkedBody, compress
+from salver.server.bodies import ChunkedBody, compressed
 from salver.server.exchange import Exchange
 from salver.server.head import HttpHead
 from salver.server.http2_socket import Http2Socket
@@ -35,7 +35,6 @@ _STATUS: Final = {
 _OK_JSON: Final = _STATUS[200] + JSON_HEADERS
 _JOINED_BYTES: Final = 1 << 16
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
-_COMPRESSED_BYTES: Final = range(1024, 1 << 20)
 _MAX_REST: Final = 1 << 18
 _LINGER_S: Final = 10
 _LINGER_SILENT_S: Final = 1
@@ -304,10 +303,9 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._out.append(b"%bContent-Length: %d\r\n\r\n%b" % (_OK_JSON, length, text))
             self.app.answered(exchange, status, length)
             return
-        if head.accepts and length in _COMPRESSED_BYTES and b"octet-stream" not in headers:
-            parts = [compress(parts, head.accepts)]
-            length = len(parts[0])
-            headers += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % head.accepts.encode()
+        if head.accepts:
+            _, headers, parts = compressed(answer, head.accepts)
+            length = sum(map(len, parts))
         start = _start(status, headers)
         more = self._connection_headers(head)
         if status == 204:

@@ -79,7 +79,7 @@ class Http2Connection:
         self._block: list[bytes] | None = None
         self._block_bytes = 0
         self._block_stream = 0
-        self._block_flags = 0
+        self._block_ends = False
         # Received bytes.
         self._rest = b""
         self._greeted = False
@@ -147,6 +147,7 @@ class Http2Connection:
         if not stream.closed:
             self._reset_id(stream.id, code)
             self._close(stream)
+            stream.call = None
 
     def shutdown(self) -> None:
         """Ends gracefully: requests on their way are still taken for one round trip."""
@@ -213,6 +214,11 @@ class Http2Connection:
                 position = self._on_data_bytes(data, start, end)
             elif stop > end:
                 break
+            elif kind == frames.HEADERS and flags == frames.END_HEADERS:
+                body = _whole_body(data, stop, end, stream_id)
+                if self._on_block(stream_id, False, bytes(data[start:stop]), body):
+                    stop += frames.HEAD_BYTES + len(body or b"")
+                position = stop
             else:
                 self._on_frame[kind](stream_id, flags, bytes(data[start:stop]))
                 position = stop
@@ -338,15 +344,14 @@ class Http2Connection:
     # Requests.
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if not stream_id & 1:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"a request on stream {stream_id}")
         if flags & (frames.PADDED | frames.HAS_PRIORITY):
             payload = _strip(flags, payload)
+        ends = bool(flags & frames.END_STREAM)
         if flags & frames.END_HEADERS:
-            self._on_block(stream_id, flags, payload)
+            self._on_block(stream_id, ends, payload)
         else:
             self._block, self._block_bytes = [payload], len(payload)
-            self._block_stream, self._block_flags = stream_id, flags
+            self._block_stream, self._block_ends = stream_id, ends
 
     def _on_continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
         block = self._block
@@ -358,33 +363,47 @@ class Http2Connection:
             raise _calm(f"a header block of {len(block)} frames, {self._block_bytes} bytes")
         if flags & frames.END_HEADERS:
             self._block = None
-            self._on_block(stream_id, self._block_flags, b"".join(block))
+            self._on_block(stream_id, self._block_ends, b"".join(block))
 
-    def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
-        ends = bool(flags & frames.END_STREAM)
+    def _on_block(
+        self, stream_id: int, ends: bool, block: bytes, body: Buffer | None = None
+    ) -> bool:
+        """Opens a stream, or ends one by its trailers; returns whether it took the `body`, too."""
+        if not stream_id & 1:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"a request on stream {stream_id}")
         if stream_id <= self._last_id:
             self._on_trailers(stream_id, ends, block)
-            return
+            return False
         self._last_id = stream_id
         try:
             head = self._blocks.request(block)
         except (HeaderListTooLarge, MalformedHead) as error:
             self._refuse_head(stream_id, ends, error)
-            return
+            return False
         if self.draining or len(self.streams) >= self._limits.streams:
             self._count_noise()
             self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
-            return
+            return False
         stream = Stream(stream_id, self.sender.initial_window, STREAM_WINDOW_BYTES)
         self.streams[stream_id] = stream
         self.num_requests += 1
-        stream.body_left = head.content_length
+        length = head.content_length
         if ends:
             stream.receiving = False
-            if head.content_length > 0:
+            if length > 0:
                 self.reset(stream, ErrorCode.PROTOCOL_ERROR)
-                return
-        self._handler.on_request(stream, head, ends)
+            else:
+                self._handler.on_request(stream, head, b"")
+            return False
+        if body is None or len(body) > self._window or length not in (-1, len(body)):
+            stream.body_left = length
+            self._handler.on_request(stream, head, None)
+            return False
+        stream.receiving = False
+        stream.held = len(body)
+        self._window -= stream.held
+        self._handler.on_request(stream, head, body)
+        return True
 
     def _refuse_head(self, stream_id: int, ends: bool, error: InvalidInput) -> None:
         self._count_noise()
@@ -421,6 +440,8 @@ class Http2Connection:
         if stream.receiving:
             self._reset_id(stream.id, ErrorCode.NO_ERROR)
         self._close(stream)
+        # A call knows its stream: with this the circle would keep request and answer in memory.
+        stream.call = None
 
     def _close(self, stream: Stream) -> None:
         stream.closed = True
@@ -435,7 +456,8 @@ class Http2Connection:
     def _fail(self, stream: Stream, code: ErrorCode) -> None:
         if not stream.closed:
             self._count_noise()
-            self.reset(stream, code)
+            self._reset_id(stream.id, code)
+            self._close(stream)
             self._handler.on_reset(stream, code)
 
     def _reset_id(self, stream_id: int, code: int) -> None:
@@ -548,6 +570,18 @@ def _calm(message: str) -> Http2Error:
 def _check_size(name: str, payload: bytes, num_bytes: int) -> None:
     if len(payload) != num_bytes:
         raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"{name} of {len(payload)} bytes")
+
+
+def _whole_body(data: Buffer, position: int, end: int, stream_id: int) -> Buffer | None:
+    """All of a body, if it came behind its head in one frame, as small ones do."""
+    start = position + frames.HEAD_BYTES
+    if start > end:
+        return None
+    high, low, kind, flags, of_stream = _UNPACK_HEAD(data, position)
+    size = high << 8 | low
+    if kind != frames.DATA or flags != frames.END_STREAM or of_stream != stream_id:
+        return None
+    return data[start : start + size] if start + size <= end and size <= MAX_FRAME_BYTES else None
 
 
 def _strip(flags: int, payload: bytes) -> bytes:

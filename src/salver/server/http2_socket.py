@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from salver.clock import NS_PER_S
 from salver.codecs.status import grpc_status
-from salver.errors import SalverError, TooLarge, Unsupported
+from salver.errors import SalverError, Unsupported
 from salver.protocols.kserve_v2_grpc import methods
-from salver.server.exchange import Exchange
+from salver.server.bodies import compressed
 from salver.server.grpc import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
 from salver.server.grpc_call import CALLS
 from salver.server.head import check_key
-from salver.server.hpack import encode
 from salver.server.http2 import Http2Connection, Http2Limits
+from salver.server.http2_request import HttpRequest, head_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from salver.interfaces import HttpAnswer
     from salver.server.app import App
-    from salver.server.head import HttpHead
+    from salver.server.exchange import Exchange
     from salver.server.http2_head import RequestHead
     from salver.server.stream import Stream
     from salver.types import Buffer
 
 log = logging.getLogger("salver.server")
 _STAGING: Final = memoryview(bytearray(256 << 10))
+_COPIED_BYTES: Final = 16 << 10
 _JOINED_BYTES: Final = 1 << 16
 _KEPT_BACK_BYTES: Final = 1 << 20
 """Unsent bytes of a stream at which its further pieces wait in the exchange."""
@@ -36,49 +37,16 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 METHODS: Final = {method.path: method for method in methods()}
 
 
-class HttpRequest:
-    """A request that is no gRPC call: gathers its body and answers through an exchange."""
-
-    def __init__(self, socket: Http2Socket, stream: Stream, head: HttpHead) -> None:
-        app = socket.app
-        self.socket = socket
-        self.touched = app.now
-        self._max_bytes = app.config.limits.body_bytes
-        self._body = bytearray()
-        self.exchange = Exchange(app, socket, head)
-        self.exchange.stream = stream
-
-    def feed(self, data: Buffer, end_stream: bool) -> None:
-        exchange = self.exchange
-        self.touched = exchange.app.now
-        if not exchange.is_open:
-            return
-        if len(self._body) + len(data) > self._max_bytes:
-            exchange.fail(TooLarge(f"the body has more than {self._max_bytes} bytes"))
-            return
-        self._body += data
-        if end_stream:
-            exchange.run(self._body)
-
-    def resume(self) -> None:
-        """Everything that was to be sent is on its way; the pieces of a stream that wait follow."""
-        if self.exchange.pieces:
-            self.socket.ready(self.exchange)
-
-    def abandon(self) -> None:
-        self.exchange.abandon()
-
-    def sweep(self, now: int) -> None:
-        """The engine watches the deadline."""
-
-
 class Http2Socket(asyncio.BufferedProtocol):
-    """One connection: the transport's side of `Http2Connection`, and the handler of its streams."""
+    """One connection: the transport's side of `Http2Connection`, and the handler of its streams.
+
+    `now` is when something was received last.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self.idle_since = app.now
+        self.now = app.clock()
         limits = app.config.limits
         own = Http2Limits(
             streams=limits.streams,
@@ -86,7 +54,7 @@ class Http2Socket(asyncio.BufferedProtocol):
             headers=limits.headers,
             held_bytes=2 * limits.body_bytes,
         )
-        self._http2 = Http2Connection(self, own, app.clock())
+        self._http2 = Http2Connection(self, own, self.now)
         self._sender = self._http2.sender
 
     # The transport's side.
@@ -98,8 +66,7 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def take_over(self, transport: asyncio.Transport, data: bytes) -> None:
         """Goes on with a connection that began as another protocol's, which had read `data`."""
-        self.transport = transport
-        self.app.opened(self)
+        self.connection_made(transport)
         self.receive(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,13 +77,15 @@ class Http2Socket(asyncio.BufferedProtocol):
         return _STAGING
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.receive(_STAGING[:nbytes])
+        # Bytes are faster to take apart than a view; many of them are not worth the copy.
+        data = _STAGING[:nbytes]
+        self.receive(data.tobytes() if nbytes <= _COPIED_BYTES else data)
 
     def receive(self, data: Buffer) -> None:
         """Reads what came."""
-        self.idle_since = self.app.now
+        self.now = self.app.clock()
         try:
-            self._http2.receive(data, self.app.clock())
+            self._http2.receive(data, self.now)
         except Exception:
             log.exception("a bug in a connection")
             self.transport.abort()
@@ -133,19 +102,21 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Writes what is ready, in one system call where possible."""
-        while (out := self._sender.take_output()) and not self.transport.is_closing():
-            if sum(map(len, out)) > _JOINED_BYTES:
-                self.transport.writelines(out)
+        transport = self.transport
+        while out := self._sender.take_output():
+            if len(out) == 1:
+                transport.write(out[0])
+            elif sum(map(len, out)) > _JOINED_BYTES:
+                transport.writelines(out)
             else:
-                self.transport.write(b"".join(out))
+                transport.write(b"".join(out))
         if self._http2.finished:
-            self.transport.close()
+            transport.close()
 
     def sweep(self, now: int) -> None:
         """Ends streams and connections that have been silent for too long."""
-        limits = self.app.config.limits
-        silent_s = (now - self.idle_since) / NS_PER_S
-        http2 = self._http2
+        limits, http2 = self.app.config.limits, self._http2
+        silent_s = (now - self.now) / NS_PER_S
         if http2.mid_head and silent_s > limits.header_timeout_s:
             self.transport.abort()
             return
@@ -157,34 +128,31 @@ class Http2Socket(asyncio.BufferedProtocol):
                 continue
             call.sweep(now)
             if stream.receiving and (now - call.touched) / NS_PER_S > limits.body_timeout_s:
-                self._expire(stream, call)
+                call.expire()
         self.app.dirty(self)
-
-    def _expire(self, stream: Stream, call: Any) -> None:
-        """A body that stopped coming ends its stream; streams of messages may be quiet."""
-        if isinstance(call, HttpRequest):
-            call.abandon()
-            self._http2.reset(stream, 8)
 
     def drain(self) -> None:
         """The server stops: GOAWAY, then the end once the last stream is answered."""
         self._http2.shutdown()
+        for stream in tuple(self._http2.streams.values()):
+            if stream.call is not None:
+                stream.call.drain()
         self.app.dirty(self)
 
     # The handler's side.
 
-    def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
+    def on_request(self, stream: Stream, head: RequestHead, body: Buffer | None) -> None:
         """A new request."""
         try:
-            if head.note is None:
-                head.note = self._understand(head)
-            make, meaning = head.note
-            stream.call = make(self, stream, meaning)
+            make, meaning = head.note or self._understand(head)
         except SalverError as error:
             self.send_status(stream, grpc_status(error), error.message)
             return
-        if end_stream:
-            stream.call.feed(b"", True)
+        call = stream.call = make(self, stream, meaning)
+        if body is None:
+            call.wait()
+        else:
+            call.feed(body, True)
 
     def _understand(self, head: RequestHead) -> tuple[Any, Any]:
         """What answers a request, and what its head means to it; kept for the same head's return.
@@ -195,15 +163,17 @@ class Http2Socket(asyncio.BufferedProtocol):
         if not is_grpc(head):
             http_head = app.heads.of_http2(head)
             http_head.common_headers = app.common_headers(http_head)
-            return HttpRequest, http_head
-        call_head = CallHead(head)
-        method = METHODS.get(call_head.path)
-        if method is None:
-            raise Unsupported(f"there is no gRPC method {call_head.path[:200]!r}")
-        if app.config.api_key and not call_head.path.startswith(_HEALTH):
+            note: tuple[Any, Any] = (HttpRequest, http_head)
+            head.note = note
+            return note
+        if app.config.api_key and not head.path.startswith(_HEALTH):
             check_key(head.headers, app.config.api_key)
-        call_head.method = method
-        return CALLS[method.kind], call_head
+        call_head = CallHead(head)
+        method = call_head.method = METHODS.get(head.path)
+        if method is None:
+            raise Unsupported(f"there is no gRPC method {head.path[:200]!r}")
+        head.note = note = (CALLS[method.kind], call_head)
+        return note
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:
         """A piece of a request's body."""
@@ -212,8 +182,9 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def on_reset(self, stream: Stream, code: int) -> None:
         """The client does not want the answer any more."""
-        if stream.call is not None:
-            stream.call.abandon()
+        call, stream.call = stream.call, None
+        if call is not None:
+            call.abandon()
 
     def on_writable(self, stream: Stream) -> None:
         """What was sent of a stream has been taken for writing."""
@@ -223,7 +194,7 @@ class Http2Socket(asyncio.BufferedProtocol):
     def on_goaway(self, code: int) -> None:
         """The client makes no further requests."""
 
-    # Answers.
+    # What calls ask for.
 
     def send_unary(self, stream: Stream, parts: Sequence[Buffer]) -> None:
         """One message and the status OK."""
@@ -237,7 +208,11 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def begin(self, stream: Stream) -> None:
         """The head of an answer that will have several messages."""
-        self._sender.send_headers(stream, ANSWER_BLOCK)
+        self.send_head(stream, ANSWER_BLOCK)
+
+    def send_head(self, stream: Stream, block: bytes) -> None:
+        """A head that does not end the answer."""
+        self._sender.send_headers(stream, block)
         self.app.dirty(self)
 
     def send(self, stream: Stream, parts: Sequence[Buffer]) -> None:
@@ -254,42 +229,46 @@ class Http2Socket(asyncio.BufferedProtocol):
         """Bytes of a stream of messages were used."""
         self._http2.consumed(stream, num_bytes)
 
+    def pause(self, stream: Stream) -> None:
+        """The stream has more than enough to do."""
+        self._http2.pause(stream)
+
+    def resume(self, stream: Stream) -> None:
+        """The stream takes more."""
+        self._http2.resume(stream)
+        self.app.dirty(self)
+
     def ready(self, exchange: Exchange) -> None:
         """An exchange has something to send."""
         stream, answer = exchange.stream, exchange.answer
-        if stream is None or (answer is None and exchange.pieces is None):
+        if stream is None:
             return
-        if answer is not None:
-            self._send_head(stream, exchange)
-        is_behind = exchange.is_open and stream.queued > _KEPT_BACK_BYTES
-        if exchange.pieces is not None and not is_behind:
-            self._sender.send_data(stream, exchange.take_pieces(), end_stream=not exchange.is_open)
+        if exchange.pieces is not None:
+            self._stream(stream, exchange)
+        elif answer is not None:
+            self._answer(stream, exchange, answer)
         self.app.dirty(self)
 
-    def _send_head(self, stream: Stream, exchange: Exchange) -> None:
-        answer = exchange.answer
-        assert answer is not None
-        exchange.answer = None
-        headers = answer.headers + exchange.head.common_headers
-        length = sum(map(len, answer.body))
-        has_body = exchange.head.method != "HEAD" and length > 0
-        if exchange.pieces is None:
-            block = _head_block(answer.status, headers, length)
-            self._sender.send_headers(stream, block, end_stream=not has_body)
-            if has_body:
-                self._sender.send_data(stream, answer.body, end_stream=True)
-            self.app.answered(exchange, answer.status, length)
-        else:
-            self._sender.send_headers(stream, _head_block(answer.status, headers, -1))
+    def _answer(self, stream: Stream, exchange: Exchange, answer: HttpAnswer) -> None:
+        """A whole answer."""
+        head = exchange.head
+        status, headers, parts = compressed(answer, head.accepts)
+        length = sum(map(len, parts))
+        block = head_block(status, headers + head.common_headers, length if status != 204 else -1)
+        has_body = length > 0 and head.method != "HEAD"
+        self._sender.send_headers(stream, block, end_stream=not has_body)
+        if has_body:
+            self._sender.send_data(stream, parts, end_stream=True)
+        self.app.answered(exchange, status, length)
 
-
-@lru_cache(maxsize=256)
-def _head_block(status: int, headers: bytes, length: int) -> bytes:
-    """The header block of an answer; `headers` are HTTP/1.1 lines."""
-    fields = [(":status", str(status))]
-    for line in headers.decode("latin-1").split("\r\n")[:-1]:
-        name, _, value = line.partition(": ")
-        fields.append((name.lower(), value))
-    if length >= 0:
-        fields.append(("content-length", str(length)))
-    return encode(fields)
+    def _stream(self, stream: Stream, exchange: Exchange) -> None:
+        """What there is of a streaming answer."""
+        answer, exchange.answer = exchange.answer, None
+        if answer is not None:
+            headers = answer.headers + exchange.head.common_headers
+            self._sender.send_headers(stream, head_block(answer.status, headers))
+        if exchange.is_open and stream.queued > _KEPT_BACK_BYTES:
+            return
+        self._sender.send_data(stream, exchange.take_pieces(), end_stream=not exchange.is_open)
+        if not exchange.is_open:
+            self.app.answered(exchange, 200, 0)

@@ -28,20 +28,22 @@ class HpackError(InvalidInput):
     """A header block that cannot be decoded; the connection's table is lost with it."""
 
 
-class _Node(dict[int, "tuple[_Node, str]"]):
-    """A place inside the code tree; maps the next byte to the place after it and what it ended.
+class _Node:
+    """A place inside the code tree.
 
-    Entries are made when first needed: 256 places of 256 bytes at most, of which a client's own
-    headers use a few hundred.
+    `steps` maps the next byte to the place after it and the text that it ended. They are made when
+    first needed: 256 places of 256 bytes at most, of which a client's own headers use a few
+    hundred.
     """
 
-    __slots__ = ("branches", "may_end")
+    __slots__ = ("branches", "may_end", "steps")
 
     def __init__(self, may_end: bool) -> None:
         self.branches: list[_Node | int] = []
         self.may_end = may_end
+        self.steps: list[tuple[_Node, str] | None] = []
 
-    def __missing__(self, byte: int) -> tuple[_Node, str]:
+    def step(self, byte: int) -> tuple[_Node, str]:
         node, ended = self, ""
         for shift in range(7, -1, -1):
             below = node.branches[byte >> shift & 1]
@@ -51,7 +53,9 @@ class _Node(dict[int, "tuple[_Node, str]"]):
                 raise HpackError("a Huffman coded string holds the end-of-string mark")
             else:
                 node, ended = _ROOT, ended + chr(below)
-        step = self[byte] = node, ended
+        if not node.steps:
+            node.steps = [None] * 256
+        step = self.steps[byte] = node, ended
         return step
 
 
@@ -75,6 +79,7 @@ def _tree() -> _Node:
 
 
 _ROOT: Final = _tree()
+_ROOT.steps = [None] * 256
 
 
 def decode(data: bytes) -> str:
@@ -85,7 +90,7 @@ def decode(data: bytes) -> str:
     node = _ROOT
     text = ""
     for byte in data:
-        node, ended = node[byte]
+        node, ended = node.steps[byte] or node.step(byte)
         text += ended
     if not node.may_end:
         raise HpackError("a Huffman coded string has wrong padding")

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 TURN_BYTES: Final = 16_384
 """What a stream may write while others wait."""
 _PACK: Final = HEAD.pack
+# Kind and flags as the lower half of a frame's first five bytes; both are 0 for data.
+_HEADERS: Final = HEADERS << 8 | END_HEADERS
+_TRAILERS: Final = _HEADERS | END_STREAM
 
 
 class Sender:
@@ -68,9 +71,7 @@ class Sender:
         self, stream: Stream, headers: bytes, parts: Sequence[Buffer], trailers: bytes
     ) -> None:
         """Sends a whole answer: header block, data, trailer block."""
-        size = 0
-        for part in parts:
-            size += len(part)
+        size = sum(map(len, parts))
         if (
             size > TURN_BYTES
             or size > self.window
@@ -88,15 +89,18 @@ class Sender:
             headers = SHRINK_TABLE_TO_ZERO + headers
         self.window -= size
         self._ready_bytes += size
-        stream_id, before, after = stream.id, len(headers), len(trailers)
+        stream_id = stream.id.to_bytes(4, "big")
         self._output.append(
             b"".join(
                 (
-                    _PACK(before >> 8, before & 0xFF, HEADERS, END_HEADERS, stream_id),
+                    (len(headers) << 16 | _HEADERS).to_bytes(5, "big"),
+                    stream_id,
                     headers,
-                    _PACK(size >> 8, size & 0xFF, DATA, 0, stream_id),
+                    (size << 16).to_bytes(5, "big"),
+                    stream_id,
                     *parts,
-                    _PACK(after >> 8, after & 0xFF, HEADERS, END_HEADERS | END_STREAM, stream_id),
+                    (len(trailers) << 16 | _TRAILERS).to_bytes(5, "big"),
+                    stream_id,
                     trailers,
                 )
             )

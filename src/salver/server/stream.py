@@ -46,8 +46,8 @@ class Stream:
 class Handler(Protocol):
     """Receives what a connection reads. Answers may be sent from inside every method."""
 
-    def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
-        """A new request; with `end_stream` it has no body."""
+    def on_request(self, stream: Stream, head: RequestHead, body: Buffer | None) -> None:
+        """A new request. `body` is all of it, valid only during the call; None: it is to come."""
         ...
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:
