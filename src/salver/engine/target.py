@@ -329,18 +329,24 @@ class BatchedTarget:
     def _answer(self, running: Running, results: Any, now: int) -> None:
         calls, work = running.batch.calls, running.work
         if isinstance(results, Rows):
-            if len(calls) == 1:
-                self._finish(calls[0], self._respond(calls[0], results), now)
-                return
-            offsets = work.offsets
-            for index, call in enumerate(calls):
-                item = self._respond(call, results, offsets[index], offsets[index + 1])
-                self._finish(call, item, now)
+            self._answer_rows(calls, work, results, now)
             return
         for index, (call, result) in enumerate(zip(calls, results, strict=True)):
             if not isinstance(result, SalverError):
                 result = self._own_result(call, result, index in running.begun)
             self._finish(call, result, now)
+
+    def _answer_rows(self, calls: list[Call], work: Work, rows: Rows, now: int) -> None:
+        """Gives each call its rows; `_finish` for a whole batch, which is most of what happens."""
+        ref, method = self._ref, self._signature.methods[work.method]
+        offsets = work.offsets if len(calls) > 1 else (0, -1)
+        waiting = [(call, index) for index, call in enumerate(calls) if not call.ended]
+        self._statistics.answered([call for call, _ in waiting], now)
+        for call, index in waiting:
+            call.ended = True
+            call.lease.end()
+            start, stop = offsets[index], offsets[index + 1]
+            self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool
