@@ -127,7 +127,7 @@ def _start(
 
 @dataclass(frozen=True)
 class Salver:
-    """`salver serve`, with its defaults."""
+    """`salver serve` with its defaults, but for the line per request that Triton does not write."""
 
     models: tuple[str, ...]
     batching: bool = True
@@ -143,6 +143,7 @@ class Salver:
             cert, key = certificate(cache)
             options += ["--tls-cert", str(cert), "--tls-key", str(key)]
         program = Path(sys.executable).with_name("salver")
+        options += ["--access-log", "off"]
         command = [str(program), "serve", *map(str, paths), "--port", str(port), *options]
         url = f"{'https' if self.tls else 'http'}://127.0.0.1:{port}/v2/health/ready"
         return _start(command, url, (port, port), cache / "salver.log")

@@ -193,7 +193,7 @@ def test_trust_is_asked_for(iris: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
     result = run(iris, tmp_path / "rows.csv", "-o", tmp_path / "out.csv")
     assert "m.joblib is a pickle" in result.output
-    assert "If you trust it: --trust" in result.output
+    assert "If you trust it: salver serve" in result.output
 
 
 def test_streaming_methods_are_refused(toy: Path, tmp_path: Path) -> None:

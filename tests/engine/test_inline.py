@@ -38,3 +38,20 @@ def test_each_window_starts_anew() -> None:
     assert budget.allows(start + 101 * NS_PER_MS)
     budget.spend(NS_PER_MS, start + 101 * NS_PER_MS)
     assert budget.allows(start + 102 * NS_PER_MS)
+
+
+def test_sizes_that_are_passed_over_are_tried_step_by_step() -> None:
+    costs = InlineCosts()
+    costs.learn(1, 10_000)
+    sizes = [costs.size]
+    for _ in range(5):
+        for _ in range(7):
+            costs.pass_over()
+        assert not costs.wants_trial
+        costs.pass_over()
+        assert costs.wants_trial
+        assert costs.size is not None
+        costs.learn(costs.size, 12_000)
+        sizes.append(costs.size)
+    assert sizes == [3, 7, 15, 31, 63, 127]
+    assert not costs.wants_trial

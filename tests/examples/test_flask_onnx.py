@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -96,13 +98,15 @@ def test_one_warning_says_that_there_is_no_graphics_card(server: Any) -> None:
     ],
 )
 def test_a_misspelt_option_is_refused_with_the_right_one(
-    model: Path, serve: Callable[..., Any], tmp_path: Path, old: str, new: str, told: str
+    model: Path, tmp_path: Path, old: str, new: str, told: str
 ) -> None:
     shutil.copy(model, tmp_path)
     settings = (model.parent / "model.yaml").read_text()
     (tmp_path / "model.yaml").write_text(settings.replace(old, new))
-    server = serve(tmp_path / model.name)
-    assert f"Did you mean '{told}'?" in server.output
+    command = [sys.executable, "-m", "salver", "serve", str(tmp_path / model.name), "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert f"Did you mean '{told}'?" in ended.stderr
 
 
 def test_every_option_of_the_program_is_a_key(example: Any) -> None:

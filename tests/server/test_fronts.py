@@ -96,7 +96,7 @@ def both_fronts(server: Any) -> Iterator[list[Client]]:
 def children(pid: int) -> list[int]:
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     return [int(child) for child in text.split()]
 
@@ -109,7 +109,7 @@ def is_gone(pid: int) -> bool:
     """Whether a process has ended, even if nobody has asked yet how."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

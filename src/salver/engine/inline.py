@@ -9,17 +9,19 @@ from salver.schedulers.cost import CostModel
 
 INLINE_BUDGET_NS: Final = 100_000
 _FORGIVEN: Final = 4
+_PASSED_BEFORE_TRIAL: Final = 8
 _WINDOW_NS: Final = 100 * NS_PER_MS
 
 
 class InlineCosts:
     """One method's costs, and the largest size that is taken for short: `size`, None if unknown."""
 
-    __slots__ = ("_costs", "_was_short", "size")
+    __slots__ = ("_costs", "_passed", "_states", "size")
 
     def __init__(self) -> None:
         self._costs = CostModel()
-        self._was_short: dict[int, bool] = {}
+        self._states: dict[int, tuple[bool, bool]] = {}
+        self._passed = 0
         self.size: int | None = None
 
     def learn(self, size: int, cost_ns: int) -> None:
@@ -27,6 +29,7 @@ class InlineCosts:
 
         Runs in threads say nothing: much of their time is waiting for the interpreter.
         """
+        self._passed = 0
         self._costs.learn(size, cost_ns)
         self._judge(size)
 
@@ -37,17 +40,27 @@ class InlineCosts:
         """
         if self.size is None:
             return
+        self._passed += 1
         blocked = self.size + 1
         if self._costs.predict(blocked) <= _FORGIVEN * INLINE_BUDGET_NS:
             self._costs.fade(blocked)
             self._judge(blocked)
 
+    @property
+    def wants_trial(self) -> bool:
+        """Larger runs were passed over for a while, and nobody knows what `size` itself costs."""
+        return (
+            self._passed >= _PASSED_BEFORE_TRIAL
+            and self.size is not None
+            and not self._costs.knows(self.size)
+        )
+
     def _judge(self, size: int) -> None:
-        """Works the limit out anew when a size changes sides."""
+        """Works the limit out anew when a size becomes known or changes sides."""
         bucket = size.bit_length()
-        is_short = self._costs.predict(size) <= INLINE_BUDGET_NS
-        if self._was_short.get(bucket) is not is_short:
-            self._was_short[bucket] = is_short
+        state = (self._costs.knows(size), self._costs.predict(size) <= INLINE_BUDGET_NS)
+        if self._states.get(bucket) != state:
+            self._states[bucket] = state
             self.size = self._costs.largest_tried_within(INLINE_BUDGET_NS)
 
 

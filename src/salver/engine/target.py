@@ -155,8 +155,11 @@ class BatchedTarget:
     def _next_fresh(self, now: int) -> tuple[Batch, Instance] | None:
         inline = self._inline
         size = self._inline_size(now) if inline is not None else None
-        # Cutting what waits into pieces that are short enough would cost more than one large run.
-        if size is not None and (not size or len(self._scheduler) <= size):
+        # Cutting what waits into pieces that are short enough would cost more than one large run,
+        # but now and then it tells whether larger ones are short enough too.
+        if size is not None and (
+            not size or len(self._scheduler) <= size or self._costs_want_trial
+        ):
             batch = self._scheduler.next(Slot(size), now)
             if batch is not None:
                 return batch, inline  # type: ignore[return-value]
@@ -184,6 +187,10 @@ class BatchedTarget:
             if allowed is not None and (not allowed or size <= allowed):
                 return self._inline
         return self._idle.pop() if self._idle else None
+
+    @property
+    def _costs_want_trial(self) -> bool:
+        return any(costs.wants_trial for costs in self._costs.values())
 
     def _inline_size(self, now: int) -> int | None:
         """The largest size to run inline now; 0 for any, None for nothing at all."""
@@ -322,18 +329,24 @@ class BatchedTarget:
     def _answer(self, running: Running, results: Any, now: int) -> None:
         calls, work = running.batch.calls, running.work
         if isinstance(results, Rows):
-            if len(calls) == 1:
-                self._finish(calls[0], self._respond(calls[0], results), now)
-                return
-            offsets = work.offsets
-            for index, call in enumerate(calls):
-                item = self._respond(call, results, offsets[index], offsets[index + 1])
-                self._finish(call, item, now)
+            self._answer_rows(calls, work, results, now)
             return
         for index, (call, result) in enumerate(zip(calls, results, strict=True)):
             if not isinstance(result, SalverError):
                 result = self._own_result(call, result, index in running.begun)
             self._finish(call, result, now)
+
+    def _answer_rows(self, calls: list[Call], work: Work, rows: Rows, now: int) -> None:
+        """Gives each call its rows; `_finish` for a whole batch, which is most of what happens."""
+        ref, method = self._ref, self._signature.methods[work.method]
+        offsets = work.offsets if len(calls) > 1 else (0, -1)
+        waiting = [(call, index) for index, call in enumerate(calls) if not call.ended]
+        self._statistics.answered([call for call, _ in waiting], now)
+        for call, index in waiting:
+            call.ended = True
+            call.lease.end()
+            start, stop = offsets[index], offsets[index + 1]
+            self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool

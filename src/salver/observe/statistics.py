@@ -21,7 +21,9 @@ from salver.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import MutableSequence, Sequence
+    from collections.abc import Iterable, MutableSequence, Sequence
+
+    from salver.types import Call
 
 REASONS: Final = ("direct", "idle", "full", "delay", "preferred", "slo", "single", "retry")
 OUTCOMES: Final = ("rejected", "expired", "cancelled", "invalid", "failed", "other")
@@ -118,6 +120,20 @@ class ModelStatistics:
         cells[_QUEUE_NS] += queue_ns
         cells[_DURATION + step_of(total_ns)] += 1
         cells[_QUEUE + step_of(queue_ns)] += 1
+
+    def answered(self, calls: Iterable[Call], now: int) -> None:
+        """Counts calls that a batch answered, as `call` would each of them."""
+        cells, times, total_ns, queue_ns = self.cells, 0, 0, 0
+        for call in calls:
+            total, waited = now - call.queued, call.started - call.queued
+            times += 1
+            total_ns += total
+            queue_ns += waited
+            cells[_DURATION + step_of(total)] += 1
+            cells[_QUEUE + step_of(waited)] += 1
+        cells[_SUCCESS] += times
+        cells[_SUCCESS_NS] += total_ns
+        cells[_QUEUE_NS] += queue_ns
 
     def refused(self, error: SalverError) -> None:
         """Counts a call that was not accepted."""

@@ -22,6 +22,10 @@ class CostModel:
         new = old + (min(cost_ns, 4 * old) - old) // _BLEND if old else cost_ns
         self._costs[bucket] = max(new, 1)
 
+    def knows(self, size: int) -> bool:
+        """Whether a run of about that size was seen."""
+        return bool(self._costs[_bucket(size)])
+
     def fade(self, size: int) -> None:
         """Makes what is known of a size count for a little less, so that it is tried again."""
         self._costs[_bucket(size)] -= self._costs[_bucket(size)] // _FADE
