@@ -18,7 +18,7 @@ from salver.server import frames, hpack
 from salver.server.flood import WINDOW_NS
 from salver.server.frames import ErrorCode, Setting
 from salver.server.http2 import (
-    LONG_BODY_WINDOW_BYTES,
+    LONE_BODY_WINDOW_BYTES,
     STREAM_WINDOW_BYTES,
     Http2Connection,
     Http2Limits,
@@ -478,7 +478,7 @@ def test_a_paused_stream_gets_no_window_until_it_is_resumed() -> None:
     connection.receive(data(1, bytes(STREAM_WINDOW_BYTES)), 0)
     assert written(connection) == b""
     connection.resume(recorder.streams[1])
-    assert written(connection) == frames.window_update(1, LONG_BODY_WINDOW_BYTES)
+    assert written(connection) == frames.window_update(1, LONE_BODY_WINDOW_BYTES)
 
 
 # What a client must not do.

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 STREAM_WINDOW_BYTES: Final = 1 << 20
 """What a stream may send at first."""
+LONE_BODY_WINDOW_BYTES: Final = 16 << 20
+"""What it may send ahead while nothing else was asked on the connection since it began."""
 LONG_BODY_WINDOW_BYTES: Final = 256 << 10
-"""What it may send ahead later on: small, or short messages wait behind long bodies in the peer."""
+"""The same beside others: small, or short messages wait behind long bodies in the peer."""
 MAX_FRAME_BYTES: Final = 1 << 20
 
 _UNPACK_HEAD: Final = frames.HEAD.unpack_from
@@ -320,8 +322,11 @@ class Http2Connection:
         return stop
 
     def _top_up(self, stream: Stream) -> None:
-        more = LONG_BODY_WINDOW_BYTES - stream.receive_window
-        if more > LONG_BODY_WINDOW_BYTES // 2 and stream.receiving and not stream.paused:
+        is_lone = len(self.streams) == 1 and stream.id == self._last_id
+        window = LONE_BODY_WINDOW_BYTES if is_lone else LONG_BODY_WINDOW_BYTES
+        enough = STREAM_WINDOW_BYTES // 2 if is_lone else LONG_BODY_WINDOW_BYTES // 2
+        more = window - stream.receive_window
+        if stream.receive_window < enough and stream.receiving and not stream.paused:
             self.sender.control(frames.window_update(stream.id, more))
             stream.receive_window += more
 
