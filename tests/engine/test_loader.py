@@ -12,7 +12,7 @@ import pytest
 from salver.config import Batching, Instances, ModelConfig, ServerConfig, Warmup
 from salver.engine import loader as module
 from salver.engine.engine import Engine, reclaim_memory
-from salver.engine.inline import INLINE_BUDGET_NS, LoopBudget
+from salver.engine.inline import MAYBE_SHORT_NS, LoopBudget
 from salver.engine.instances import ThreadInstance
 from salver.engine.loader import Loader, Placement, chosen, max_batch, place, thread_budget
 from salver.errors import LoadFailed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from salver.engine.generation import Generation
 
-SHORT, LONG = INLINE_BUDGET_NS, INLINE_BUDGET_NS + 1
+SHORT, LONG = MAYBE_SHORT_NS, MAYBE_SHORT_NS + 1
 SAFE = Traits(holds_gil=False, thread_safe=True)
 UNSAFE = Traits(holds_gil=False)
 X = TensorSpec(name="x", dtype=FP32, shape=(-1, 2))

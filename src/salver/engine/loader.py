@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from salver.engine.generation import Generation
-from salver.engine.inline import INLINE_BUDGET_NS
+from salver.engine.inline import MAYBE_SHORT_NS
 from salver.engine.instances import InlineInstance, ThreadInstance, run
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
@@ -65,7 +65,8 @@ class Placement(NamedTuple):
 
 
 def place(isolation: str, traits: Traits, cost_ns: int | None, streams: bool) -> Placement:
-    """Decides by what the model says of itself and what its warm-up cost (None: unknown).
+    """Decides by what the model says of itself and what its warm-up cost (None: unknown). What may
+    be short is run on the loop as long as its runs there prove to be.
 
     Code that holds the interpreter lock keeps the loop waiting from a thread as much as from the
     loop itself, so it gets a process for everything that is not certainly short. A stream must be
@@ -77,10 +78,10 @@ def place(isolation: str, traits: Traits, cost_ns: int | None, streams: bool) ->
         raise LoadFailed("a streaming method cannot run inline: set instances.isolation to thread")
     if isolation != "auto":
         return Placement(isolation == "inline", isolation == "thread", isolation == "process")
-    is_short = cost_ns is not None and cost_ns <= INLINE_BUDGET_NS and not streams
+    may_be_short = cost_ns is not None and cost_ns <= MAYBE_SHORT_NS and not streams
     if traits.holds_gil:
-        return Placement(is_short, False, True)
-    return Placement(is_short and traits.thread_safe, True, False)
+        return Placement(may_be_short, False, True)
+    return Placement(may_be_short and traits.thread_safe, True, False)
 
 
 class Loaded(NamedTuple):
