@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from salver.server.app import App
 
 log = logging.getLogger("salver.server")
-_STAGING: Final = memoryview(bytearray(256 << 10))
+_STAGING: Final = memoryview(bytearray(64 << 10))
 _STATUS: Final = {
     status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in REASONS.items()
 }
