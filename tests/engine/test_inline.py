@@ -55,3 +55,23 @@ def test_sizes_that_are_passed_over_are_tried_step_by_step() -> None:
         sizes.append(costs.size)
     assert sizes == [3, 7, 15, 31, 63, 127]
     assert not costs.wants_trial
+
+
+def test_what_only_seemed_long_gets_another_chance_after_a_while() -> None:
+    costs = InlineCosts()
+    costs.learn(1, 2 * INLINE_BUDGET_NS)
+    assert costs.size == 0
+    passes = 0
+    while not costs.size:
+        costs.pass_over()
+        passes += 1
+        assert passes < 10_000
+    assert passes > 100
+
+
+def test_what_is_far_too_long_gets_none() -> None:
+    costs = InlineCosts()
+    costs.learn(1, 5 * INLINE_BUDGET_NS)
+    for _ in range(10_000):
+        costs.pass_over()
+    assert costs.size == 0

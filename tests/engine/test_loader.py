@@ -12,7 +12,7 @@ import pytest
 from salver.config import Batching, Instances, ModelConfig, ServerConfig, Warmup
 from salver.engine import loader as module
 from salver.engine.engine import Engine, reclaim_memory
-from salver.engine.inline import MAYBE_SHORT_NS, LoopBudget
+from salver.engine.inline import INLINE_BUDGET_NS, MAYBE_SHORT_NS, LoopBudget
 from salver.engine.instances import ThreadInstance
 from salver.engine.loader import Loader, Placement, chosen, max_batch, place, thread_budget
 from salver.errors import LoadFailed
@@ -43,8 +43,8 @@ METHOD = Method(inputs=(X,), outputs=(LABEL,), batching="rows")
         ("auto", SAFE, None, False, Placement(False, True, False)),
         ("auto", SAFE, SHORT, True, Placement(False, True, False)),
         ("auto", UNSAFE, SHORT, False, Placement(False, True, False)),
-        ("auto", Traits(), SHORT, False, Placement(True, False, True)),
-        ("auto", Traits(), LONG, False, Placement(False, False, True)),
+        ("auto", Traits(), INLINE_BUDGET_NS, False, Placement(True, False, True)),
+        ("auto", Traits(), INLINE_BUDGET_NS + 1, False, Placement(False, False, True)),
         ("inline", Traits(), LONG, False, Placement(True, False, False)),
         ("thread", Traits(), SHORT, True, Placement(False, True, False)),
         ("process", SAFE, SHORT, False, Placement(False, False, True)),

@@ -11,6 +11,7 @@ INLINE_BUDGET_NS: Final = 100_000
 MAYBE_SHORT_NS: Final = 4 * INLINE_BUDGET_NS
 """What seems this long may still be short: it was seen on a busy machine, or in a first run."""
 _PASSED_BEFORE_TRIAL: Final = 8
+_PASSED_BEFORE_FADING: Final = 32
 _WINDOW_NS: Final = 100 * NS_PER_MS
 
 
@@ -43,6 +44,8 @@ class InlineCosts:
             return
         self._passed += 1
         blocked = self.size + 1
+        if self._passed % _PASSED_BEFORE_FADING:
+            return
         if self._costs.predict(blocked) <= MAYBE_SHORT_NS:
             self._costs.fade(blocked)
             self._judge(blocked)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from salver.engine.generation import Generation
-from salver.engine.inline import MAYBE_SHORT_NS
+from salver.engine.inline import INLINE_BUDGET_NS, MAYBE_SHORT_NS
 from salver.engine.instances import InlineInstance, ThreadInstance, run
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
@@ -78,9 +78,10 @@ def place(isolation: str, traits: Traits, cost_ns: int | None, streams: bool) ->
         raise LoadFailed("a streaming method cannot run inline: set instances.isolation to thread")
     if isolation != "auto":
         return Placement(isolation == "inline", isolation == "thread", isolation == "process")
-    may_be_short = cost_ns is not None and cost_ns <= MAYBE_SHORT_NS and not streams
+    cost_ns = None if streams else cost_ns
     if traits.holds_gil:
-        return Placement(may_be_short, False, True)
+        return Placement(cost_ns is not None and cost_ns <= INLINE_BUDGET_NS, False, True)
+    may_be_short = cost_ns is not None and cost_ns <= MAYBE_SHORT_NS
     return Placement(may_be_short and traits.thread_safe, True, False)
 
 
