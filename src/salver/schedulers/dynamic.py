@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from salver.clock import NS_PER_MS
-from salver.schedulers.queue import CallQueue
+from salver.schedulers.queue import QueueScheduler
 from salver.types import Batch
 
 if TYPE_CHECKING:
@@ -31,20 +31,14 @@ class Release(NamedTuple):
     reason: str
 
 
-class DynamicScheduler:
+class DynamicScheduler(QueueScheduler):
     """Gathers calls of one group into batches of at most `max_rows` rows, 0 for any number."""
 
     def __init__(self, config: ModelConfig, max_rows: int) -> None:
-        self._queue = CallQueue(config.queue)
+        super().__init__(config)
         self._max_rows = max_rows or UNLIMITED
         self._delay = int(config.batching.delay_ms * NS_PER_MS)
         self._preferred = sorted(config.batching.preferred_sizes, reverse=True)
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, call: Call, now: int) -> None:
-        self._queue.add(call)
 
     def next(self, slot: Slot, now: int) -> Batch | None:
         for lane in self._queue.lanes():
@@ -87,16 +81,10 @@ class DynamicScheduler:
         return Batch(calls, rows, release.reason)
 
     def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
-        expired, again = self._queue.expire(now)
+        expired, again = super().expire(now)
         if self._delay:
             for lane in self._queue.lanes():
                 release = lane.first().queued + self._delay
                 if release > now:
                     again = min(again, release) if again else release
         return expired, again
-
-    def remove(self, call: Call) -> bool:
-        return self._queue.remove(call)
-
-    def finished(self, batch: Batch, cost_ns: int, now: int) -> None:
-        pass

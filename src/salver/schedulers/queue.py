@@ -12,8 +12,10 @@ from salver.clock import NS_PER_MS, NS_PER_S
 from salver.errors import Overloaded
 
 if TYPE_CHECKING:
-    from salver.config import Queue
-    from salver.types import Call
+    from collections.abc import Sequence
+
+    from salver.config import ModelConfig, Queue
+    from salver.types import Batch, Call
 
 
 class Lane:
@@ -124,3 +126,25 @@ class CallQueue:
         # A flood of different deadlines must not scan the queue once for each.
         self._next_expiry = max(soonest, now + NS_PER_S // 1000) if soonest else 0
         return expired, self._next_expiry or None
+
+
+class QueueScheduler:
+    """What schedulers on one queue do alike; each says by `next` what leaves it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._queue = CallQueue(config.queue)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, call: Call, now: int) -> None:
+        self._queue.add(call)
+
+    def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
+        return self._queue.expire(now)
+
+    def remove(self, call: Call) -> bool:
+        return self._queue.remove(call)
+
+    def finished(self, batch: Batch, cost_ns: int, now: int) -> None:
+        """Nothing to free or to learn."""
