@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from salver import errors
+from salver.codecs.json_numbers import dumps
+from salver.interfaces import JSON_HEADERS, HttpAnswer
 
 # class: (HTTP status, gRPC status)
 CODES: Final[dict[type[errors.SalverError], tuple[int, int]]] = {
@@ -75,6 +77,11 @@ def http_status(error: errors.SalverError) -> int:
 def grpc_status(error: errors.SalverError) -> int:
     """The gRPC status code of an error."""
     return _codes(error)[1]
+
+
+def json_refusal(error: errors.SalverError) -> HttpAnswer:
+    """An error as `{"error": message}`, the form of most dialects over HTTP."""
+    return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
 
 
 def from_http(status: int, message: str) -> errors.SalverError:

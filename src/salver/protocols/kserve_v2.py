@@ -14,7 +14,7 @@ from salver.codecs.json_tensors import (
     encode_with_binary,
     wants_binary,
 )
-from salver.codecs.status import http_status
+from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
 from salver.errors import InvalidInput
 from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
@@ -82,7 +82,7 @@ class KserveV2:
         ]
 
     def refuse(self, error: SalverError) -> HttpAnswer:
-        return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+        return json_refusal(error)
 
     def _decode_infer(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         length = head.headers.get("inference-header-content-length")

@@ -16,13 +16,12 @@ from salver.codecs.bind import cells, is_number
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
-    dumps,
     json_contents_text,
     loads,
     plain_array,
     tensor_text,
 )
-from salver.codecs.status import http_status
+from salver.codecs.status import json_refusal
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer
 from salver.types import BYTES, ModelRef, Object, Raw, Request
@@ -76,7 +75,7 @@ class PlainDoor:
         )  # fmt: skip
 
     def refuse(self, error: SalverError) -> HttpAnswer:
-        return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+        return json_refusal(error)
 
     def _decode_instances(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         value = loads(body, self._max_depth)

@@ -8,9 +8,9 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
-from salver.codecs.status import http_status
+from salver.codecs.status import http_status, json_refusal
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
-from salver.interfaces import JSON_HEADERS, HttpAnswer, Infer, Query
+from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.bodies import decompress
 from salver.types import CallContext
 
@@ -204,7 +204,7 @@ class Exchange:
     def _error_answer(self, error: SalverError) -> HttpAnswer:
         endpoint = self.head.endpoint
         if endpoint is None:
-            return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+            return json_refusal(error)
         return self.app.router.protocol_of(endpoint).refuse(error)
 
     def _fail_internally(self) -> None:

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
-from salver.codecs.status import http_status
+from salver.codecs.status import json_refusal
 from salver.errors import NotFound
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Query
 from salver.version import __version__
@@ -48,7 +48,7 @@ class Pages:
         )
 
     def refuse(self, error: SalverError) -> HttpAnswer:
-        return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+        return json_refusal(error)
 
 
 @cache
