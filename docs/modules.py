@@ -20,9 +20,7 @@ def modules() -> str:
     """Every folder of the package with a line per module."""
     package = ROOT / "src" / "salver"
     lines = []
-    for folder in [package, *sorted(path.parent for path in package.rglob("__init__.py"))]:
-        if folder == package and lines:
-            continue
+    for folder in sorted(path.parent for path in package.rglob("__init__.py")):
         name = folder.relative_to(package).as_posix()
         if folder != package:
             lines += ["", f"### {name}/", "", first_line(folder / "__init__.py"), ""]

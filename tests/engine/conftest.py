@@ -88,8 +88,6 @@ class Loop:
 class Instance:
     """Runs when the test says so."""
 
-    is_inline = False
-
     def __init__(self) -> None:
         self.works: list[Work] = []
         self.cancelled: list[int] = []
@@ -131,8 +129,6 @@ class Instance:
 
 class Inline(Instance):
     """Runs `model` at once."""
-
-    is_inline = True
 
     def __init__(self, model: Callable[[Work], Results]) -> None:
         super().__init__()

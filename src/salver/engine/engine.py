@@ -269,10 +269,16 @@ class Engine:
         """Says what becomes of a version. One that is in service goes on, whatever is tried; then
         the reason tells that it is not the newest.
         """
-        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        model = self._named(ref.name)
         model.states[ref.version] = State(
             "READY" if ref.version in model.versions else state, reason
         )
+
+    def _named(self, name: str) -> ServedModel:
+        model = self.models.get(name)
+        if model is None:
+            model = self.models[name] = ServedModel(name)
+        return model
 
     async def prepare(
         self, version: VersionOnDisk, counters: ModelStatistics | None = None
@@ -283,7 +289,7 @@ class Engine:
         Raises: LoadFailed and its kinds.
         """
         ref = version.ref
-        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        model = self._named(ref.name)
         if counters is None:
             counters = model.counters.setdefault(ref.version, ModelStatistics())
         started = self._clock()
@@ -300,7 +306,7 @@ class Engine:
     def show(self, generation: Generation) -> None:
         """Makes a prepared generation visible, in place of the version's present one."""
         ref = generation.ref
-        model = self.models.setdefault(ref.name, ServedModel(ref.name))
+        model = self._named(ref.name)
         old = model.put(generation)
         log.info(
             "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",

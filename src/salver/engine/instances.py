@@ -37,8 +37,6 @@ def run(model: Model, work: Work, emit: Emit) -> tuple[Results | Exception, int]
 class InlineInstance:
     """Runs on the loop. Only for work that is known to be short, and never for streams."""
 
-    is_inline = True
-
     def __init__(self, model: Model) -> None:
         self._model = model
 
@@ -110,8 +108,6 @@ class ThreadRun:
 
 class ThreadInstance:
     """Runs in a thread of its own, which is started with the first work."""
-
-    is_inline = False
 
     def __init__(self, model: Model, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self._model = model

@@ -92,8 +92,6 @@ class Ongoing:
 class ProcessInstance:
     """Runs one batch at a time in a worker. `launch` makes one; all methods are for the loop."""
 
-    is_inline = False
-
     def __init__(
         self,
         runtime: str,

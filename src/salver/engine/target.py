@@ -108,10 +108,6 @@ class BatchedTarget:
         """It takes calls."""
         return not (self._is_stopped or self._is_given_up)
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
-
     def learn(self, method: str, size: int, cost_ns: int) -> None:
         """Tells what a run of that size cost, such as a warm-up."""
         self._costs[method].learn(size, cost_ns)
