@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.config import Queue
+from salver.config import ModelConfig, Queue
 from salver.errors import Overloaded
-from salver.schedulers.queue import CallQueue
+from salver.schedulers.queue import QueueScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MS = 1_000_000
 
 
-def drain(queue: CallQueue) -> list[Call]:
+def drain(queue: QueueScheduler) -> list[Call]:
     taken = []
     while lanes := queue.lanes():
         taken.append(queue.take(lanes[0]))
@@ -26,56 +26,56 @@ def drain(queue: CallQueue) -> list[Call]:
 
 
 def test_calls_leave_in_the_order_of_arrival(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue())
+    queue = QueueScheduler(ModelConfig(queue=Queue()))
     calls = [call(now) for now in range(5)]
     for one in calls:
-        queue.add(one)
+        queue.add(one, 0)
     assert len(queue) == 5
     assert drain(queue) == calls
     assert len(queue) == 0
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue(max_calls=2))
-    queue.add(call())
-    queue.add(call())
+    queue = QueueScheduler(ModelConfig(queue=Queue(max_calls=2)))
+    queue.add(call(), 0)
+    queue.add(call(), 0)
     with pytest.raises(Overloaded, match="2 calls already wait") as caught:
-        queue.add(call())
+        queue.add(call(), 0)
     assert caught.value.retry_after_ms
     assert len(queue) == 2
 
 
 def test_the_more_urgent_goes_first(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue(priority_levels=3))
+    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=3)))
     late, urgent = call(0, priority=2), call(1, priority=0)
-    queue.add(late)
-    queue.add(urgent)
+    queue.add(late, 0)
+    queue.add(urgent, 0)
     assert drain(queue) == [urgent, late]
 
 
 def test_a_call_that_waited_long_rises(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue(priority_levels=2, ageing_ms=10))
+    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=2, ageing_ms=10)))
     old, young = call(0, priority=1), call(11 * MS, priority=0)
-    queue.add(old)
-    queue.add(young)
+    queue.add(old, 0)
+    queue.add(young, 0)
     assert drain(queue) == [old, young]
 
 
 def test_priorities_beyond_the_last_count_as_the_last(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue(priority_levels=2))
+    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=2)))
     far, last = call(0, priority=9), call(1, priority=1)
-    queue.add(far)
-    queue.add(last)
+    queue.add(far, 0)
+    queue.add(last, 0)
     assert len(queue.lanes()) == 1
     assert queue.remove(far)
     assert drain(queue) == [last]
 
 
 def test_deadlines_and_the_queue_timeout_both_end_a_wait(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue(timeout_ms=5))
+    queue = QueueScheduler(ModelConfig(queue=Queue(timeout_ms=5)))
     patient, hurried = call(0), call(0, deadline=2 * MS)
-    queue.add(patient)
-    queue.add(hurried)
+    queue.add(patient, 0)
+    queue.add(hurried, 0)
     assert queue.expire(MS) == ([], 2 * MS)
     expired, again = queue.expire(2 * MS)
     assert expired == [hurried]
@@ -85,15 +85,15 @@ def test_deadlines_and_the_queue_timeout_both_end_a_wait(call: Callable[..., Cal
 
 
 def test_without_time_limits_nobody_has_to_look(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue())
-    queue.add(call())
+    queue = QueueScheduler(ModelConfig(queue=Queue()))
+    queue.add(call(), 0)
     assert queue.expire(1 << 60) == ([], None)
 
 
 def test_removing_twice_is_told(call: Callable[..., Call]) -> None:
-    queue = CallQueue(Queue())
+    queue = QueueScheduler(ModelConfig(queue=Queue()))
     one = call()
-    queue.add(one)
+    queue.add(one, 0)
     assert queue.remove(one)
     assert not queue.remove(one)
 
@@ -102,7 +102,7 @@ def test_removing_twice_is_told(call: Callable[..., Call]) -> None:
 def test_what_comes_in_goes_out_exactly_once(data: Any) -> None:
     from salver.types import NO_CONTEXT, Call, CallContext, Request, Tensors
 
-    queue = CallQueue(Queue(priority_levels=3, max_calls=1000))
+    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=3, max_calls=1000)))
     waiting: set[Call] = set()
     for now in range(data.draw(st.integers(1, 40))):
         action = data.draw(st.sampled_from(["add", "add", "take", "remove", "expire"]))
@@ -111,7 +111,7 @@ def test_what_comes_in_goes_out_exactly_once(data: Any) -> None:
             context = CallContext(deadline, data.draw(st.integers(0, 4))) or NO_CONTEXT
             one = Call(Request(Tensors()), None, context, None, now)  # type: ignore[arg-type]
             one.group = data.draw(st.sampled_from([None, "a", "b"]))
-            queue.add(one)
+            queue.add(one, 0)
             waiting.add(one)
         elif action == "take" and queue.lanes():
             waiting.remove(queue.take(queue.lanes()[-1]))

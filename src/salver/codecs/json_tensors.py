@@ -6,6 +6,7 @@ Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson 
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -35,7 +36,7 @@ from salver.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from salver.types import Array, Buffer, Response, Rows
+    from salver.types import Array, Buffer, Response
 
 _LARGE: Final = 1024
 _MAX_ELEMENTS: Final = 1 << 40
@@ -322,28 +323,18 @@ def narrowed(data: Array, dtype: DType, name: str) -> Array:
 class _OutputText:
     """One output of a batch as text: what stands around the numbers, and the rows' numbers."""
 
-    __slots__ = ("after", "before", "before_row", "name", "row_texts", "rows")
+    __slots__ = ("after", "before", "before_row", "name", "row_texts")
 
-    def __init__(self, name: str, rows: Rows) -> None:
-        tensor = rows.tensors[name]
+    def __init__(self, name: str, tensor: Tensor) -> None:
         self.name = name
-        self.rows = rows
-        self.before = b'{"name":%b,"datatype":"%b","shape":[' % (
-            orjson.dumps(name),
-            tensor.dtype.name.encode(),
-        )
-        inner = "".join(f",{dim}" for dim in tensor.shape[1:]).encode()
+        self.before = _before_shape(name, tensor.dtype.name) + b"["
+        inner = "".join([f",{dim}" for dim in tensor.shape[1:]]).encode()
         self.after = inner + b'],"data":['
         self.before_row = self.before + b"1" + self.after
         self.row_texts = _row_texts(tensor, name)
 
     def part(self, response: Response) -> bytes:
         start, stop = response.start, response.stop
-        if stop < 0:
-            tensor = self.rows.tensors[self.name]
-            shape = ",".join(map(str, tensor.shape)).encode()
-            text = tensor_text(tensor, self.name, flat=True)
-            return b'%b%b],"data":%b}' % (self.before, shape, text)
         if self.row_texts is None:
             text = tensor_text(response.tensor(self.name), self.name, flat=True)[1:-1]
         elif stop - start == 1:
@@ -351,6 +342,16 @@ class _OutputText:
         else:
             text = b",".join(self.row_texts[start:stop])
         return b"%b%d%b%b]}" % (self.before, stop - start, self.after, text)
+
+
+@lru_cache(maxsize=1024)
+def _before_shape(name: str, datatype: str) -> bytes:
+    return b'{"name":%b,"datatype":"%b","shape":' % (orjson.dumps(name), datatype.encode())
+
+
+@lru_cache(maxsize=1024)
+def _opening(name: str, version: str) -> bytes:
+    return b'{"model_name":%b,"model_version":%b,' % (orjson.dumps(name), orjson.dumps(version))
 
 
 def _row_texts(tensor: Tensor, name: str) -> list[bytes] | None:
@@ -362,35 +363,29 @@ def _row_texts(tensor: Tensor, name: str) -> list[bytes] | None:
     return tensor_text(rows, name, flat=False)[2:-2].split(b"],[")
 
 
-class _BatchText:
-    """The answers of a batch as text, as far as they have it in common."""
-
-    __slots__ = ("opening", "outputs")
-
-    def __init__(self, response: Response) -> None:
-        ref = response.ref
-        self.opening = b'{"model_name":%b,"model_version":%b,' % (
-            orjson.dumps(ref.name),
-            orjson.dumps(ref.version),
-        )
-        self.outputs = [_OutputText(name, response.rows) for name in response.names]
+def _own_output(name: str, tensor: Tensor) -> bytes:
+    """An output that belongs to one call alone."""
+    before = _before_shape(name, tensor.dtype.name)
+    text = tensor_text(tensor, name, flat=True)
+    return b'%b%b,"data":%b}' % (before, orjson.dumps(tensor.shape), text)
 
 
 def encode_response(response: Response, id: str = "") -> bytes:
     """The JSON answer of an infer request. The first one of a batch writes the numbers of all."""
-    cache = response.rows.cache
-    batch: _BatchText | None = cache.get(response.names)
-    if batch is None:
-        batch = cache[response.names] = _BatchText(response)
-    opening = batch.opening
+    rows, names = response.rows, response.names
+    opening = _opening(response.ref.name, response.ref.version)
     if id:
         opening += b'"id":%b,' % orjson.dumps(id)
     if response.parameters:
         opening += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
-    outputs = batch.outputs
-    if len(outputs) == 1:
-        return opening + b'"outputs":[' + outputs[0].part(response) + b"]}"
-    return b'%b"outputs":[%b]}' % (opening, b",".join([o.part(response) for o in outputs]))
+    if response.stop < 0:
+        outputs = [_own_output(name, rows.tensors[name]) for name in names]
+    else:
+        texts: list[_OutputText] | None = rows.cache.get(names)
+        if texts is None:
+            texts = rows.cache[names] = [_OutputText(name, rows.tensors[name]) for name in names]
+        outputs = [text.part(response) for text in texts]
+    return b'%b"outputs":[%b]}' % (opening, b",".join(outputs))
 
 
 def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> list[Buffer]:

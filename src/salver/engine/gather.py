@@ -24,6 +24,8 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
     Raises: InvalidInput for a value that does not fit its type.
     """
     first = calls[0]
+    if len(calls) == 1:
+        return _alone(method, first)
     inputs: dict[str, Any] = {}
     for spec in method.inputs:
         name = spec.name
@@ -31,8 +33,6 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
             continue
         if method.batching == "items":
             inputs[name] = [call.inputs[name].array(name) for call in calls]
-        elif len(calls) == 1:
-            inputs[name] = first.inputs[name].array(name)
         else:
             inputs[name] = _concatenate(spec, [call.inputs[name] for call in calls])
     return Work(
@@ -41,24 +41,44 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
         offsets=list(accumulate([call.rows for call in calls], initial=0)),
         outputs=_outputs(calls),
         parameters=[call.request.parameters for call in calls],
-        deadline=0 if any(not c.deadline for c in calls) else max(c.deadline for c in calls),
+        deadline=_last_deadline(calls),
         context=first.context,
         depth=first.depth,
     )
 
 
+def _alone(method: Method, call: Call) -> Work:
+    inputs: dict[str, Any] = {name: tensor.array(name) for name, tensor in call.inputs.items()}
+    if method.batching == "items":
+        inputs = {name: [item] for name, item in inputs.items()}
+    return Work(
+        method=call.method,
+        inputs=inputs,
+        offsets=[0, call.rows],
+        outputs=call.outputs,
+        parameters=[call.request.parameters],
+        deadline=call.deadline,
+        context=call.context,
+        depth=call.depth,
+    )
+
+
+def _last_deadline(calls: Sequence[Call]) -> int:
+    deadlines = [call.deadline for call in calls]
+    return max(deadlines) if all(deadlines) else 0
+
+
 def _outputs(calls: Sequence[Call]) -> tuple[str, ...]:
-    wanted = calls[0].outputs
-    if all(call.outputs == wanted for call in calls):
-        return wanted
-    return tuple(dict.fromkeys(chain.from_iterable(call.outputs for call in calls)))
+    wanted = list(dict.fromkeys([call.outputs for call in calls]))
+    return wanted[0] if len(wanted) == 1 else tuple(dict.fromkeys(chain.from_iterable(wanted)))
 
 
 def _concatenate(spec: TensorSpec, tensors: list[Tensor]) -> Array:
     """Numbers that came as lists become one array in one step, arrays are joined."""
-    if spec.dtype is not BYTES and all(type(tensor.data) is list for tensor in tensors):
-        flat: list[Any] = list(chain.from_iterable([tensor.data for tensor in tensors]))
-        rows = sum(tensor.shape[0] for tensor in tensors)
+    data = [tensor.data for tensor in tensors]
+    if spec.dtype is not BYTES and set(map(type, data)) == {list}:
+        flat: list[Any] = list(chain.from_iterable(data))
+        rows = sum([tensor.shape[0] for tensor in tensors])
         return numbers(spec.dtype, flat, spec.name).reshape(rows, *tensors[0].shape[1:])
     return np.concatenate([tensor.array(spec.name) for tensor in tensors])
 

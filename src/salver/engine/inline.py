@@ -18,37 +18,36 @@ _WINDOW_NS: Final = 100 * NS_PER_MS
 class InlineCosts:
     """One method's costs, and the largest size that is taken for short: `size`, None if unknown."""
 
-    __slots__ = ("_costs", "_passed", "_states", "size")
+    __slots__ = ("_costs", "_is_short", "_passed", "size")
 
     def __init__(self) -> None:
         self._costs = CostModel()
-        self._states: dict[int, tuple[bool, bool]] = {}
+        self._is_short: dict[int, bool] = {}
         self._passed = 0
         self.size: int | None = None
 
-    def learn(self, size: int, cost_ns: int) -> None:
-        """Notes what a run on the loop, or alone in a warm-up, took.
+    def learn(self, size: int, cost_ns: int) -> bool:
+        """Notes what a run on the loop, or alone in a warm-up, took; whether `size` changes by it.
 
         Runs in threads say nothing: much of their time is waiting for the interpreter.
         """
         self._passed = 0
-        self._costs.learn(size, cost_ns)
-        self._judge(size)
+        return self._judge(size, self._costs.learn(size, cost_ns))
 
-    def pass_over(self) -> None:
-        """Notes that a run was too large for the loop. The size at which that begins gets another
-        chance after a while, for it may only have seemed long on a busy machine; what is far too
-        long does not.
+    def pass_over(self) -> bool:
+        """Notes that a run was too large for the loop; whether `size` changes by it. The size at
+        which that begins gets another chance after a while, for it may only have seemed long on a
+        busy machine; what is far too long does not.
         """
         if self.size is None:
-            return
+            return False
         self._passed += 1
         blocked = self.size + 1
-        if self._passed % _PASSED_BEFORE_FADING:
-            return
-        if self._costs.predict(blocked) <= MAYBE_SHORT_NS:
-            self._costs.fade(blocked)
-            self._judge(blocked)
+        if self._passed % _PASSED_BEFORE_FADING or not self._costs.knows(blocked):
+            return False
+        if self._costs.predict(blocked) > MAYBE_SHORT_NS:
+            return False
+        return self._judge(blocked, self._costs.fade(blocked))
 
     @property
     def wants_trial(self) -> bool:
@@ -59,13 +58,14 @@ class InlineCosts:
             and not self._costs.knows(self.size)
         )
 
-    def _judge(self, size: int) -> None:
+    def _judge(self, size: int, cost_ns: int) -> bool:
         """Works the limit out anew when a size becomes known or changes sides."""
-        bucket = size.bit_length()
-        state = (self._costs.knows(size), self._costs.predict(size) <= INLINE_BUDGET_NS)
-        if self._states.get(bucket) != state:
-            self._states[bucket] = state
-            self.size = self._costs.largest_tried_within(INLINE_BUDGET_NS)
+        bucket, is_short = size.bit_length(), cost_ns <= INLINE_BUDGET_NS
+        if self._is_short.get(bucket) is is_short:
+            return False
+        self._is_short[bucket] = is_short
+        self.size = self._costs.largest_tried_within(INLINE_BUDGET_NS)
+        return True
 
 
 class LoopBudget:

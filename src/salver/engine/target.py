@@ -85,7 +85,9 @@ class BatchedTarget:
         self._loop = loop
         self._is_idempotent = is_idempotent
         self._failed: set[Instance] = set()
+        self._is_given_up = False
         self._costs = {name: InlineCosts() for name in signature.methods}
+        self._short_size = 0
         self._running: set[Running] = set()
         self._retries: deque[list[Call]] = deque()
         self._is_retry_turn = False
@@ -110,7 +112,12 @@ class BatchedTarget:
 
     def learn(self, method: str, size: int, cost_ns: int) -> None:
         """Tells what a run of that size cost, such as a warm-up."""
-        self._costs[method].learn(size, cost_ns)
+        if self._costs[method].learn(size, cost_ns):
+            self._judge_sizes()
+
+    def _judge_sizes(self) -> None:
+        """The smallest over the methods is safe for whichever method stands first."""
+        self._short_size = min([costs.size or 0 for costs in self._costs.values()])
 
     def submit(self, call: Call, now: int) -> None:
         """Accepts the call: from here on its sink gets exactly one final.
@@ -122,7 +129,8 @@ class BatchedTarget:
         if self._is_given_up:
             raise self._crashed()
         self._scheduler.add(call, now)
-        self._schedule_pump()
+        if not self._is_pump_scheduled:
+            self._schedule_pump()
 
     def _schedule_pump(self) -> None:
         if not self._is_pump_scheduled:
@@ -134,9 +142,14 @@ class BatchedTarget:
         self._is_pump_scheduled = False
         now = self._clock()
         self._end_late(now)
-        while (chosen := self._next(now)) is not None:
+        while self._waits and (chosen := self._next(now)) is not None:
             self._start(*chosen, now)
-        self._arm(now)
+        if self._waits or self._running:
+            self._arm(now)
+
+    @property
+    def _waits(self) -> bool:
+        return bool(len(self._scheduler) or self._retries)
 
     def _next(self, now: int) -> tuple[Batch, Instance] | None:
         """What to run next, and where. Parts of failed batches and fresh calls take turns, so that
@@ -192,15 +205,7 @@ class BatchedTarget:
         """The largest size to run inline now; 0 for any, None for nothing at all."""
         if not self._instances:
             return 0
-        if not self._budget.allows(now):
-            return None
-        # The smallest over the methods is safe for whichever method stands first.
-        smallest = 0
-        for costs in self._costs.values():
-            if not costs.size:
-                return None
-            smallest = min(smallest or costs.size, costs.size)
-        return smallest
+        return self._short_size if self._short_size and self._budget.allows(now) else None
 
     def _start(self, batch: Batch, instance: Instance, now: int) -> None:
         calls = batch.calls
@@ -238,12 +243,9 @@ class BatchedTarget:
     def instance_failed(self, instance: Instance) -> None:
         """A worker died too often. Without any that is left, nothing that waits can be run."""
         self._failed.add(instance)
-        if self._is_given_up:
+        if len(self._failed) == len(self._instances):
+            self._is_given_up = True
             self._end_waiting(self._crashed())
-
-    @property
-    def _is_given_up(self) -> bool:
-        return bool(self._failed) and len(self._failed) == len(self._instances)
 
     def _crashed(self) -> Unavailable:
         return Unavailable(f"{self._ref} crashed too often and was given up; load it again")
@@ -272,7 +274,7 @@ class BatchedTarget:
             self._give_back(running.instance)
             self._end_run(running, results, cost, now)
         self._scheduler.finished(batch, cost, now)
-        if len(self._scheduler) or self._retries:
+        if self._waits:
             self._schedule_pump()
 
     def _end_run(self, running: Running, results: Results | Exception, cost: int, now: int) -> None:
@@ -287,9 +289,9 @@ class BatchedTarget:
         else:
             size = sum([call.size for call in batch.calls])
             if running.instance is self._inline:
-                self._costs[work.method].learn(size, cost)
-            elif self._inline is not None:
-                self._costs[work.method].pass_over()
+                self.learn(work.method, size, cost)
+            elif self._inline is not None and self._costs[work.method].pass_over():
+                self._judge_sizes()
             self._statistics.batch(batch.rows, batch.reason, cost)
             self._answer(running, results, now)
 
@@ -336,9 +338,10 @@ class BatchedTarget:
         """Gives each call its rows; `_finish` for a whole batch, which is most of what happens."""
         ref, method = self._ref, self._signature.methods[work.method]
         offsets = work.offsets if len(calls) > 1 else (0, -1)
-        waiting = [(call, index) for index, call in enumerate(calls) if not call.ended]
-        self._statistics.answered([call for call, _ in waiting], now)
-        for call, index in waiting:
+        self._statistics.answered([call for call in calls if not call.ended], now)
+        for index, call in enumerate(calls):
+            if call.ended:
+                continue
             call.ended = True
             call.lease.end()
             start, stop = offsets[index], offsets[index + 1]

@@ -15,20 +15,24 @@ class CostModel:
     def __init__(self) -> None:
         self._costs = [0] * _NUM_BUCKETS
 
-    def learn(self, size: int, cost_ns: int) -> None:
+    def learn(self, size: int, cost_ns: int) -> int:
+        """Notes what a run took; returns the average for runs of about that size."""
         bucket = _bucket(size)
         old = self._costs[bucket]
         # One run that was interrupted must not make a fast model look slow.
         new = old + (min(cost_ns, 4 * old) - old) // _BLEND if old else cost_ns
-        self._costs[bucket] = max(new, 1)
+        self._costs[bucket] = new or 1
+        return new
 
     def knows(self, size: int) -> bool:
         """Whether a run of about that size was seen."""
         return bool(self._costs[_bucket(size)])
 
-    def fade(self, size: int) -> None:
+    def fade(self, size: int) -> int:
         """Makes what is known of a size count for a little less, so that it is tried again."""
-        self._costs[_bucket(size)] -= self._costs[_bucket(size)] // _FADE
+        bucket = _bucket(size)
+        self._costs[bucket] -= self._costs[bucket] // _FADE
+        return self._costs[bucket]
 
     def predict(self, size: int) -> int:
         """Expected cost, proportional to the nearest smaller size that is known; 0 if none is."""

@@ -15,8 +15,8 @@ class DirectScheduler(QueueScheduler):
     """Hands calls out singly, the most urgent first."""
 
     def next(self, slot: Slot, now: int) -> Batch | None:
-        for lane in self._queue.lanes():
+        for lane in self.lanes():
             if not slot.max_size or lane.first().size <= slot.max_size:
-                call = self._queue.take(lane)
+                call = self.take(lane)
                 return Batch([call], call.rows, "direct")
         return None

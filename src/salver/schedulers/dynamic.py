@@ -41,12 +41,12 @@ class DynamicScheduler(QueueScheduler):
         self._preferred = sorted(config.batching.preferred_sizes, reverse=True)
 
     def next(self, slot: Slot, now: int) -> Batch | None:
-        for lane in self._queue.lanes():
+        for lane in self.lanes():
             first = lane.first()
             if slot.max_size and first.size > slot.max_size:
                 continue
             if first.group is None:
-                return Batch([self._queue.take(lane)], first.rows, "single")
+                return Batch([self.take(lane)], first.rows, "single")
             release = self._release(lane, now)
             if release is not None:
                 return self._gather(lane, release, slot.max_size or UNLIMITED)
@@ -66,9 +66,10 @@ class DynamicScheduler(QueueScheduler):
         return None
 
     def _gather(self, lane: Lane, release: Release, slot_size: int) -> Batch:
-        queue = self._queue
         max_rows, max_size = release.rows, min(release.size, slot_size)
-        call = queue.take(lane)
+        if lane.rows <= max_rows and lane.size <= max_size:
+            return Batch(self.take_all(lane), lane.rows, release.reason)
+        call = self.take(lane)
         calls, rows, size = [call], call.rows, call.size
         while lane.calls:
             head = lane.first()
@@ -77,13 +78,13 @@ class DynamicScheduler(QueueScheduler):
             if rows > max_rows or size > max_size:
                 rows -= head.rows
                 break
-            calls.append(queue.take(lane))
+            calls.append(self.take(lane))
         return Batch(calls, rows, release.reason)
 
     def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
         expired, again = super().expire(now)
         if self._delay:
-            for lane in self._queue.lanes():
+            for lane in self.lanes():
                 release = lane.first().queued + self._delay
                 if release > now:
                     again = min(again, release) if again else release

@@ -14,32 +14,38 @@ from salver.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from salver.config import ModelConfig, Queue
+    from salver.config import ModelConfig
     from salver.types import Batch, Call
 
 
 class Lane:
-    """Waiting calls of one priority and group, in order of arrival."""
+    """Waiting calls of one priority and group, in order of arrival; `rows` and `size` are sums."""
 
-    __slots__ = ("calls", "handicap", "rows")
+    __slots__ = ("calls", "handicap", "key", "rows", "size")
 
-    def __init__(self, handicap: int) -> None:
+    def __init__(self, key: tuple[int, Any], handicap: int) -> None:
+        self.key = key
         self.calls: OrderedDict[Call, None] = OrderedDict()
         self.handicap = handicap
         self.rows = 0
+        self.size = 0
 
     def first(self) -> Call:
         return next(iter(self.calls))
 
 
-class CallQueue:
-    """Calls that wait for an instance. Adding, removing and taking cost the same at any length."""
+class QueueScheduler:
+    """Calls that wait for an instance; each scheduler says by its `next` what leaves the queue.
 
-    def __init__(self, config: Queue) -> None:
-        self._max_calls = config.max_calls
-        self._timeout = int(config.timeout_ms * NS_PER_MS)
-        self._last_priority = config.priority_levels - 1
-        self._ageing = int(config.ageing_ms * NS_PER_MS)
+    Adding, removing and taking cost the same at any length.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        queue = config.queue
+        self._max_calls = queue.max_calls
+        self._timeout = int(queue.timeout_ms * NS_PER_MS)
+        self._last_priority = queue.priority_levels - 1
+        self._ageing = int(queue.ageing_ms * NS_PER_MS)
         self._lanes: dict[tuple[int, Any], Lane] = {}
         self._num_calls = 0
         self._next_expiry = 0
@@ -47,30 +53,28 @@ class CallQueue:
     def __len__(self) -> int:
         return self._num_calls
 
-    def add(self, call: Call) -> None:
+    def add(self, call: Call, now: int) -> None:
         """Raises: Overloaded with the time after which trying again makes sense."""
         if self._num_calls >= self._max_calls:
             raise Overloaded(
                 f"{self._max_calls} calls already wait for this model; try again later",
                 retry_after_ms=1000,
             )
-        key = self._key(call)
+        key = self._key(call) if call.priority else (0, call.group)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key[0] * self._ageing)
+            lane = self._lanes[key] = Lane(key, key[0] * self._ageing)
         lane.calls[call] = None
         lane.rows += call.rows
+        lane.size += call.size
         self._num_calls += 1
-        expiry = self._expiry(call)
+        expiry = self._expiry(call) if self._timeout else call.deadline
         if expiry and (not self._next_expiry or expiry < self._next_expiry):
             self._next_expiry = expiry
 
     def _key(self, call: Call) -> tuple[int, Any]:
         """Priority and group; a priority that there is not counts as the nearest that there is."""
-        priority = call.priority
-        if priority and not 0 < priority <= self._last_priority:
-            priority = self._last_priority if priority > 0 else 0
-        return priority, call.group
+        return min(max(call.priority, 0), self._last_priority), call.group
 
     def _expiry(self, call: Call) -> int:
         if not self._timeout:
@@ -91,6 +95,13 @@ class CallQueue:
         self._forget(call, lane)
         return call
 
+    def take_all(self, lane: Lane) -> list[Call]:
+        """Removes and returns all calls of `lane`."""
+        calls = list(lane.calls)
+        self._num_calls -= len(calls)
+        del self._lanes[lane.key]
+        return calls
+
     def remove(self, call: Call) -> bool:
         """Takes a call out wherever it stands. False: it does not wait here."""
         lane = self._lanes.get(self._key(call))
@@ -102,11 +113,12 @@ class CallQueue:
 
     def _forget(self, call: Call, lane: Lane) -> None:
         lane.rows -= call.rows
+        lane.size -= call.size
         self._num_calls -= 1
         if not lane.calls:
-            del self._lanes[self._key(call)]
+            del self._lanes[lane.key]
 
-    def expire(self, now: int) -> tuple[list[Call], int | None]:
+    def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
         """Takes out the calls whose time is over; also when to look again."""
         if not self._next_expiry:
             return [], None
@@ -126,25 +138,6 @@ class CallQueue:
         # A flood of different deadlines must not scan the queue once for each.
         self._next_expiry = max(soonest, now + NS_PER_S // 1000) if soonest else 0
         return expired, self._next_expiry or None
-
-
-class QueueScheduler:
-    """What schedulers on one queue do alike; each says by `next` what leaves it."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self._queue = CallQueue(config.queue)
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, call: Call, now: int) -> None:
-        self._queue.add(call)
-
-    def expire(self, now: int) -> tuple[Sequence[Call], int | None]:
-        return self._queue.expire(now)
-
-    def remove(self, call: Call) -> bool:
-        return self._queue.remove(call)
 
     def finished(self, batch: Batch, cost_ns: int, now: int) -> None:
         """Nothing to free or to learn."""
