@@ -187,6 +187,15 @@ class ServerConfig(Options, frozen=True, kw_only=True):
     ] = ()
     device: Annotated[str, _option("`auto`, `cpu`, `cuda` or `cuda:1`.", "static")] = "auto"
     processes: Annotated[int, _option("Front processes.", "static", ge=1)] = 1
+    busy_poll_us: Annotated[
+        int,
+        _option(
+            "How long the next request is looked for without sleeping, while they follow each "
+            "other closely; 0 for never. Needs a second core.",
+            "static",
+            ge=0,
+        ),
+    ] = 100
     trust: Annotated[
         bool, _option("Run code from model files: pickles and Python classes.", "static")
     ] = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ from salver.engine.loader import chosen, device, drop_item, place, thread_budget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.cores import usable_cores
 from salver.runtimes.table import detect
 from salver.sources.folder import FolderSource, Place
 
@@ -71,7 +71,7 @@ def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], Non
         ref=version.ref,
         config=version.config,
         device=device(version.config.device or "auto"),
-        threads=thread_budget(version.config, os.cpu_count() or 1),
+        threads=thread_budget(version.config, usable_cores()),
         trusted=trust or version.trusted,
         warn=warn,
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from salver.clock import NS_PER_US
 from salver.codecs.json_numbers import plain_array
 from salver.errors import InvalidInput
 from salver.types import BYTES, Response, Rows, Tensor, Tensors
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from salver.types import Array
 
-NS_PER_US: Final = 1000
 _LARGEST: Final = 1 << 53
 _RESERVED: Final = frozenset(("timeout", "priority", "method", "binary_data_output"))
 EXTENSIONS: Final = (

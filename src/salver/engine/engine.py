@@ -190,6 +190,15 @@ class Engine:
             return model.latest
         return model.find(ref.version)
 
+    @property
+    def is_busy(self) -> bool:
+        """A call has no final answer yet."""
+        return any(
+            generation.leases
+            for model in self.models.values()
+            for generation in model.versions.values()
+        )
+
     def _only_model(self, ref: ModelRef) -> ServedModel:
         """An empty name means the only model that is served."""
         served = listed(sorted(self.models), "nothing yet")

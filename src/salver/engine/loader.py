@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +19,7 @@ from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.cores import usable_cores
 from salver.observe.memory import resident_bytes
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
@@ -149,7 +149,7 @@ class Loader:
             ref=version.ref,
             config=config,
             device=device(config.device or self._config.device),
-            threads=thread_budget(config, len(os.sched_getaffinity(0))),
+            threads=thread_budget(config, usable_cores()),
             trusted=self._config.trust or version.trusted,
             cancelled=is_cancelled.is_set,
             caller=self._caller,

@@ -6,11 +6,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from salver.clock import NS_PER_S
+from salver.clock import NS_PER_S, NS_PER_US
 from salver.interfaces import Infer
 from salver.observe.access import Record
+from salver.observe.cores import usable_cores
 from salver.server.bodies import BufferPool
 from salver.server.head import HeadReader
+from salver.server.polling import BusyPolling
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -61,7 +63,15 @@ class App:
         self._access = access
         self._dirty: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_flush_scheduled = False
         self._loop = asyncio.get_running_loop()
+        can_poll = usable_cores() > config.processes
+        self._polling = BusyPolling(
+            config.busy_poll_us * NS_PER_US if can_poll else 0,
+            lambda: engine.is_busy,
+            clock,
+            self._loop,
+        )
         self._origins = {origin.encode() for origin in config.cors_origins}
 
     def opened(self, connection: Connection) -> None:
@@ -78,14 +88,27 @@ class App:
 
     def dirty(self, connection: Connection) -> None:
         """The connection has something to write; all write together at the end of the turn."""
-        if not self._dirty:
-            self._loop.call_soon(self._flush)
         self._dirty.add(connection)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Has everything written that is ready by then.
+
+        Who has just passed requests to the engine calls it as well: so their answers, if they are
+        there by the end of this turn, do not wait for the next.
+        """
+        if not self._is_flush_scheduled:
+            self._is_flush_scheduled = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        self._is_flush_scheduled = False
+        if not self._dirty:
+            return
         dirty, self._dirty = self._dirty, set()
         for connection in dirty:
             connection.flush()
+        self._polling.answered()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs slow work, such as a load, beside the data plane."""

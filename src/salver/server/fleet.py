@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from salver.engine.frames import error_of
 from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
+from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
 from salver.server.orders import Applied, Change, Discard, Health, Prepare, Prepared, Wanted, packed
 
@@ -180,7 +180,7 @@ class Fleet:
             "READY",
             generation=self._next_generation(),
             path=version.path,
-            config=share(version.config, self._num_fronts, os.cpu_count() or 1),
+            config=share(version.config, self._num_fronts, usable_cores()),
             trusted=version.trusted,
         )
         self._preparing.add(wanted.generation)

@@ -131,6 +131,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         try:
             position = self._take_requests(data)
+            self.app.flush_soon()
         except Exception:
             # Nothing that a client sends may end the loop's turn for other connections.
             log.exception("a bug in a connection")

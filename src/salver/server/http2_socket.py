@@ -92,6 +92,8 @@ class Http2Socket(asyncio.BufferedProtocol):
             return
         if self._sender.has_output or self._http2.finished:
             self.app.dirty(self)
+        else:
+            self.app.flush_soon()
 
     def pause_writing(self) -> None:
         self._sender.pause_output()
