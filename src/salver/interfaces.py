@@ -253,13 +253,13 @@ class Head(Protocol):
     headers: Mapping[str, str]
 
 
-class Operation(msgspec.Struct):
+class Operation(msgspec.Struct, gc=False):
     """What a request wants. `encoding` is the protocol's own note for its answer."""
 
     encoding: Any = None
 
 
-class Infer(Operation, kw_only=True):
+class Infer(Operation, kw_only=True, gc=False):
     """Run a model, for at most `timeout_ns` (0: no limit of its own); 0 is the most urgent."""
 
     ref: ModelRef

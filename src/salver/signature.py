@@ -94,7 +94,10 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
                 self._check_names(tensors)
             else:
                 spec.check(tensor)
-                return self._rows(tensor.shape[0]) if self.batching == "rows" else 1
+                if self.batching != "rows":
+                    return 1
+                rows = tensor.shape[0]
+                return self._rows(rows) if self.max_rows else rows
         self._check_names(tensors)
         rows = -1
         for spec in inputs:

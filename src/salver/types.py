@@ -294,7 +294,7 @@ class Object(msgspec.Struct):
     is_single: bool = False
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """What a client asks of a model; never changed after decoding.
 
     Without `outputs` it gets the default ones; `with_roles` adds a classifier's probabilities.
@@ -308,7 +308,7 @@ class Request(msgspec.Struct, frozen=True):
     id: str = ""
 
 
-class CallContext(msgspec.Struct, frozen=True):
+class CallContext(msgspec.Struct, frozen=True, gc=False):
     """What travels with a request: who, until when, how urgent.
 
     `deadline` is monotonic nanoseconds, 0 for none; 0 is the most urgent `priority`.

@@ -345,7 +345,11 @@ class BatchedTarget:
             call.ended = True
             call.lease.end()
             start, stop = offsets[index], offsets[index + 1]
-            self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
+            response = Response(rows, ref, method, call.outputs, start, stop)
+            try:
+                call.sink.push(call, response, True)
+            except Exception:
+                self._lost()
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool
@@ -389,8 +393,11 @@ class BatchedTarget:
         try:
             call.sink.push(call, item, final)
         except Exception:
-            # One sink's bug must not cost the rest of the batch their answers.
-            log.exception("%s: an answer was lost", self._ref)
+            self._lost()
+
+    def _lost(self) -> None:
+        """One sink's bug must not cost the rest of the batch their answers."""
+        log.exception("%s: an answer was lost", self._ref)
 
     def pause(self, call: Call) -> None:
         """Lets a stream wait, after a few more items, until its reader resumes it.

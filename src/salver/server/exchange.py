@@ -74,15 +74,16 @@ class Exchange:
             self._fail_internally()
 
     def _run(self, endpoint: Endpoint, body: Any) -> None:
-        operation = endpoint.decode(self.head, self.head.arguments, body)
-        self.operation = operation
+        head = self.head
+        operation = self.operation = endpoint.decode(head, head.arguments, body)
         if type(operation) is Infer:
-            self.call = self.app.engine.submit(
-                operation.ref,
-                operation.request,
-                self,
-                CallContext(self._deadline(operation), operation.priority),
-            )
+            # The earliest of what body, head and server say.
+            own, timeout = operation.timeout_ns, head.timeout_ns
+            timeout = min(own, timeout) if own and timeout else own or timeout
+            timeout = timeout or self.app.default_timeout_ns
+            deadline = self.started + timeout if timeout else 0
+            context = CallContext(deadline, operation.priority)
+            self.call = self.app.engine.submit(operation.ref, operation.request, self, context)
         elif isinstance(operation, Query):
             found = self.app.admin.query(operation)
             if isawaitable(found):
@@ -91,14 +92,6 @@ class Exchange:
                 self.send(endpoint.encode(operation, found))
         else:
             self.app.spawn(self._answer(endpoint, self.app.admin.command(self.operation)))
-
-    def _deadline(self, operation: Infer) -> int:
-        """The earliest of what body, head and server say; 0 for none."""
-        own, timeout = operation.timeout_ns, self.head.timeout_ns
-        if own and timeout:
-            timeout = min(own, timeout)
-        timeout = timeout or own or self.app.default_timeout_ns
-        return self.started + timeout if timeout else 0
 
     def _inflate(self, body: Any) -> bytes:
         return decompress(body, self.head.encoding, self.app.config.limits.body_bytes)
