@@ -21,6 +21,18 @@ def test_the_limit_grows_one_step_beyond_what_was_tried() -> None:
     assert costs.size == 3
 
 
+def test_what_was_found_short_is_not_driven_out_by_noise() -> None:
+    costs = InlineCosts()
+    for _ in range(20):
+        costs.learn(1, INLINE_BUDGET_NS * 9 // 10)
+    for _ in range(20):
+        costs.learn(1, INLINE_BUDGET_NS * 3 // 2)
+    assert costs.size == 3
+    for _ in range(20):
+        costs.learn(1, INLINE_BUDGET_NS * 3)
+    assert costs.size == 0
+
+
 def test_inline_runs_take_at_most_half_of_the_loop() -> None:
     budget, start = LoopBudget(), 1000 * NS_PER_MS
     assert budget.allows(start)

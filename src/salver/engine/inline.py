@@ -8,6 +8,8 @@ from salver.clock import NS_PER_MS
 from salver.schedulers.cost import CostModel
 
 INLINE_BUDGET_NS: Final = 100_000
+_STAYING_FACTOR: Final = 2
+"""What was found short stays so up to this times the budget, or noise would drive it to and fro."""
 MAYBE_SHORT_NS: Final = 4 * INLINE_BUDGET_NS
 """What seems this long may still be short: it was seen on a busy machine, or in a first run."""
 _PASSED_BEFORE_TRIAL: Final = 8
@@ -60,12 +62,26 @@ class InlineCosts:
 
     def _judge(self, size: int, cost_ns: int) -> bool:
         """Works the limit out anew when a size becomes known or changes sides."""
-        bucket, is_short = size.bit_length(), cost_ns <= INLINE_BUDGET_NS
-        if self._is_short.get(bucket) is is_short:
+        bucket = size.bit_length()
+        was_short = self._is_short.get(bucket)
+        is_short = cost_ns <= INLINE_BUDGET_NS * (_STAYING_FACTOR if was_short else 1)
+        if was_short is is_short:
             return False
         self._is_short[bucket] = is_short
-        self.size = self._costs.largest_tried_within(INLINE_BUDGET_NS)
+        self.size = self._largest()
         return True
+
+    def _largest(self) -> int:
+        """The largest size found short, or the next step beyond if nobody tried it.
+
+        A step doubles the size, so that a try costs at most about twice the budget, once.
+        """
+        bucket = smallest = min(self._is_short)
+        while self._is_short.get(bucket, False):
+            bucket += 1
+        if bucket > smallest and bucket not in self._is_short:
+            bucket += 1
+        return (1 << (bucket - 1)) - 1 if bucket > smallest else 0
 
 
 class LoopBudget:

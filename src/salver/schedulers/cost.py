@@ -56,24 +56,6 @@ class CostModel:
             largest = (1 << bucket) - 1
         return largest
 
-    def largest_tried_within(self, budget_ns: int) -> int | None:
-        """The largest size seen to take at most `budget_ns`, or the next step if nobody tried it;
-        None while nothing is known.
-
-        A step doubles the size, so that a try costs at most about twice the budget, once.
-        """
-        known = [bucket for bucket, cost in enumerate(self._costs) if cost]
-        if not known:
-            return None
-        largest = 0
-        for bucket in range(known[0], _NUM_BUCKETS):
-            if self._costs[bucket] > budget_ns:
-                break
-            largest = (1 << bucket) - 1
-            if not self._costs[bucket]:
-                break
-        return largest
-
     def cheapest(self) -> int | None:
         """The size with the least cost per unit, or the next larger one if that is unknown yet."""
         known = [(cost / (1 << bucket), bucket) for bucket, cost in enumerate(self._costs) if cost]
