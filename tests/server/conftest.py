@@ -94,6 +94,9 @@ class FakeTransport:
     def is_closing(self) -> bool:
         return bool(self.ended)
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def is_reading(self) -> bool:
         return self.reading
 
@@ -193,12 +196,12 @@ class Client:
         """Sends, as far as the server reads."""
         self.unread += data
         while self.unread and self.transport.reading and not self.transport.ended:
-            buffer = self.connection.get_buffer(-1)
+            buffer = self.transport.protocol.get_buffer(-1)
             size = min(len(buffer), len(self.unread))
             assert size
             buffer[:size] = self.unread[:size]
             self.unread = self.unread[size:]
-            self.connection.buffer_updated(size)
+            self.transport.protocol.buffer_updated(size)
         return self
 
     def send(self, data: bytes) -> list[Answer]:

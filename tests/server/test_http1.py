@@ -5,7 +5,7 @@ import gzip
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 LIVE = "/v2/health/live"
@@ -684,6 +684,7 @@ TOKENS = st.sampled_from(
     pieces=st.lists(st.one_of(TOKENS, st.binary(max_size=40)), max_size=25),
     cuts=st.lists(st.integers(0, 400), max_size=5),
 )
+@example(pieces=[b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n", b"{}"], cuts=[])
 def test_whatever_arrives_is_answered_or_closed(door, pieces, cuts):
     here = door(header_bytes=300, body_bytes=300)
     client = here.connect()

@@ -323,25 +323,38 @@ def narrowed(data: Array, dtype: DType, name: str) -> Array:
 class _OutputText:
     """One output of a batch as text: what stands around the numbers, and the rows' numbers."""
 
-    __slots__ = ("after", "before", "before_row", "name", "row_texts")
+    __slots__ = ("after", "before", "name", "row_texts")
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         self.name = name
         self.before = _before_shape(name, tensor.dtype.name) + b"["
         inner = "".join([f",{dim}" for dim in tensor.shape[1:]]).encode()
         self.after = inner + b'],"data":['
-        self.before_row = self.before + b"1" + self.after
         self.row_texts = _row_texts(tensor, name)
 
     def part(self, response: Response) -> bytes:
         start, stop = response.start, response.stop
         if self.row_texts is None:
             text = tensor_text(response.tensor(self.name), self.name, flat=True)[1:-1]
-        elif stop - start == 1:
-            return self.before_row + self.row_texts[start] + b"]}"
         else:
             text = b",".join(self.row_texts[start:stop])
         return b"%b%d%b%b]}" % (self.before, stop - start, self.after, text)
+
+
+class _BatchText:
+    """The answers of a batch as text. With one output, those of one row each differ in its numbers
+    alone: `before_row` is what stands before them.
+    """
+
+    __slots__ = ("before_row", "opening", "outputs", "row_texts")
+
+    def __init__(self, response: Response) -> None:
+        tensors = response.rows.tensors
+        self.opening = _opening(response.ref.name, response.ref.version)
+        self.outputs = [_OutputText(name, tensors[name]) for name in response.names]
+        first = self.outputs[0]
+        self.row_texts = first.row_texts if len(self.outputs) == 1 else None
+        self.before_row = b'%b"outputs":[%b1%b' % (self.opening, first.before, first.after)
 
 
 @lru_cache(maxsize=1024)
@@ -372,19 +385,22 @@ def _own_output(name: str, tensor: Tensor) -> bytes:
 
 def encode_response(response: Response, id: str = "") -> bytes:
     """The JSON answer of an infer request. The first one of a batch writes the numbers of all."""
-    rows, names = response.rows, response.names
-    opening = _opening(response.ref.name, response.ref.version)
+    rows, names, start, stop = response.rows, response.names, response.start, response.stop
+    if stop < 0:
+        opening = _opening(response.ref.name, response.ref.version)
+        outputs = [_own_output(name, rows.tensors[name]) for name in names]
+    else:
+        batch: _BatchText | None = rows.cache.get(names)
+        if batch is None:
+            batch = rows.cache[names] = _BatchText(response)
+        if stop - start == 1 and batch.row_texts and not (id or response.parameters):
+            return b"%b%b]}]}" % (batch.before_row, batch.row_texts[start])
+        opening = batch.opening
+        outputs = [output.part(response) for output in batch.outputs]
     if id:
         opening += b'"id":%b,' % orjson.dumps(id)
     if response.parameters:
         opening += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
-    if response.stop < 0:
-        outputs = [_own_output(name, rows.tensors[name]) for name in names]
-    else:
-        texts: list[_OutputText] | None = rows.cache.get(names)
-        if texts is None:
-            texts = rows.cache[names] = [_OutputText(name, rows.tensors[name]) for name in names]
-        outputs = [text.part(response) for text in texts]
     return b'%b"outputs":[%b]}' % (opening, b",".join(outputs))
 
 
