@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from salver.server.frames import ErrorCode, Http2Error
-from salver.server.hpack import Decoder
-from salver.server.http2_head import RequestHead, check_trailers
-from salver.server.huffman import HpackError
+from salver.server.http2.frames import ErrorCode, Http2Error
+from salver.server.http2.head import RequestHead, check_trailers
+from salver.server.http2.hpack import Decoder
+from salver.server.http2.huffman import HpackError
 
 if TYPE_CHECKING:
-    from salver.server.hpack import Field
+    from salver.server.http2.hpack import Field
 
 _MAX_CACHED_HEADS: Final = 32
 _MAX_CACHED_BLOCK_BYTES: Final = 1024

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from salver.server import frames, hpack
-from salver.server.block_reader import BlockReader
-from salver.server.flood import FloodMeter
-from salver.server.frames import ErrorCode, Http2Error, Setting
-from salver.server.hpack import HeaderListTooLarge
-from salver.server.http2_head import MalformedHead
-from salver.server.sender import Sender
-from salver.server.stream import Stream
+from salver.server.http2 import frames, hpack
+from salver.server.http2.blocks import BlockReader
+from salver.server.http2.flood import FloodMeter
+from salver.server.http2.frames import ErrorCode, Http2Error, Setting
+from salver.server.http2.head import MalformedHead
+from salver.server.http2.hpack import HeaderListTooLarge
+from salver.server.http2.sender import Sender
+from salver.server.http2.stream import Stream
 
 if TYPE_CHECKING:
     from salver.errors import InvalidInput
-    from salver.server.stream import Handler
+    from salver.server.http2.stream import Handler
     from salver.types import Buffer
 
 STREAM_WINDOW_BYTES: Final = 1 << 20
