@@ -12,7 +12,7 @@ from tests.server.http2.client import INFER, ROW, STREAM, WATCH, Http2Client, fr
 from salver.codecs.protobuf import message
 from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed
 from salver.server.grpc import calls
-from salver.server.http2.connection import LONG_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
+from salver.server.http2.windows import LONG_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from salver.types import Tensor
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from salver.server.bodies import compressed
 from salver.server.grpc.calls import CALLS
 from salver.server.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
 from salver.server.head import check_key
-from salver.server.http2.connection import Http2Connection, Http2Limits
+from salver.server.http2.connection import Http2Connection
+from salver.server.http2.limits import Http2Limits
 from salver.server.http2.request import HttpRequest, head_block
 
 if TYPE_CHECKING:
