@@ -20,7 +20,7 @@ from salver.interfaces import JSON_HEADERS, HttpAnswer
 from salver.server.bodies import ChunkedBody, compressed
 from salver.server.exchange import Exchange
 from salver.server.head import HttpHead
-from salver.server.http2_socket import Http2Socket
+from salver.server.http2.socket import Http2Socket
 
 if TYPE_CHECKING:
     import ssl
