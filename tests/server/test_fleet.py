@@ -13,7 +13,15 @@ from salver.errors import LoadFailed
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
 from salver.server.fleet import Fleet, Link, share
-from salver.server.orders import Applied, Change, Discard, Health, Prepare, Prepared
+from salver.server.orders import (
+    Applied,
+    Change,
+    Discard,
+    Health,
+    Prepare,
+    Prepared,
+    Wanted,
+)
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
@@ -143,6 +151,29 @@ def test_unloaded_and_forgotten(fd: int) -> None:
         assert one.sent[-1].gone == other.sent[-1].gone == (REF,)
 
     with_two(fd, test)
+
+
+def test_a_front_loads_from_what_it_is_told_to_what_it_tells() -> None:
+    class Writer:
+        def write(self, data: bytes) -> None:
+            pass
+
+    link = Link(0, Writer())  # type: ignore[arg-type]
+    wanted = Wanted(REF, "READY", generation=1)
+    link.send(Change(1, (), ()))
+    assert link.is_loading
+    link.heard(Applied(1))
+    assert not link.is_loading
+    link.send(Prepare(wanted))
+    assert link.is_loading
+    link.heard(Prepared(1))
+    assert not link.is_loading
+    link.send(Change(2, (), (Wanted(REF, "LOADING"),)))
+    assert not link.is_loading
+    link.send(Change(3, (), (wanted,)))
+    assert link.is_loading
+    link.heard(Applied(3))
+    assert not link.is_loading
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from onnx import TensorProto, helper
+
+from salver.config import ServerConfig
+from salver.server.fronts import Fronts
+from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -249,6 +255,36 @@ def test_a_front_that_dies_takes_only_its_own_connections(polling: Any) -> None:
     with both_fronts(polling) as clients:
         assert dying not in {client.pid() for client in clients}
         assert [client.scale() for client in clients] == [factor, factor]
+
+
+def test_a_front_that_hangs_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_scaling(tmp_path / "scaling" / "model.onnx", 2.0)
+    config = ServerConfig(port=0, processes=2, access_log="off")
+    source = FolderSource([Place(tmp_path)], {})
+
+    def hang(server: Any) -> None:
+        with both_fronts(server) as (victim, survivor):
+            hanging, living = victim.pid(), survivor.pid()
+            os.kill(hanging, signal.SIGSTOP)
+            until(lambda: hanging not in children(os.getpid()), "the front's end")
+            assert survivor.pid() == living
+        until(lambda: is_ready(server), "a new front")
+        with both_fronts(server) as clients:
+            assert hanging not in {client.pid() for client in clients}
+            assert [client.scale() for client in clients] == [2.0, 2.0]
+
+    async def run() -> None:
+        is_started = asyncio.Event()
+        server = Fronts(config, source, heartbeat_s=0.1)
+        async with asyncio.timeout(5 * GUARD_S), asyncio.TaskGroup() as group:
+            group.create_task(server.run(lambda _: is_started.set()))
+            await is_started.wait()
+            await asyncio.to_thread(hang, server)
+            server.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    assert "does not answer any more" in caplog.text
 
 
 def test_restarts_leave_nothing_behind(explicit: Any) -> None:

@@ -16,7 +16,18 @@ from salver.engine.frames import error_of
 from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
-from salver.server.orders import Applied, Change, Discard, Health, Prepare, Prepared, Wanted, packed
+from salver.server.orders import (
+    Applied,
+    Change,
+    Discard,
+    Health,
+    Ping,
+    Prepare,
+    Prepared,
+    Wanted,
+    packed,
+)
+from salver.server.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +51,41 @@ class Link:
         self.missing: tuple[ModelRef, ...] = ()
         self.prepared: dict[int, Prepared] = {}
         self.is_open = True
+        self._pulse = Pulse()
+        self._preparing: set[int] = set()
+        self._loads_until = 1
         self._writer = writer
+
+    @property
+    def is_loading(self) -> bool:
+        """It may hold the GIL for long."""
+        return bool(self._preparing) or self.applied < self._loads_until
 
     def send(self, order: AnyOrder) -> None:
         """Sends without waiting; to a front that is gone it does nothing."""
+        if isinstance(order, Prepare):
+            self._preparing.add(order.wanted.generation)
+        elif isinstance(order, Change) and any(wanted.generation for wanted in order.wanted):
+            self._loads_until = order.number
         if self.is_open:
             self._writer.write(packed(order))
+
+    def beat(self) -> bool:
+        """Asks for a sign of life if there was one since the last beat; whether the front turns out
+        to be hung.
+        """
+        if self._pulse.beat(is_loading=self.is_loading):
+            self.send(Ping())
+        return self._pulse.is_lost
+
+    def heard(self, order: AnyOrder) -> None:
+        """Notes what came from the front."""
+        self._pulse.heard()
+        if isinstance(order, Prepared):
+            self._preparing.discard(order.generation)
+            self.prepared[order.generation] = order
+        elif isinstance(order, Applied):
+            self.applied, self.missing = order.number, order.missing
 
     def close(self) -> None:
         self.is_open = False
@@ -119,13 +159,11 @@ class Fleet:
         del self.links[link.index]
         self._notify()
 
-    def heard(self, link: Link, order: Prepared | Applied) -> None:
-        """A front tells how far it is."""
-        if isinstance(order, Prepared):
-            link.prepared[order.generation] = order
-        else:
-            link.applied, link.missing = order.number, order.missing
-        self._notify()
+    def heard(self, link: Link, order: AnyOrder) -> None:
+        """A front tells how far it is, or just that it is there."""
+        link.heard(order)
+        if isinstance(order, Prepared | Applied):
+            self._notify()
 
     async def all_joined(self) -> None:
         await self._until(lambda: len(self.joined) == self._num_fronts)
