@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from salver.config import Instances, ModelConfig
+from salver.config import Instances, Limits, ModelConfig, Queue, ServerConfig
 from salver.engine.frames import Fault
 from salver.errors import LoadFailed
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
-from salver.server.fleet import Fleet, Link, share
+from salver.server.fleet import Fleet, Link, share, share_server
 from salver.server.orders import (
     Applied,
     Change,
@@ -185,3 +185,13 @@ def test_instances_and_cores_are_divided(
     config = ModelConfig(instances=Instances(count=count, threads=threads))
     shared = share(config, num_fronts=2, num_cores=8).instances
     assert (shared.count, shared.threads) == expected
+
+
+@pytest.mark.parametrize(("whole", "part"), [(1, 1), (3, 1), (4, 2), (16384, 5462)])
+def test_queues_and_connections_are_divided(whole: int, part: int) -> None:
+    model = ModelConfig(queue=Queue(max_calls=whole, timeout_ms=5))
+    assert share(model, num_fronts=3, num_cores=1).queue == Queue(max_calls=part, timeout_ms=5)
+    server = ServerConfig(processes=3, port=1, limits=Limits(connections=whole, streams=7))
+    assert share_server(server) == ServerConfig(
+        processes=3, port=1, limits=Limits(connections=part, streams=7)
+    )

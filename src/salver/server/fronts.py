@@ -21,7 +21,7 @@ from salver.control.reload import Repository
 from salver.engine.frames import Fault, fault_of
 from salver.errors import Internal, SalverError
 from salver.observe.slab import Slab
-from salver.server.fleet import Fleet, Link
+from salver.server.fleet import Fleet, Link, share_server
 from salver.server.listen import (
     listening_sockets,
     on_signals,
@@ -175,7 +175,7 @@ class Fronts:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         link = Link(index, writer)
         level = logging.getLogger("salver").getEffectiveLevel()
-        link.send(Setup(self.config, index, level))
+        link.send(Setup(share_server(self.config), index, level))
         self._fleet.join(link)
         if self._stop.is_set():
             link.send(Stop())
