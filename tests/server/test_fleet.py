@@ -12,6 +12,7 @@ from salver.engine.frames import Fault
 from salver.errors import LoadFailed
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
+from salver.observe.statistics import Gauges
 from salver.server.fleet import Fleet, Link, share, share_server
 from salver.server.orders import (
     Applied,
@@ -125,6 +126,20 @@ def test_a_front_that_ends_meanwhile_is_not_waited_for(fd: int) -> None:
         await fleet.all_joined()
         assert again.shown() == [1]
         assert one.is_healthy()
+
+    with_two(fd, test)
+
+
+def test_what_a_front_had_goes_with_it(fd: int) -> None:
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        await fleet.load(VERSION)
+        rows = [Slab(fd, 2).statistics(1, row) for row in range(2)]
+        for row in rows:
+            row.call(1000, 0, None)
+            row.gauges = Gauges(queue_depth=2)
+        fleet.leave(other)
+        assert rows[0].total().gauges == Gauges(queue_depth=2)
+        assert rows[0].total().success.times == 2
 
     with_two(fd, test)
 

@@ -180,6 +180,29 @@ def test_every_front_tells_the_totals(polling: Any) -> None:
         assert [counts(client) for client in clients] == [(before + 8,) * 3] * 2
 
 
+def test_every_front_tells_what_all_have(polling: Any, tmp_path: Path) -> None:
+    def gauge(client: Client, name: str, model: str) -> int:
+        pattern = rf'salver_{name}{{model="{model}",version="1"}} (\d+)'
+        found = re.search(pattern, client.ask("GET", "/metrics")[1])
+        assert found
+        return int(found.group(1))
+
+    pipe, end, body = tmp_path / "pipe", tmp_path / "end", json.dumps({"input": f"{tmp_path}/pipe"})
+    os.mkfifo(pipe)
+    os.link(pipe, end)
+    with both_fronts(polling) as (busy, other):
+        assert gauge(busy, "instances", "scaling") == gauge(other, "instances", "scaling") == 2
+        waiting = 5
+        head = "POST /predict/gate HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        busy.sock.sendall(request * (1 + waiting))
+        until(lambda: gauge(other, "queue_depth", "gate") == waiting, "the other's queue")
+        (tmp_path / "file").write_text("done")
+        (tmp_path / "file").replace(pipe)
+        os.close(until(lambda: writer_of(end), "the model"))
+        until(lambda: gauge(other, "queue_depth", "gate") == 0, "its end")
+
+
 def test_a_swap_reaches_every_front(polling: Any, models: Path) -> None:
     with both_fronts(polling) as clients:
         write_scaling(models / "scaling" / "model.onnx", 3.0)

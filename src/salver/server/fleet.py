@@ -16,6 +16,7 @@ from salver.engine.frames import error_of
 from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
+from salver.observe.statistics import Gauges
 from salver.server.orders import (
     Applied,
     Change,
@@ -154,7 +155,10 @@ class Fleet:
         link.send(Health(self._is_ready))
 
     def leave(self, link: Link) -> None:
-        """A front is gone; nobody waits for it any more."""
+        """A front is gone; nobody waits for it any more, and nothing waits in it."""
+        for wanted in self._wanted.values():
+            if wanted.generation:
+                self._slab.statistics(wanted.generation, link.index).gauges = Gauges()
         link.close()
         del self.links[link.index]
         self._notify()

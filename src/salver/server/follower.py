@@ -167,6 +167,7 @@ class Follower:
                 self._engine.note(ref, "UNAVAILABLE", error.message)
             else:
                 self._engine.show(generation)
+                generation.observe()
                 self._shown[ref] = number
         else:
             self._engine.note(ref, wanted.state, wanted.reason)
