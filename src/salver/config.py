@@ -328,9 +328,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_service_link(variable: str, value: str) -> bool:
-    """Whether Kubernetes set it: pods get `NAME_PORT=tcp://10.0.0.1:80` for each Service NAME
-    (environment variables of the Service, for compatibility with links of Docker).
-    """
+    """Whether Kubernetes set it: a pod gets `NAME_PORT=tcp://10.0.0.1:80` for every Service."""
     return variable.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
 
 

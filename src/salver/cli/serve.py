@@ -12,14 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from salver.config import (
-    ServerConfig,
-    combine,
-    from_environment,
-    is_service_link,
-    read,
-    walk,
-)
+from salver.config import ServerConfig, combine, from_environment, is_service_link, read, walk
 from salver.errors import LoadFailed, TrustRequired
 from salver.sources.folder import FolderSource, Place
 
