@@ -36,7 +36,7 @@ _ODD_HEADERS: Final[tuple[Mapping[str, str], ...]] = (
     {"content-type": ";;", "inference-header-content-length": "-1"},
     {"content-type": "application/octet-stream", "inference-header-content-length": "4"},
 )
-_ODD_MESSAGES: Final = ("plain", 'with "quotes" and\r\nX-Injected: lines', "Ünïcode ✓ \ud800", "")
+_ODD_MESSAGES: Final = ("plain", 'with "quotes" and\r\na second line', "Ünïcode ✓ \ud800", "")
 _NUM_MUTATIONS: Final = 40
 
 
