@@ -99,7 +99,7 @@ class Trial:
             clause = "Only methods that stream emit, and only for their calls"
             is_known = self.method.streams and 0 <= index < work.num_calls
             expect(is_known, clause, f"{self._name!r} emitted for call {index}")
-            self._check_item(item, work, item)
+            self._check_item(item, work)
             streamed[index].append(dict(item))
 
         with only(f"Model.run of {self._name!r} takes what fits the signature, also if read-only"):
@@ -127,7 +127,7 @@ class Trial:
         with only("Model.run gives Rows aligned with the inputs, or one item per call"):
             check_results(results, work)
         if isinstance(results, Rows):
-            self._check_item(results.tensors, work, results.tensors)
+            self._check_item(results.tensors, work)
             return [[item] for item in _divided(results.tensors, work)]
         found = []
         for result, items in zip(results, streamed, strict=True):
@@ -140,15 +140,15 @@ class Trial:
             expect((result is None) == self.method.streams, clause, f"got {result!r}")
             if result is not None:
                 assert not isinstance(result, Exception)
-                self._check_item(result, work, result)
+                self._check_item(result, work)
                 items = [dict(result)]
             found.append(items)
         return found
 
-    def _check_item(self, item: Tensors, work: Work, tensors: Tensors) -> None:
+    def _check_item(self, item: Tensors, work: Work) -> None:
         missing = [name for name in work.outputs if name not in item]
         expect(not missing, "Model.run gives every output of Work.outputs", f"no {missing}")
-        for name, tensor in tensors.items():
+        for name, tensor in item.items():
             expect(
                 name in self._outputs,
                 "Outputs have the names of the signature",
@@ -172,7 +172,7 @@ class Trial:
         inputs, alone = [inputs[i] for i in chosen], [alone[i] for i in chosen]
         for got, want in zip(self.run(inputs), alone, strict=True):
             self.compare(got, want, "A call gets in a batch what it gets alone")
-        if self.method.batching == "rows":
+        if self.method.batching == "rows" and not self.method.streams:
             (together,) = self.run([_joined(inputs)])
             want = [dict(_joined([item for (item,) in alone]))]
             self.compare(together, want, "Several rows of a call give what each row gives alone")
@@ -321,11 +321,15 @@ def _difference(got: Tensor, want: Tensor, tolerance: float) -> str:
     one, other = _comparable(got), _comparable(want)
     if one.shape != other.shape:
         return f"{list(one.shape)} instead of {list(other.shape)}"
-    if not want.dtype.is_float:
-        return "" if np.array_equal(one, other) else f"{one.tolist()} instead of {other.tolist()}"
-    if np.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True):
+    if want.dtype.is_float:
+        differs = ~np.isclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+    else:
+        differs = np.asarray(one != other)
+    places = np.argwhere(differs)
+    if not len(places):
         return ""
-    return f"differs by up to {np.nanmax(np.abs(one - other)):g}"
+    first = tuple(places[0])
+    return f"{one[first]!r} instead of {other[first]!r} at {list(map(int, first))}"
 
 
 def _comparable(tensor: Tensor) -> Array:

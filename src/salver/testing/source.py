@@ -36,7 +36,8 @@ def check_source(
     """Checks `source`, which offers at least one version that can be loaded.
 
     `change` changes the files of a version where the source looks for them. `lose` makes something
-    that the source lists unreachable, such as a folder or a server; it comes last.
+    that the source lists unreachable, such as a folder or a server; it comes last. Neither is
+    undone.
     Raises: AssertionError.
     """
     first = _scan(source)
