@@ -20,6 +20,7 @@ image: .venv/test
 peers: .venv/test
 	$(BIN)/python -m pytest tests/peers
 bench: .venv/bench
+	$(BIN)/python -m benchmarks.curve
 	$(BIN)/python -m benchmarks
 lint: .venv/lint
 	$(BIN)/ruff check

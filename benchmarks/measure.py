@@ -112,14 +112,14 @@ class Bench:
             return self._loop(side)
         if isinstance(side, Started):
             with running([side.server], self.cache) as (started,):
-                found = self._served(side.load, started)
+                found = self.served(side.load, started)
                 return {"ready_s": started.ready_s, "rss_mb": found["rss_mb"]}
         assert server is not None
         if side.beside is None:
-            return self._served(side.load, server)
+            return self.served(side.load, server)
         beside = self._start(side.beside, server, self.seconds + OVERLAP_S)
         try:
-            found = self._served(side.load, server)
+            found = self.served(side.load, server)
             found["beside_requests_per_s"] = _rate(generator.result(beside))
         finally:
             beside.kill()
@@ -131,7 +131,11 @@ class Bench:
         command = generator.command(self.program, self._cases(load), load, port, seconds)
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def _served(self, load: Load, server: Server) -> Measurement:
+    def served(self, load: Load, server: Server) -> Measurement:
+        """One run of a load on a server.
+
+        Raises: BenchmarkError.
+        """
         self._cases(load)
         before_s, machine_before_s, began = server.cpu_s(), machine_cpu_s(), time.monotonic()
         found = generator.result(self._start(load, server, self.seconds))

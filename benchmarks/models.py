@@ -113,13 +113,13 @@ def _sample() -> onnx.ModelProto:
 
 
 def _perceptron() -> onnx.ModelProto:
-    """16 MB of weights: a batch costs little more than one row, as they are read once."""
+    """38 MB of weights: a batch costs little more than one row, as they are read once."""
     g = _Graph()
     hidden = INPUT
-    for fan_in, fan_out in ((16, 2048), (2048, 2048)):
+    for fan_in, fan_out in ((16, 3072), (3072, 3072)):
         weight = g.weight(fan_out, fan_in)
         hidden = g.add("Relu", g.add("Gemm", hidden, weight, transB=1))
-    return g.finish(g.add("Gemm", hidden, g.weight(4, 2048), transB=1), (16,), 4)
+    return g.finish(g.add("Gemm", hidden, g.weight(4, 3072), transB=1), (16,), 4)
 
 
 def _resnet18() -> onnx.ModelProto:

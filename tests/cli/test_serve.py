@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from salver.config import from_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,3 +24,29 @@ def test_a_file_that_cannot_be_loaded_ends_the_command_with_its_reason(tmp_path:
     assert "clf version 1 could not be loaded" in done.stderr
     assert "none of the files could be loaded" in done.stderr
     assert "Serving on" not in done.stderr
+
+
+def test_what_kubernetes_says_of_a_service_is_not_taken_for_options() -> None:
+    links = {
+        "SALVER_SERVICE_HOST": "10.0.0.1",
+        "SALVER_SERVICE_PORT": "80",
+        "SALVER_PORT": "tcp://10.0.0.1:80",
+        "SALVER_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "SALVER_PORT_80_TCP_PROTO": "tcp",
+        "SALVER_PORT_80_TCP_PORT": "80",
+        "SALVER_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert from_environment(links) == {}
+    assert from_environment(links | {"SALVER_PORT": "udp://10.0.0.1:80"}) == {}
+    ours = {"SALVER_PORT": "80", "SALVER_HOST": "::", "SALVER_LIMITS__STREAMS": "7"}
+    expected = {"port": "80", "host": "::", "limits.streams": "7"}
+    assert from_environment(links | ours) == expected
+
+
+def test_a_link_to_a_service_is_told_of_and_does_not_keep_the_server_down(
+    serve: Any, tmp_path: Path
+) -> None:
+    server = serve(tmp_path, env={"SALVER_PORT": "tcp://10.0.0.1:80"})
+    (line,) = (line for line in server.output.splitlines() if "SALVER_PORT" in line)
+    assert line.startswith("WARNING SALVER_PORT=tcp://10.0.0.1:80 is ignored")
+    assert "enableServiceLinks: false" in line

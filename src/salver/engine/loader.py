@@ -20,7 +20,7 @@ from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
-from salver.observe.memory import resident_bytes
+from salver.observe.memory import giving_back, resident_bytes
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
@@ -306,9 +306,14 @@ async def blocking(function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.wrap_future(in_thread(function, *arguments))
 
 
+def load_tidily(runtime: Runtime, spec: LoadSpec) -> Model:
+    with giving_back():
+        return runtime.load(spec)
+
+
 async def open_model(runtime: Runtime, spec: LoadSpec) -> Model:
     """Loads in a thread; a model that comes after the load was cancelled is closed at once."""
-    opening = in_thread(runtime.load, spec)
+    opening = in_thread(load_tidily, runtime, spec)
     try:
         return await asyncio.wrap_future(opening)
     except asyncio.CancelledError:

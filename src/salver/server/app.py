@@ -89,7 +89,8 @@ class App:
     def dirty(self, connection: Connection) -> None:
         """The connection has something to write; all write together at the end of the turn."""
         self._dirty.add(connection)
-        self.flush_soon()
+        if not self._is_flush_scheduled:
+            self.flush_soon()
 
     def flush_soon(self) -> None:
         """Has everything written that is ready by then.

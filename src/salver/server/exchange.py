@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from salver.interfaces import Endpoint
     from salver.server.app import App
     from salver.server.head import HttpHead
-    from salver.server.stream import Stream
+    from salver.server.http2.stream import Stream
     from salver.types import Call, Response
 
 log = logging.getLogger("salver.server")

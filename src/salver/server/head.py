@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from salver.config import Limits
     from salver.interfaces import Endpoint
-    from salver.server.http2_head import RequestHead
+    from salver.server.http2.head import RequestHead
     from salver.server.router import Router
 
 _MAX_CACHED_HEADS: Final = 1024

@@ -20,7 +20,7 @@ from salver.interfaces import JSON_HEADERS, HttpAnswer
 from salver.server.bodies import ChunkedBody, compressed
 from salver.server.exchange import Exchange
 from salver.server.head import HttpHead
-from salver.server.http2_socket import Http2Socket
+from salver.server.http2.socket import Http2Socket
 
 if TYPE_CHECKING:
     import ssl
@@ -264,29 +264,28 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def ready(self, exchange: Exchange) -> None:
         """An exchange has something to send: everything that is in order goes out."""
-        if not self._exchanges or exchange is not self._exchanges[0]:
-            return
-        try:
+        if self._exchanges and exchange is self._exchanges[0]:
             self._send_ready()
-        except Exception:
-            log.exception("a bug while writing an answer")
-            self.transport.abort()
 
     def _send_ready(self) -> None:
         exchanges = self._exchanges
-        while exchanges:
-            first = exchanges[0]
-            if first.pieces is not None:
-                if not self._is_writable:
+        try:
+            while exchanges:
+                first = exchanges[0]
+                if first.pieces is not None:
+                    if not self._is_writable:
+                        break
+                    self._stream(first)
+                elif first.answer is not None:
+                    self._answer(first, first.answer)
+                if first.is_open:
                     break
-                self._stream(first)
-            elif first.answer is not None:
-                self._answer(first, first.answer)
-            if first.is_open:
-                break
-            exchanges.popleft()
-        if self._owes_continue and not exchanges:
-            self._send_continue()
+                exchanges.popleft()
+            if self._owes_continue and not exchanges:
+                self._send_continue()
+        except Exception:
+            log.exception("a bug while writing an answer")
+            self.transport.abort()
         self.app.dirty(self)
 
     def _answer(self, exchange: Exchange, answer: HttpAnswer) -> None:

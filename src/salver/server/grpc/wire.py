@@ -10,13 +10,13 @@ from urllib.parse import quote
 
 from salver.clock import NS_PER_MS, NS_PER_S
 from salver.errors import InvalidInput, TooLarge, Unsupported
-from salver.server import hpack
+from salver.server.http2 import hpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from salver.server.bodies import BufferPool
-    from salver.server.http2_head import RequestHead
+    from salver.server.http2.head import RequestHead
     from salver.types import Buffer
 
 CONTENT_TYPE: Final = "application/grpc"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import h2.events
 import orjson
 import pytest
-from tests.server.h2_client import INFER, STREAM, Http2Client, framed, infer
+from tests.server.http2.client import INFER, STREAM, Http2Client, framed, infer
 
-from salver.server import http2_socket
+from salver.server.http2 import socket
 from salver.types import Tensor
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def test_a_streaming_answer_leaves_piece_by_piece(client: Http2Client) -> None:
 def test_pieces_that_nobody_reads_wait(
     client: Http2Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http2_socket, "_KEPT_BACK_BYTES", 1 << 16)
+    monkeypatch.setattr(socket, "_KEPT_BACK_BYTES", 1 << 16)
     client.reads = False
     engine = client.door.engine
     engine.holds = True

@@ -11,8 +11,8 @@ import h2.settings
 from tests.server.conftest import FakeTransport
 
 from salver.codecs.protobuf import message
-from salver.server import grpc
-from salver.server.http2_socket import Http2Socket
+from salver.server.grpc.wire import frame
+from salver.server.http2.socket import Http2Socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -179,7 +179,7 @@ class Http2Client:
 
 
 def framed(data: bytes) -> bytes:
-    return b"".join(grpc.frame([data]))
+    return b"".join(frame([data]))
 
 
 def infer(row: bytes = ROW, model: str = "m", **fields: Any) -> bytes:

@@ -12,17 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.errors import InvalidInput, TooLarge, Unsupported
-from salver.server import grpc, hpack
 from salver.server.bodies import BufferPool, decompress
-from salver.server.grpc import CallHead, Compressed, Deframer
-from salver.server.http2_head import RequestHead
+from salver.server.grpc import wire
+from salver.server.grpc.wire import CallHead, Compressed, Deframer
+from salver.server.http2 import hpack
+from salver.server.http2.head import RequestHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def head(
-    *fields: tuple[str, str], method: str = "POST", kind: str = grpc.CONTENT_TYPE
+    *fields: tuple[str, str], method: str = "POST", kind: str = wire.CONTENT_TYPE
 ) -> RequestHead:
     return RequestHead(
         [
@@ -67,7 +68,7 @@ def test_a_head_without_options_has_none() -> None:
     "kind", ["application/grpc", "application/grpc+proto", "application/grpc;x"]
 )
 def test_takes_every_message_format(kind: str) -> None:
-    assert grpc.is_grpc(head(kind=kind))
+    assert wire.is_grpc(head(kind=kind))
 
 
 @pytest.mark.parametrize(
@@ -95,24 +96,24 @@ def test_refuses_heads(wrong: RequestHead, error: type[Exception]) -> None:
     ],
 )
 def test_timeouts(text: str, expected_ns: int) -> None:
-    assert grpc.parse_timeout(text) == expected_ns
+    assert wire.parse_timeout(text) == expected_ns
 
 
 @pytest.mark.parametrize("text", ["", "1", "S", "1s", "-1S", "100000000S", "1.5S", "1S ", "١S"])
 def test_refuses_timeouts(text: str) -> None:
     with pytest.raises(InvalidInput):
-        grpc.parse_timeout(text)
+        wire.parse_timeout(text)
 
 
 @given(st.binary(max_size=100))
 def test_binary_metadata_round_trip(value: bytes) -> None:
-    assert grpc.decode_binary(grpc.encode_binary(value)) == value
+    assert wire.decode_binary(wire.encode_binary(value)) == value
 
 
 def test_binary_metadata_of_several_values_and_with_padding() -> None:
-    assert grpc.decode_binary("YQ==, Yg") == b"a,b"
+    assert wire.decode_binary("YQ==, Yg") == b"a,b"
     with pytest.raises(InvalidInput):
-        grpc.decode_binary("a%b")
+        wire.decode_binary("a%b")
 
 
 @given(
@@ -127,7 +128,7 @@ def test_messages_survive_any_division_into_pieces(
     body = b""
     for message, compressed in messages:
         data = pack(message) if compressed else message
-        framed = b"".join(grpc.frame([data[:7], data[7:]]))
+        framed = b"".join(wire.frame([data[:7], data[7:]]))
         body += bytes((compressed,)) + framed[1:]
     deframer, found = Deframer(1000, encoding, BufferPool()), []
     for size in [*sizes, len(body) + 1]:
@@ -139,7 +140,7 @@ def test_messages_survive_any_division_into_pieces(
 
 def test_a_large_message_in_many_pieces_is_one_buffer() -> None:
     message = bytes(range(256)) * 8000
-    body = memoryview(b"".join(grpc.frame([message])))
+    body = memoryview(b"".join(wire.frame([message])))
     deframer, found = Deframer(1 << 22, "identity", BufferPool()), []
     for start in range(0, len(body), 10_000):
         found += deframer.feed(body[start : start + 10_000])
@@ -174,36 +175,36 @@ def test_tells_an_unfinished_body(body: bytes) -> None:
 
 
 def test_a_whole_message_needs_no_deframer() -> None:
-    assert grpc.whole_message(b"\0\0\0\0\x03abc", 3) == b"abc"
-    assert grpc.whole_message(memoryview(b"\0\0\0\0\0"), 3) == b""
+    assert wire.whole_message(b"\0\0\0\0\x03abc", 3) == b"abc"
+    assert wire.whole_message(memoryview(b"\0\0\0\0\0"), 3) == b""
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"\0\0\0\0", b"\0\0\0\0\x03ab", b"\0\0\0\0\x03abcd", b"\x01\0\0\0\0"]
 )
 def test_what_is_not_one_plain_message_needs_one(body: bytes) -> None:
-    assert grpc.whole_message(body, 100) is None
+    assert wire.whole_message(body, 100) is None
 
 
 def test_a_message_above_the_limit_is_no_whole_one() -> None:
-    assert grpc.whole_message(b"\0\0\0\0\x03abc", 2) is None
+    assert wire.whole_message(b"\0\0\0\0\x03abc", 2) is None
 
 
 def test_other_content_types_are_no_grpc() -> None:
-    assert not grpc.is_grpc(head(kind="application/grpc-web"))
-    assert not grpc.is_grpc(head(kind="application/json"))
+    assert not wire.is_grpc(head(kind="application/grpc-web"))
+    assert not wire.is_grpc(head(kind="application/json"))
 
 
 def test_statuses() -> None:
     decode = hpack.Decoder(1 << 16, 100).decode
-    assert grpc.status_block(0) is grpc.OK_BLOCK
-    assert decode(grpc.OK_BLOCK) == [("grpc-status", "0")]
-    assert decode(grpc.status_block(5, "no model 'ä'", {"a": "b"})) == [
+    assert wire.status_block(0) is wire.OK_BLOCK
+    assert decode(wire.OK_BLOCK) == [("grpc-status", "0")]
+    assert decode(wire.status_block(5, "no model 'ä'", {"a": "b"})) == [
         ("grpc-status", "5"),
         ("grpc-message", "no model '%C3%A4'"),
         ("a", "b"),
     ]
-    assert decode(grpc.error_block(12, "no")) == [
+    assert decode(wire.error_block(12, "no")) == [
         (":status", "200"),
         ("content-type", "application/grpc"),
         ("grpc-accept-encoding", "identity, deflate, gzip"),
@@ -214,12 +215,12 @@ def test_statuses() -> None:
 
 @given(st.text())
 def test_status_messages_round_trip(message: str) -> None:
-    text = grpc.encode_status_message(message)
+    text = wire.encode_status_message(message)
     assert all(" " <= c <= "~" for c in text)
     assert unquote(text) == message.encode("utf-8", "replace").decode()
 
 
 def test_long_status_messages_are_cut_between_escapes() -> None:
-    text = grpc.encode_status_message("é" * 5000)
+    text = wire.encode_status_message("é" * 5000)
     assert 4090 <= len(text) <= 4096
     assert len(text) % 3 == 0

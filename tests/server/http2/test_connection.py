@@ -14,19 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.server import frames, hpack
-from salver.server.flood import WINDOW_NS
-from salver.server.frames import ErrorCode, Setting
-from salver.server.http2 import (
-    LONE_BODY_WINDOW_BYTES,
-    STREAM_WINDOW_BYTES,
-    Http2Connection,
-    Http2Limits,
-)
+from salver.server.http2 import frames, hpack
+from salver.server.http2.connection import Http2Connection
+from salver.server.http2.flood import WINDOW_NS
+from salver.server.http2.frames import ErrorCode, Setting
+from salver.server.http2.limits import Http2Limits
+from salver.server.http2.windows import LONE_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
 
 if TYPE_CHECKING:
-    from salver.server.http2_head import RequestHead
-    from salver.server.stream import Stream
+    from salver.server.http2.head import RequestHead
+    from salver.server.http2.stream import Stream
 
 POST = [(":method", "POST"), (":scheme", "http"), (":path", "/p"), (":authority", "h")]
 POST_BLOCK = hpack.encode(POST)

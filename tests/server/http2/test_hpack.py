@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.server import hpack, huffman
-from salver.server.hpack import Decoder, HeaderListTooLarge, HpackError
+from salver.server.http2 import hpack, huffman
+from salver.server.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 
 TEXT = st.text(st.characters(max_codepoint=255), max_size=40)
 NAME = st.sampled_from(

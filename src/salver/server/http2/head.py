@@ -11,7 +11,7 @@ from salver.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from salver.server.hpack import Field
+    from salver.server.http2.hpack import Field
 
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _CONNECTION_SPECIFIC: Final = frozenset(

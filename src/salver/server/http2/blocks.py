@@ -1,19 +1,20 @@
-"""Header blocks of one connection to heads: decoded, checked, and cached where they repeat."""
+"""Header blocks of one connection to heads: joined, decoded, checked, cached where they repeat."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from salver.server.frames import ErrorCode, Http2Error
-from salver.server.hpack import Decoder
-from salver.server.http2_head import RequestHead, check_trailers
-from salver.server.huffman import HpackError
+from salver.server.http2.frames import HAS_PRIORITY, PADDED, ErrorCode, Http2Error, calm
+from salver.server.http2.head import RequestHead, check_trailers
+from salver.server.http2.hpack import Decoder
+from salver.server.http2.huffman import HpackError
 
 if TYPE_CHECKING:
-    from salver.server.hpack import Field
+    from salver.server.http2.hpack import Field
 
 _MAX_CACHED_HEADS: Final = 32
 _MAX_CACHED_BLOCK_BYTES: Final = 1024
+_MAX_CONTINUATIONS: Final = 32
 
 
 class BlockReader:
@@ -57,3 +58,41 @@ class BlockReader:
             if decoder.generation != self._generation:
                 self._generation = decoder.generation
                 self._cache.clear()
+
+
+class PartialBlock:
+    """A header block of which further frames are to come; `ends` if it ends its stream."""
+
+    __slots__ = ("_num_bytes", "_parts", "ends", "stream_id")
+
+    def __init__(self, stream_id: int, ends: bool, payload: bytes) -> None:
+        self.stream_id = stream_id
+        self.ends = ends
+        self._parts = [payload]
+        self._num_bytes = len(payload)
+
+    def add(self, payload: bytes, max_bytes: int) -> None:
+        """Raises: Http2Error for more than `max_bytes`, or too many frames."""
+        self._parts.append(payload)
+        self._num_bytes += len(payload)
+        if self._num_bytes > max_bytes or len(self._parts) > _MAX_CONTINUATIONS:
+            raise calm(f"a header block of {len(self._parts)} frames, {self._num_bytes} bytes")
+
+    def whole(self) -> bytes:
+        return b"".join(self._parts)
+
+
+def strip(flags: int, payload: bytes) -> bytes:
+    """A HEADERS payload without its padding and priority.
+
+    Raises: Http2Error.
+    """
+    start, stop = 0, len(payload)
+    if flags & PADDED:
+        start = 1
+        stop -= payload[0] if payload else 1
+    if flags & HAS_PRIORITY:
+        start += 5
+    if start > stop:
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding exceeds its frame")
+    return payload[start:stop]

@@ -11,11 +11,12 @@ from salver.codecs.status import grpc_status
 from salver.errors import SalverError, Unsupported
 from salver.protocols.kserve_v2_grpc import methods
 from salver.server.bodies import compressed
-from salver.server.grpc import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
-from salver.server.grpc_call import CALLS
+from salver.server.grpc.calls import CALLS
+from salver.server.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
 from salver.server.head import check_key
-from salver.server.http2 import Http2Connection, Http2Limits
-from salver.server.http2_request import HttpRequest, head_block
+from salver.server.http2.connection import Http2Connection
+from salver.server.http2.limits import Http2Limits
+from salver.server.http2.request import HttpRequest, head_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from salver.interfaces import HttpAnswer
     from salver.server.app import App
     from salver.server.exchange import Exchange
-    from salver.server.http2_head import RequestHead
-    from salver.server.stream import Stream
+    from salver.server.http2.head import RequestHead
+    from salver.server.http2.stream import Stream
     from salver.types import Buffer
 
 log = logging.getLogger("salver.server")

@@ -7,12 +7,12 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.server.h2_client import INFER, ROW, STREAM, WATCH, Http2Client, framed, infer
+from tests.server.http2.client import INFER, ROW, STREAM, WATCH, Http2Client, framed, infer
 
 from salver.codecs.protobuf import message
 from salver.errors import DeadlineExceeded, InvalidInput, ModelFailed
-from salver.server import grpc_call
-from salver.server.http2 import LONG_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
+from salver.server.grpc import calls
+from salver.server.http2.windows import LONG_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from salver.types import Tensor
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ def test_a_stream_without_requests_ends_well(client: Http2Client) -> None:
 def test_too_many_unanswered_requests_end_a_stream(
     door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_call, "MAX_ASKED", 2)
+    monkeypatch.setattr(calls, "MAX_ASKED", 2)
     client = held(door)
     stream = client.call(STREAM, infer(), infer(), infer())
     assert client.answer(stream).status == "14"
@@ -337,7 +337,7 @@ def test_too_many_unanswered_requests_end_a_stream(
 def test_a_stream_that_asks_for_much_is_not_read_on(
     door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_call, "MAX_ASKED_BYTES", 1000)
+    monkeypatch.setattr(calls, "MAX_ASKED_BYTES", 1000)
     client = held(door)
     client.call(INFER, ends=False)  # a stream that is not alone gets less ahead
     row = bytes(STREAM_WINDOW_BYTES // 100 * 16)
@@ -355,7 +355,7 @@ def test_a_stream_that_asks_for_much_is_not_read_on(
 def test_answers_that_nobody_reads_end_a_stream(
     door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_call, "MAX_UNREAD_BYTES", 1 << 16)
+    monkeypatch.setattr(calls, "MAX_UNREAD_BYTES", 1 << 16)
     client = held(door)
     client.reads = False
     stream = client.call(STREAM, infer(), infer(), ends=False)

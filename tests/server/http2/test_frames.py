@@ -5,8 +5,8 @@ from __future__ import annotations
 import hyperframe.frame as oracle
 import pytest
 
-from salver.server import frames
-from salver.server.frames import ErrorCode, Setting
+from salver.server.http2 import frames
+from salver.server.http2.frames import ErrorCode, Setting
 
 
 def read(data: bytes) -> list[oracle.Frame]:

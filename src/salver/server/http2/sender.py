@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
-from salver.server.frames import (
+from salver.server.http2.frames import (
     DATA,
     DEFAULT_WINDOW_BYTES,
     END_HEADERS,
@@ -21,12 +21,12 @@ from salver.server.frames import (
     Setting,
     header_frames,
 )
-from salver.server.hpack import DEFAULT_TABLE_BYTES, SHRINK_TABLE_TO_ZERO
+from salver.server.http2.hpack import DEFAULT_TABLE_BYTES, SHRINK_TABLE_TO_ZERO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from salver.server.stream import Handler, Stream
+    from salver.server.http2.stream import Handler, Stream
     from salver.types import Buffer
 
 TURN_BYTES: Final = 16_384

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from salver.errors import DeadlineExceeded, TooLarge
 from salver.server.exchange import Exchange
-from salver.server.hpack import encode
+from salver.server.http2.hpack import encode
 
 if TYPE_CHECKING:
     from salver.server.head import HttpHead
-    from salver.server.http2_socket import Http2Socket
-    from salver.server.stream import Stream
+    from salver.server.http2.socket import Http2Socket
+    from salver.server.http2.stream import Stream
     from salver.types import Buffer
 
 CONTINUE_BLOCK: Final = encode([(":status", "100")])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections import deque
 
-    from salver.server.http2_head import RequestHead
+    from salver.server.http2.head import RequestHead
     from salver.types import Buffer
 
 

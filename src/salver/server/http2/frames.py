@@ -79,6 +79,11 @@ class Http2Error(InvalidInput):
         self.code = code
 
 
+def calm(message: str) -> Http2Error:
+    """The end of a connection that costs too much."""
+    return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, message)
+
+
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
     size = len(payload)

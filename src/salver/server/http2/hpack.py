@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from salver.errors import TooLarge
-from salver.server import huffman
-from salver.server.huffman import HpackError
+from salver.server.http2 import huffman
+from salver.server.http2.huffman import HpackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

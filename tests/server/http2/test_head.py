@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from salver.server.http2_head import MalformedHead, RequestHead
+from salver.server.http2.head import MalformedHead, RequestHead
 
 GET = [(":method", "GET"), (":scheme", "http"), (":path", "/a?b=c"), (":authority", "h:1")]
 

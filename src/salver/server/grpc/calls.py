@@ -22,7 +22,7 @@ from salver.interfaces import Infer, Query
 from salver.protocols.kserve_v2_grpc import Answered
 from salver.server.bodies import decompress
 from salver.server.exchange import GONE
-from salver.server.grpc import (
+from salver.server.grpc.wire import (
     OK_BLOCK,
     CallHead,
     Compressed,
@@ -34,8 +34,8 @@ from salver.server.grpc import (
 from salver.types import CallContext
 
 if TYPE_CHECKING:
-    from salver.server.http2_socket import Http2Socket
-    from salver.server.stream import Stream
+    from salver.server.http2.socket import Http2Socket
+    from salver.server.http2.stream import Stream
     from salver.types import Buffer, Call, Response
 
 log = logging.getLogger("salver.server")

@@ -1,0 +1,1 @@
+"""gRPC over HTTP/2: its messages without sockets, and its calls."""

@@ -1,0 +1,1 @@
+"""HTTP/2: the protocol without sockets, and its connections as the server answers them."""
