@@ -8,6 +8,7 @@ import pytest
 from salver.errors import ConfigError, LoadFailed
 from salver.sources import folder
 from salver.sources.folder import FolderSource, Place, chosen_versions
+from salver.testing import check_source
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ def scan(*paths: Path, **overrides: object) -> dict[str, VersionOnDisk]:
 
 def files(found: dict[str, VersionOnDisk], root: Path) -> dict[str, str]:
     return {name: str(version.path.relative_to(root)) for name, version in found.items()}
+
+
+def test_it_keeps_its_contract(tmp_path: Path) -> None:
+    put(tmp_path / "a", "one.onnx", "two/model.onnx", "three/1/model.onnx", "three/2/model.onnx")
+    put(tmp_path / "b", "model.onnx")
+    (tmp_path / "a" / "three" / "model.yaml").write_text("versions: all")
+    places = [Place(tmp_path / "a"), Place(tmp_path / "b")]
+    lost = tmp_path / "lost"
+    check_source(FolderSource(places, {}), lose=lambda: (tmp_path / "b").rename(lost))
 
 
 def test_files_folders_and_repositories(tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ def _arguments(target: Any, file: Path, spec: LoadSpec, declaration: Declaration
         "threads": spec.threads,
     }
     given = {key: value for key, value in offered.items() if key in known} | given
+    if "device" not in known and spec.device != "cpu":
+        spec.warn(f"{file.name}: __init__ takes no 'device'; its code chooses, not {spec.device}")
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for key in given:
         if key not in known and not takes_any:
