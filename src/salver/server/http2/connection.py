@@ -38,7 +38,6 @@ class Http2Connection:
     """
 
     def __init__(self, handler: Handler, limits: Http2Limits, now: int) -> None:
-        self.num_requests = 0
         self.failed = False
         """The peer broke the protocol: nothing more is read."""
         self.draining = False
@@ -103,10 +102,6 @@ class Http2Connection:
         """Takes data of a paused stream again."""
         stream.paused = False
         self._windows.top_up(stream, self._streams.is_lone(stream))
-
-    def reset(self, stream: Stream, code: int) -> None:
-        """Ends one stream at once; the handler is not told."""
-        self._streams.reset(stream, code)
 
     def shutdown(self) -> None:
         """Ends gracefully: requests on their way are still taken for one round trip."""
@@ -314,16 +309,16 @@ class Http2Connection:
             streams.count_noise()
             streams.reset_id(stream_id, ErrorCode.REFUSED_STREAM)
             return False
+        length = head.content_length
+        if ends and length > 0:
+            streams.count_noise()
+            streams.reset_id(stream_id, ErrorCode.PROTOCOL_ERROR)
+            return False
         stream = Stream(stream_id, self.sender.initial_window, STREAM_WINDOW_BYTES)
         self.streams[stream_id] = stream
-        self.num_requests += 1
-        length = head.content_length
         if ends:
             stream.receiving = False
-            if length > 0:
-                streams.reset(stream, ErrorCode.PROTOCOL_ERROR)
-            else:
-                self._handler.on_request(stream, head, b"")
+            self._handler.on_request(stream, head, b"")
             return False
         if body is None or len(body) > self._windows.left or length not in (-1, len(body)):
             stream.body_left = length
