@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.server.http2 import frames, hpack
-from salver.server.http2.connection import Http2Connection
+from salver.server.http2.connection import ROUND_TRIP_NS, Http2Connection
 from salver.server.http2.flood import WINDOW_NS
 from salver.server.http2.frames import ErrorCode, Setting
 from salver.server.http2.limits import Http2Limits
@@ -646,7 +646,7 @@ def test_acknowledgements_that_nobody_reads_end_the_connection() -> None:
 
 def test_shutdown_takes_requests_for_one_round_trip() -> None:
     connection, recorder = started()
-    connection.shutdown()
+    connection.shutdown(0)
     connection.receive(request(1), 0)
     out = frames_of(written(connection))
     ping = next(one for one in out if isinstance(one, oracle.PingFrame))
@@ -659,6 +659,33 @@ def test_shutdown_takes_requests_for_one_round_trip() -> None:
     assert not connection.finished
     connection.sender.send_headers(recorder.streams[1], OK, end_stream=True)
     assert connection.finished
+
+
+def goaway_ids(connection: Http2Connection) -> list[int]:
+    out = frames_of(written(connection))
+    return [one.last_stream_id for one in out if isinstance(one, oracle.GoAwayFrame)]
+
+
+def test_shutdown_waits_for_an_answer_no_longer_than_a_round_trip() -> None:
+    connection, recorder = started()
+    connection.shutdown(1)
+    connection.sweep(ROUND_TRIP_NS)
+    connection.receive(request(1), ROUND_TRIP_NS)
+    assert goaway_ids(connection) == [2**31 - 1]
+    connection.sweep(1 + ROUND_TRIP_NS)
+    connection.receive(request(3), 1 + ROUND_TRIP_NS)
+    assert (goaway_ids(connection), list(connection.streams)) == ([1], [1])
+    assert not connection.finished
+    connection.sender.send_headers(recorder.streams[1], OK, end_stream=True)
+    assert connection.finished
+
+
+def test_shutdown_without_streams_ends_a_silent_client() -> None:
+    connection, _ = started()
+    connection.shutdown(1)
+    connection.shutdown(ROUND_TRIP_NS)
+    connection.sweep(1 + ROUND_TRIP_NS)
+    assert (goaway_ids(connection), connection.finished) == ([2**31 - 1, 0], True)
 
 
 def test_answers_to_streams_that_are_gone_are_dropped() -> None:

@@ -34,6 +34,8 @@ _COPIED_BYTES: Final = 16 << 10
 _JOINED_BYTES: Final = 1 << 16
 _KEPT_BACK_BYTES: Final = 1 << 20
 """Unsent bytes of a stream at which its further pieces wait in the exchange."""
+_CLOSE_S: Final = 5
+"""Longest wait for a client to read on when all is said."""
 _HEALTH: Final = "/grpc.health.v1.Health/"
 METHODS: Final = {method.path: method for method in methods()}
 
@@ -57,6 +59,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         )
         self._http2 = Http2Connection(self, own, self.now)
         self._sender = self._http2.sender
+        self._unsent = self._unsent_since = 0
 
     # The transport's side.
 
@@ -120,11 +123,12 @@ class Http2Socket(asyncio.BufferedProtocol):
         """Ends streams and connections that have been silent for too long."""
         limits, http2 = self.app.config.limits, self._http2
         silent_s = (now - self.now) / NS_PER_S
-        if http2.mid_head and silent_s > limits.header_timeout_s:
+        if self._is_stuck(now) or (http2.mid_head and silent_s > limits.header_timeout_s):
             self.transport.abort()
             return
+        http2.sweep(now)
         if not http2.streams and silent_s > limits.idle_timeout_s:
-            http2.shutdown()
+            http2.shutdown(now)
         for stream in tuple(http2.streams.values()):
             call = stream.call
             if call is None:
@@ -134,9 +138,17 @@ class Http2Socket(asyncio.BufferedProtocol):
                 call.expire()
         self.app.dirty(self)
 
+    def _is_stuck(self, now: int) -> bool:
+        """Whether the client has stopped reading."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._unsent_since = unsent, now
+        limit_s = _CLOSE_S if self._http2.finished else self.app.config.limits.body_timeout_s
+        return unsent > 0 and (now - self._unsent_since) / NS_PER_S > limit_s
+
     def drain(self) -> None:
         """The server stops: GOAWAY, then the end once the last stream is answered."""
-        self._http2.shutdown()
+        self._http2.shutdown(self.app.clock())
         for stream in tuple(self._http2.streams.values()):
             if stream.call is not None:
                 stream.call.drain()
