@@ -11,7 +11,8 @@ from salver.codecs.status import grpc_status
 from salver.errors import SalverError, Unsupported
 from salver.protocols.kserve_v2_grpc import methods
 from salver.server.bodies import compressed
-from salver.server.grpc.calls import CALLS
+from salver.server.grpc.stream import StreamCall, WatchCall
+from salver.server.grpc.unary import UnaryCall
 from salver.server.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
 from salver.server.head import check_key
 from salver.server.http2.connection import Http2Connection
@@ -37,6 +38,7 @@ _KEPT_BACK_BYTES: Final = 1 << 20
 _CLOSE_S: Final = 5
 """Longest wait for a client to read on when all is said."""
 _HEALTH: Final = "/grpc.health.v1.Health/"
+_CALLS: Final = {"unary": UnaryCall, "stream": StreamCall, "watch": WatchCall}
 METHODS: Final = {method.path: method for method in methods()}
 
 
@@ -187,7 +189,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         method = call_head.method = METHODS.get(head.path)
         if method is None:
             raise Unsupported(f"there is no gRPC method {head.path[:200]!r}")
-        head.note = note = (CALLS[method.kind], call_head)
+        head.note = note = (_CALLS[method.kind], call_head)
         return note
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:

@@ -1,44 +1,30 @@
-"""gRPC calls on an HTTP/2 connection: messages in, operations, messages and a status out."""
+"""gRPC calls of messages both ways: ModelStreamInfer, and the health that is watched."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.status import grpc_status
 from salver.errors import (
     DeadlineExceeded,
-    Internal,
     InvalidInput,
     Overloaded,
     SalverError,
     TooLarge,
     Unavailable,
-    Unsupported,
 )
-from salver.interfaces import Infer, Query
+from salver.interfaces import Infer
 from salver.protocols.kserve_v2_grpc import Answered
-from salver.server.bodies import decompress
 from salver.server.exchange import GONE
-from salver.server.grpc.wire import (
-    OK_BLOCK,
-    CallHead,
-    Compressed,
-    Deframer,
-    frame,
-    status_block,
-    whole_message,
-)
-from salver.types import CallContext
+from salver.server.grpc.call import MORE_MESSAGES, NO_MESSAGE, GrpcCall
+from salver.server.grpc.wire import OK_BLOCK, CallHead, Compressed, frame, status_block
 
 if TYPE_CHECKING:
     from salver.server.http2.socket import Http2Socket
     from salver.server.http2.stream import Stream
     from salver.types import Buffer, Call, Response
 
-log = logging.getLogger("salver.server")
 MAX_UNREAD_BYTES: Final = 16 << 20
 """Of one stream's answers."""
 PAUSE_UNREAD_BYTES: Final = 1 << 20
@@ -47,208 +33,6 @@ MAX_ASKED: Final = 1024
 """Requests of one stream that wait for their answers."""
 MAX_ASKED_BYTES: Final = 16 << 20
 """A stream whose unanswered requests hold more is not read on."""
-_STREAMS: Final = "this method streams; call it by ModelStreamInfer"
-_NO_MESSAGE: Final = "the call ended without a message"
-_MORE_MESSAGES: Final = "this method takes one message, more came"
-
-
-class GrpcCall:
-    """What unary and streaming calls have in common: head, messages, status."""
-
-    __slots__ = ("_deframer", "head", "is_over", "socket", "started", "stream", "touched")
-
-    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
-        self.socket = socket
-        self.stream = stream
-        self.head = head
-        self.started = self.touched = socket.now
-        self.is_over = False
-        self._deframer: Deframer | None = None
-
-    def wait(self) -> None:
-        """The body is to come."""
-
-    def feed(self, data: Buffer, end_stream: bool) -> None:
-        """Takes a piece of the request's body."""
-        if self.is_over:
-            return
-        try:
-            if self._deframer is not None or (message := whole_message(data, self._limit)) is None:
-                self._feed(data)
-            else:
-                self.take(message)
-            if end_stream:
-                if self._deframer is not None:
-                    raise InvalidInput("the body ends inside a gRPC message")
-                self.end()
-        except Exception as error:
-            self.give_up(self.explain(error))
-
-    def _feed(self, data: Buffer) -> None:
-        self.touched = self.socket.now
-        deframer = self._deframer
-        if deframer is None:
-            pool = self.socket.app.pool
-            deframer = self._deframer = Deframer(self._limit, self.head.encoding, pool)
-        for message in deframer.feed(data):
-            self.take(message)
-        if deframer.is_between_messages:
-            self._deframer = None
-
-    @property
-    def _limit(self) -> int:
-        return self.socket.app.config.limits.body_bytes
-
-    def take(self, message: Buffer | Compressed) -> None:
-        """A whole message."""
-        raise NotImplementedError
-
-    def end(self) -> None:
-        """The last message has come."""
-        raise NotImplementedError
-
-    def open(self, message: Buffer | Compressed) -> Buffer:
-        """The plain message. Raises: InvalidInput, TooLarge."""
-        if isinstance(message, Compressed):
-            return decompress(message.data, message.encoding, self._limit)
-        return message
-
-    async def inflate(self, message: Compressed) -> Buffer:
-        """The same off the loop, which a few kilobytes of zeros could keep busy for long."""
-        return await asyncio.to_thread(self.open, message)
-
-    def submit(self, operation: Infer, sink: Any) -> Call:
-        """Hands an inference to the engine. Raises: SalverError."""
-        app, now = self.socket.app, self.socket.now
-        own, whole = operation.timeout_ns, self.head.timeout_ns
-        if not (own or whole):
-            own = app.default_timeout_ns
-        deadline = now + own if own else 0
-        if whole and (not own or self.started + whole < deadline):
-            deadline = self.started + whole
-        return app.engine.submit(
-            operation.ref, operation.request, sink, CallContext(deadline, operation.priority)
-        )
-
-    def explain(self, error: Exception) -> SalverError:
-        """What the client is told of an error; of a bug, what it may know."""
-        if isinstance(error, SalverError):
-            return error
-        log.error("a bug while answering %s", self.head.path, exc_info=error)
-        return Internal("an internal error; the server's log has the details")
-
-    def fail(self, error: SalverError) -> None:
-        """Ends the call with the error's status."""
-        if not self.is_over:
-            self.is_over = True
-            self.socket.send_status(self.stream, grpc_status(error), error.message)
-
-    def abandon(self) -> None:
-        """The client is gone or does not want the answer any more."""
-        raise NotImplementedError
-
-    def give_up(self, error: SalverError) -> None:
-        """Ends the call with the error's status, and what still runs for it."""
-        # In this order, because what is cancelled may answer at once.
-        self.fail(error)
-        self.abandon()
-
-    def expire(self) -> None:
-        """The body has stopped coming."""
-        self.give_up(DeadlineExceeded("the rest of the request did not come"))
-
-    def resume(self) -> None:
-        """Everything that was to be sent is on its way; more may come."""
-
-    def sweep(self, now: int) -> None:
-        """Ends what has lasted too long without being in the engine's care."""
-        if self._is_late(now):
-            self.give_up(DeadlineExceeded("the call's time was over"))
-
-    def _is_late(self, now: int) -> bool:
-        """Whether the time that the client gave the whole call is over."""
-        return 0 < self.head.timeout_ns <= now - self.started
-
-    def drain(self) -> None:
-        """The server stops; what can end by itself may."""
-
-
-class UnaryCall(GrpcCall):
-    """One message in, one out."""
-
-    __slots__ = ("_message", "call", "operation")
-
-    def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
-        super().__init__(socket, stream, head)
-        self.call: Call | None = None
-        self.operation: Any = None
-        self._message: Buffer | Compressed | None = None
-
-    def take(self, message: Buffer | Compressed) -> None:
-        if self._message is not None:
-            raise InvalidInput(_MORE_MESSAGES)
-        self._message = message
-
-    def end(self) -> None:
-        message, self._message = self._message, None
-        if message is None:
-            raise InvalidInput(_NO_MESSAGE)
-        if isinstance(message, Compressed) and message.is_large:
-            self.socket.app.spawn(self._inflate(message))
-        else:
-            self._run(self.open(message))
-
-    def _run(self, message: Buffer) -> None:
-        operation = self.operation = self.head.method.decode(message)
-        if type(operation) is Infer:
-            self.call = self.submit(operation, self)
-        elif isinstance(operation, Query):
-            self._answer(self.socket.app.admin.query(operation))
-        elif isinstance(operation, Answered):
-            self._answer(operation.item)
-        else:
-            self.socket.app.spawn(self._command())
-
-    async def _inflate(self, message: Compressed) -> None:
-        try:
-            plain = await self.inflate(message)
-            if not self.is_over:
-                self._run(plain)
-        except Exception as error:
-            self.fail(self.explain(error))
-
-    async def _command(self) -> None:
-        try:
-            self._answer(await self.socket.app.admin.command(self.operation))
-        except Exception as error:
-            self.fail(self.explain(error))
-
-    def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
-        """Takes the answer from the engine."""
-        if self.is_over:
-            return
-        if final:
-            self.call = None
-        try:
-            if isinstance(item, SalverError):
-                self.fail(item)
-            elif final and (item.names or not item.method.streams):
-                self._answer(item)
-            else:
-                self.give_up(Unsupported(_STREAMS))
-        except Exception as error:
-            self.fail(self.explain(error))
-
-    def _answer(self, item: Any) -> None:
-        parts = self.head.method.encode(self.operation, item, True)
-        self.is_over = True
-        self.socket.send_unary(self.stream, frame(parts))
-
-    def abandon(self) -> None:
-        self.is_over = True
-        call, self.call = self.call, None
-        if call is not None:
-            call.lease.target.cancel(call, GONE)
 
 
 class Asked:
@@ -422,7 +206,7 @@ class WatchCall(StreamCall):
 
     def take(self, message: Buffer | Compressed) -> None:
         if self._operation is not None:
-            raise InvalidInput(_MORE_MESSAGES)
+            raise InvalidInput(MORE_MESSAGES)
         if isinstance(message, Compressed) and message.is_large:
             raise TooLarge("the message is larger than any that this method takes")
         self._operation = self.head.method.decode(self.open(message))
@@ -430,7 +214,7 @@ class WatchCall(StreamCall):
 
     def end(self) -> None:
         if self._operation is None:
-            raise InvalidInput(_NO_MESSAGE)
+            raise InvalidInput(NO_MESSAGE)
 
     def _look(self) -> None:
         """Sends what is to be told, if it is news."""
@@ -452,6 +236,3 @@ class WatchCall(StreamCall):
         if self._operation is not None:
             self._look()
         super().drain()
-
-
-CALLS: Final = {"unary": UnaryCall, "stream": StreamCall, "watch": WatchCall}

@@ -1,0 +1,215 @@
+"""gRPC streams over a fake transport, with `h2` as the client."""
+
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.server.http2.client import INFER, ROW, STREAM, WATCH, Http2Client, framed, held, infer
+
+from salver.codecs.protobuf import message
+from salver.errors import DeadlineExceeded, InvalidInput
+from salver.server.grpc import stream as stream_module
+from salver.server.http2.windows import LONG_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
+from salver.types import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.server.conftest import Door
+
+STREAM_ANSWER = "inference.ModelStreamInferResponse"
+
+
+@pytest.fixture
+def client(door: Callable[..., Door]) -> Http2Client:
+    return Http2Client(door())
+
+
+def test_a_compressed_stream_message_keeps_its_turn(client: Http2Client) -> None:
+    row = ROW * 100_000
+    stream = client.call(STREAM, ends=False, grpc_encoding="gzip")
+    client.send(stream, b"\1" + framed(gzip.compress(infer(row), 1))[1:])
+    client.send(stream, framed(infer()), end=True)
+    client.turn()
+    for task in tuple(client.door.app._tasks):
+        client.door.loop.run_until_complete(task)
+    answers = client.answer(stream).messages(STREAM_ANSWER)
+    assert [a.infer_response.raw_output_contents[0] for a in answers] == [row, ROW]
+
+
+def test_requests_of_a_long_stream_have_deadlines_of_their_own(door: Callable[..., Door]) -> None:
+    client = held(door)
+    stream = client.call(STREAM, ends=False)
+    client.turn()
+    client.door.pass_time(3600)
+    client.send(stream, framed(infer()))
+    client.turn()
+    deadline = client.door.engine.calls[0].context.deadline
+    assert deadline == client.door.time + 60_000_000_000
+
+
+def test_a_stream_ends_at_its_deadline(client: Http2Client) -> None:
+    stream = client.call(STREAM, ends=False, grpc_timeout="5S")
+    client.turn()
+    client.door.pass_time(4)
+    assert not client.answer(stream).ended
+    client.door.pass_time(2)
+    assert client.answer(stream).status == "4"
+
+
+def test_a_request_that_outlives_the_deadline_of_its_stream_ends_it(
+    door: Callable[..., Door],
+) -> None:
+    client = held(door)
+    stream = client.call(STREAM, infer(), infer(), ends=False, grpc_timeout="5S")
+    client.turn()
+    engine = client.door.engine
+    engine.fail(engine.calls[0], DeadlineExceeded("its own"))
+    client.door.time += 5_000_000_000
+    engine.fail(engine.calls[1], DeadlineExceeded("of the call"))
+    answer = client.answer(stream)
+    assert [a.error_message for a in answer.messages(STREAM_ANSWER)] == ["its own"]
+    assert (answer.status, answer.error) == ("4", "of the call")
+
+
+def test_answers_of_a_stream_keep_the_order_of_requests(door: Callable[..., Door]) -> None:
+    client = held(door)
+    stream = client.call(STREAM, *(infer(id=str(i)) for i in range(3)))
+    client.turn()
+    engine = client.door.engine
+    engine.answer(engine.calls[2])
+    engine.answer(engine.calls[1])
+    assert client.answer(stream).data == b""
+    engine.answer(engine.calls[0])
+    answer = client.answer(stream)
+    assert [a.infer_response.id for a in answer.messages(STREAM_ANSWER)] == ["0", "1", "2"]
+    assert (answer.status, answer.ended) == ("0", True)
+
+
+def test_items_leave_at_once(door: Callable[..., Door]) -> None:
+    client = held(door)
+    stream = client.call(STREAM, infer(), ends=False)
+    client.turn()
+    engine = client.door.engine
+    engine.push(engine.calls[0], Tensor.of([1.0]), False)
+    assert len(client.answer(stream).messages(STREAM_ANSWER)) == 1
+    engine.push_nothing(engine.calls[0])
+    assert not client.answer(stream).ended
+    client.finish(stream)
+    assert client.answer(stream).status == "0"
+
+
+def test_a_failed_request_leaves_its_stream_open(client: Http2Client) -> None:
+    stream = client.call(STREAM, infer(model="missing", id="a"), b"\xff", infer(id="c"))
+    answer = client.answer(stream)
+    first, second, third = answer.messages(STREAM_ANSWER)
+    assert "not served" in first.error_message
+    assert first.infer_response.id == "a"
+    assert second.error_message
+    assert third.infer_response.raw_output_contents[0] == ROW
+    assert answer.status == "0"
+
+
+def test_the_first_error_ends_a_stream_that_asks_for_it(door: Callable[..., Door]) -> None:
+    client = held(door)
+    stream = client.call(STREAM, infer(), infer(), infer(), ends=False, triton_grpc_error="true")
+    client.turn()
+    engine = client.door.engine
+    engine.answer(engine.calls[0])
+    engine.fail(engine.calls[1], InvalidInput("wrong"))
+    answer = client.answer(stream)
+    assert len(answer.messages(STREAM_ANSWER)) == 1
+    assert (answer.status, answer.error) == ("3", "wrong")
+    assert engine.cancelled == [engine.calls[2]]
+
+
+def test_a_half_closed_stream_waits_for_its_answers(door: Callable[..., Door]) -> None:
+    client = held(door)
+    stream = client.call(STREAM, infer())
+    assert not client.answer(stream).ended
+    client.door.engine.answer(client.door.engine.calls[0])
+    assert client.answer(stream).ended
+
+
+def test_a_stream_without_requests_ends_well(client: Http2Client) -> None:
+    answer = client.answer(client.call(STREAM))
+    assert (answer.status, answer.data) == ("0", b"")
+
+
+def test_too_many_unanswered_requests_end_a_stream(
+    door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "MAX_ASKED", 2)
+    client = held(door)
+    stream = client.call(STREAM, infer(), infer(), infer())
+    assert client.answer(stream).status == "14"
+    assert len(client.door.engine.cancelled) == 2
+
+
+def test_a_stream_that_asks_for_much_is_not_read_on(
+    door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "MAX_ASKED_BYTES", 1000)
+    client = held(door)
+    client.call(INFER, ends=False)  # a stream that is not alone gets less ahead
+    row = bytes(STREAM_WINDOW_BYTES // 100 * 16)
+    stream = client.call(STREAM, *[infer(row)] * 6, ends=False)
+    client.turn()
+    assert client.h2.local_flow_control_window(stream) < LONG_BODY_WINDOW_BYTES // 2
+    for call in client.door.engine.calls:
+        client.door.engine.answer(call)
+    client.turn()
+    assert client.h2.local_flow_control_window(stream) == LONG_BODY_WINDOW_BYTES
+    client.finish(stream)
+    assert len(client.answer(stream).messages(STREAM_ANSWER)) == 6
+
+
+def test_answers_that_nobody_reads_end_a_stream(
+    door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "MAX_UNREAD_BYTES", 1 << 16)
+    client = held(door)
+    client.reads = False
+    stream = client.call(STREAM, infer(), infer(), ends=False)
+    client.turn()
+    engine = client.door.engine
+    for _ in range(12):
+        engine.push(engine.calls[0], Tensor.of([1.0] * 20_000), False)
+        client.turn()
+    assert engine.cancelled == engine.calls
+    assert sum(s.queued for s in client.socket._http2.streams.values()) < 1 << 18
+    assert client.answer(stream).status is None
+
+
+def test_watch_tells_news_only(client: Http2Client) -> None:
+    name = "grpc.health.v1.HealthCheckResponse"
+    stream = client.call(WATCH, b"")
+    client.door.pass_time(1)
+    assert [m.status for m in client.answer(stream).messages(name)] == [1]
+    client.door.app.admin.query = lambda query: {"ready": False}  # type: ignore[method-assign]
+    client.door.pass_time(1)
+    client.door.pass_time(1)
+    assert [m.status for m in client.answer(stream).messages(name)] == [1, 2]
+
+
+def test_watch_of_an_unknown_service_stays_open(client: Http2Client) -> None:
+    request = message("grpc.health.v1.HealthCheckRequest")(service="x").SerializeToString()
+    answer = client.answer(client.call(WATCH, request))
+    (found,) = answer.messages("grpc.health.v1.HealthCheckResponse")
+    assert (found.status, answer.ended) == (3, False)
+
+
+def test_a_stream_ends_with_the_server_when_it_is_answered(door: Callable[..., Door]) -> None:
+    client = held(door)
+    busy = client.call(STREAM, infer(), ends=False)
+    idle = client.call(STREAM, ends=False)
+    client.turn()
+    client.socket.drain()
+    assert client.answer(idle).status == "14"
+    assert not client.answer(busy).ended
+    client.door.engine.answer(client.door.engine.calls[0])
+    answer = client.answer(busy)
+    assert (len(answer.messages(STREAM_ANSWER)), answer.status) == (1, "14")
+    assert client.transport.ended == "closed"
