@@ -138,14 +138,127 @@ def test_a_stream_without_requests_ends_well(client: Http2Client) -> None:
     assert (answer.status, answer.data) == ("0", b"")
 
 
-def test_too_many_unanswered_requests_end_a_stream(
+@pytest.fixture
+def small(door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch) -> Http2Client:
+    """A client whose streams may have 8 unanswered requests."""
+    monkeypatch.setattr(stream_module, "MAX_ASKED", 8)
+    return held(door)
+
+
+def ids(client: Http2Client, stream: int) -> list[str]:
+    """What has been answered so far."""
+    answers = client.answer(stream).messages(STREAM_ANSWER)
+    return [a.infer_response.id or a.error_message for a in answers]
+
+
+def answer_all(client: Http2Client) -> None:
+    """Answers in steps, and never finds more than 8 requests that wait."""
+    client.turn()
+    calls = client.door.engine.calls
+    while open_calls := [call for call in calls if not call.ended]:
+        assert len(open_calls) <= 8
+        for call in open_calls[:3]:
+            client.door.engine.answer(call)
+        client.turn()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_burst_of_requests_waits_for_answers(small: Http2Client, ends: bool) -> None:
+    names = [str(i) for i in range(200)]
+    stream = small.call(STREAM, *(infer(id=name) for name in names), ends=ends)
+    small.turn()
+    assert len(small.door.engine.calls) == 8
+    answer_all(small)
+    assert ids(small, stream) == names
+    assert small.answer(stream).status == ("0" if ends else None)
+
+
+def test_a_burst_in_one_frame_is_read_in_turns(
+    small: Http2Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "READ_BYTES", 100)
+    stream = small.call(STREAM, ends=False)
+    small.send(stream, b"".join(framed(infer(id=str(i))) for i in range(100)))
+    small.turn()
+    assert len(small.door.engine.calls) == 8
+    answer_all(small)
+    assert ids(small, stream) == [str(i) for i in range(100)]
+
+
+def test_a_burst_of_thousands_is_answered(client: Http2Client) -> None:
+    stream = client.call(STREAM, *[infer()] * 3000)
+    assert len(client.answer(stream).messages(STREAM_ANSWER)) == 3000
+
+
+def test_what_waits_is_no_more_than_the_window(small: Http2Client) -> None:
+    stream = small.call(STREAM, *[infer()] * 8, ends=False)
+    small.turn()
+    body = framed(infer(bytes(1 << 16))) * 17
+    sent = small.h2.local_flow_control_window(stream)
+    small.send(stream, body[:sent])
+    small.turn()
+    (state,) = small.socket._http2.streams.values()
+    assert small.h2.local_flow_control_window(stream) == 0
+    assert state.held == STREAM_WINDOW_BYTES
+    answer_all(small)
+    small.send(stream, body[sent:], end=True)
+    answer_all(small)
+    assert len(ids(small, stream)) == 8 + 17
+    assert state.held == 0
+
+
+def test_requests_that_fail_at_once_wait_like_others(small: Http2Client) -> None:
+    wrong = [infer(model="missing", id=str(i)) for i in range(2000)]
+    stream = small.call(STREAM, *[infer(id="first")] * 8, *wrong, infer(id="last"))
+    answer_all(small)
+    assert ids(small, stream)[7:9] == ["first", "0"]
+    assert len(ids(small, stream)) == 2009
+    assert small.answer(stream).status == "0"
+
+
+def test_requests_that_wait_have_their_time_from_when_they_are_read(small: Http2Client) -> None:
+    small.call(STREAM, *[infer()] * 9, ends=False)
+    small.turn()
+    small.door.pass_time(50)
+    answer_all(small)
+    deadlines = [call.context.deadline for call in small.door.engine.calls]
+    assert deadlines[8] - deadlines[7] == 50 * 1_000_000_000
+
+
+def test_a_reset_drops_what_waits(small: Http2Client) -> None:
+    stream = small.call(STREAM, *[infer()] * 50)
+    small.turn()
+    small.h2.reset_stream(stream, 8)
+    small.turn()
+    assert len(small.door.engine.calls) == len(small.door.engine.cancelled) == 8
+
+
+def test_a_body_that_is_cut_off_behind_what_waits_is_refused(small: Http2Client) -> None:
+    stream = small.call(STREAM, *[infer()] * 9, ends=False)
+    small.send(stream, b"\0\0", end=True)
+    answer_all(small)
+    assert small.answer(stream).error == "the body ends inside a gRPC message"
+
+
+def test_a_stream_is_not_read_on_while_its_answers_are_not_read(
     door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "MAX_ASKED", 2)
-    client = held(door)
-    stream = client.call(STREAM, infer(), infer(), infer())
-    assert client.answer(stream).status == "14"
-    assert len(client.door.engine.cancelled) == 2
+    monkeypatch.setattr(stream_module, "PAUSE_UNREAD_BYTES", 1 << 16)
+    client = Http2Client(door(), window=1000)
+    client.reads = False
+    row = bytes(1 << 14)
+    stream = client.call(STREAM, *[infer(row)] * 4, ends=False)
+    client.turn()
+    for _ in range(30):
+        client.send(stream, framed(infer(row)))
+        client.turn()
+    assert 4 < len(client.door.engine.calls) < 10
+    client.reads = True
+    client.h2.increment_flow_control_window(1 << 24)
+    client.h2.increment_flow_control_window(1 << 24, stream)
+    client.finish(stream)
+    answer = client.answer(stream)
+    assert (len(answer.messages(STREAM_ANSWER)), answer.status) == (34, "0")
 
 
 def test_a_stream_that_asks_for_much_is_not_read_on(
@@ -158,9 +271,8 @@ def test_a_stream_that_asks_for_much_is_not_read_on(
     stream = client.call(STREAM, *[infer(row)] * 6, ends=False)
     client.turn()
     assert client.h2.local_flow_control_window(stream) < LONG_BODY_WINDOW_BYTES // 2
-    for call in client.door.engine.calls:
-        client.door.engine.answer(call)
-    client.turn()
+    assert len(client.door.engine.calls) == 1
+    answer_all(client)
     assert client.h2.local_flow_control_window(stream) == LONG_BODY_WINDOW_BYTES
     client.finish(stream)
     assert len(client.answer(stream).messages(STREAM_ANSWER)) == 6

@@ -25,15 +25,21 @@ MORE_MESSAGES: Final = "this method takes one message, more came"
 
 
 class GrpcCall(ABC):
-    """Head, messages and status of a call; its kinds say what becomes of messages."""
+    """Head, messages and status of a call; its kinds say what becomes of messages.
 
-    __slots__ = ("_deframer", "head", "is_over", "socket", "started", "stream", "touched")
+    While it `is_full` it takes no further message.
+    """
+
+    __slots__ = (
+        "_deframer", "head", "is_full", "is_over", "socket", "started", "stream", "touched",
+    )  # fmt: skip
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         self.socket = socket
         self.stream = stream
         self.head = head
         self.started = socket.now
+        self.is_full = False
         self.is_over = False
         self._deframer: Deframer | None = None
 
@@ -46,27 +52,45 @@ class GrpcCall(ABC):
         if self.is_over:
             return
         try:
-            if self._deframer is not None or (message := whole_message(data, self._limit)) is None:
-                self._feed(data)
+            if (
+                self._deframer is not None
+                or self.is_full
+                or (message := whole_message(data, self._limit)) is None
+            ):
+                self._feed(data, end_stream)
             else:
                 self.take(message)
-            if end_stream:
-                if self._deframer is not None:
-                    raise InvalidInput("the body ends inside a gRPC message")
-                self.end()
+                if end_stream:
+                    self.end()
         except Exception as error:
             self.give_up(self.explain(error))
 
-    def _feed(self, data: Buffer) -> None:
+    def _feed(self, data: Buffer, end_stream: bool) -> None:
+        """The same for what is not just one message."""
         self.touched = self.socket.now
+        self._read(data)
+        if end_stream:
+            self._end_body()
+
+    def _read(self, data: Buffer) -> int:
+        """Takes messages while there is room for them; returns how many bytes it has read."""
         deframer = self._deframer
         if deframer is None:
             pool = self.socket.app.pool
             deframer = self._deframer = Deframer(self._limit, self.head.encoding, pool)
-        for message in deframer.feed(data):
-            self.take(message)
+        rest = memoryview(data)
+        while rest and not (self.is_full or self.is_over):
+            message, rest = deframer.take(rest)
+            if message is not None:
+                self.take(message)
         if deframer.is_between_messages:
             self._deframer = None
+        return len(data) - len(rest)
+
+    def _end_body(self) -> None:
+        if self._deframer is not None:
+            raise InvalidInput("the body ends inside a gRPC message")
+        self.end()
 
     @property
     def _limit(self) -> int:

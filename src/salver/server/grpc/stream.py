@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,14 @@ from salver.interfaces import Infer
 from salver.protocols.kserve_v2_grpc import Answered
 from salver.server.exchange import GONE
 from salver.server.grpc.call import MORE_MESSAGES, NO_MESSAGE, GrpcCall
-from salver.server.grpc.wire import OK_BLOCK, CallHead, Compressed, frame, status_block
+from salver.server.grpc.wire import (
+    OK_BLOCK,
+    PREFIX_BYTES,
+    CallHead,
+    Compressed,
+    frame,
+    status_block,
+)
 
 if TYPE_CHECKING:
     from salver.server.http2.socket import Http2Socket
@@ -30,9 +38,11 @@ MAX_UNREAD_BYTES: Final = 16 << 20
 PAUSE_UNREAD_BYTES: Final = 1 << 20
 """Unread bytes of a stream at which its model is asked to wait."""
 MAX_ASKED: Final = 1024
-"""Requests of one stream that wait for their answers."""
+"""Requests of one stream that wait for their answers; further ones wait unread."""
 MAX_ASKED_BYTES: Final = 16 << 20
-"""A stream whose unanswered requests hold more is not read on."""
+"""The same in bytes of their messages."""
+READ_BYTES: Final = 1 << 18
+"""Read in one turn of the loop of what has waited, which is no more than a socket brings."""
 
 
 class Asked:
@@ -54,9 +64,16 @@ class Asked:
 
 
 class StreamCall(GrpcCall):
-    """Messages both ways. Single answers leave in the order of requests, streamed ones at once."""
+    """Messages both ways. Single answers leave in the order of requests, streamed ones at once.
 
-    __slots__ = ("_asked", "_asked_bytes", "_has_begun", "_has_ended", "_is_draining")
+    When it is full, what still comes waits as it came, in `_later`, and the client gets no window:
+    so that is at most the window it had. Half of the answers must have left before it reads on.
+    """
+
+    __slots__ = (
+        "_asked", "_asked_bytes", "_ends_later", "_has_begun", "_has_ended", "_has_paused",
+        "_is_draining", "_later",
+    )  # fmt: skip
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         super().__init__(socket, stream, head)
@@ -64,17 +81,24 @@ class StreamCall(GrpcCall):
         self._asked_bytes = 0
         self._has_begun = False
         self._has_ended = False
+        self._has_paused = False
         self._is_draining = False
+        self._later = bytearray()
+        self._ends_later = False
+
+    def _feed(self, data: Buffer, end_stream: bool) -> None:
+        read = 0 if self.is_full else self._read(data)
+        if self.is_full:
+            self._later += data[read:]
+            self._ends_later = end_stream
+        elif end_stream and not self.is_over:
+            self._end_body()
 
     def take(self, message: Buffer | Compressed) -> None:
-        if len(self._asked) >= MAX_ASKED:
-            raise Overloaded(f"more than {MAX_ASKED} requests of this stream wait")
-        size = len(message.data if isinstance(message, Compressed) else message)
+        size = len(message.data if isinstance(message, Compressed) else message) + PREFIX_BYTES
         asked = Asked(self, size)
         self._asked.append(asked)
         self._asked_bytes += size
-        if self._asked_bytes > MAX_ASKED_BYTES:
-            self.socket.pause(self.stream)
         try:
             if isinstance(message, Compressed) and message.is_large:
                 self.socket.app.spawn(self._inflate(asked, message))
@@ -82,6 +106,13 @@ class StreamCall(GrpcCall):
                 self._run(asked, self.open(message))
         except Exception as error:
             self.answer(asked, self.explain(error), True)
+        if (
+            len(self._asked) >= MAX_ASKED
+            or self._asked_bytes > MAX_ASKED_BYTES
+            or self.stream.queued > PAUSE_UNREAD_BYTES
+        ):
+            self.is_full = True
+            self.socket.pause(self.stream)
 
     def _run(self, asked: Asked, message: Buffer) -> None:
         operation = asked.operation = self.head.method.decode(message)
@@ -136,8 +167,8 @@ class StreamCall(GrpcCall):
             self._asked_bytes -= first.num_bytes
             self.socket.consumed(self.stream, first.num_bytes)
             self._send(first)
-        if self.stream.paused and self._asked_bytes <= MAX_ASKED_BYTES:
-            self.socket.resume(self.stream)
+        if self.is_full and not self.stream.waiting:
+            self.resume()
         self._finish()
 
     def _send(self, asked: Asked) -> None:
@@ -147,14 +178,44 @@ class StreamCall(GrpcCall):
         self._begin()
         self.socket.send(self.stream, parts)
         if self.stream.queued > PAUSE_UNREAD_BYTES and asked.call is not None:
+            self._has_paused = True
             asked.call.lease.target.pause(asked.call)
         if self.stream.queued > MAX_UNREAD_BYTES:
             raise Overloaded(f"more than {MAX_UNREAD_BYTES} bytes of the answer wait unread")
 
     def resume(self) -> None:
-        for asked in self._asked:
-            if asked.call is not None:
-                asked.call.lease.target.resume(asked.call)
+        if self._has_paused:
+            self._has_paused = False
+            for asked in self._asked:
+                if asked.call is not None:
+                    asked.call.lease.target.resume(asked.call)
+        if self.is_full:
+            self._read_on_soon()
+
+    def _read_on_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Takes some of the requests that have waited; behind the last the client may send more."""
+        has_room = len(self._asked) <= MAX_ASKED // 2 and self._asked_bytes <= MAX_ASKED_BYTES // 2
+        if self.is_over or not (self.is_full and has_room):
+            return
+        self.is_full = False
+        # The time of these requests begins here.
+        self.socket.now = self.socket.app.clock()
+        try:
+            del self._later[: self._read(self._later[:READ_BYTES])]
+            if self.is_full or self.is_over:
+                return
+            if self._later:
+                self.is_full = True
+                self._read_on_soon()
+            elif self._ends_later:
+                self._end_body()
+            else:
+                self.socket.resume(self.stream)
+        except Exception as error:
+            self.give_up(self.explain(error))
 
     def _begin(self) -> None:
         if not self._has_begun:
@@ -180,6 +241,7 @@ class StreamCall(GrpcCall):
 
     def abandon(self) -> None:
         self.is_over = True
+        self._later.clear()
         waiting, self._asked = self._asked, deque()
         for asked in waiting:
             call, asked.call = asked.call, None

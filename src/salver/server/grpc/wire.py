@@ -22,7 +22,7 @@ _ENCODINGS: Final = ("identity", "deflate", "gzip")
 ACCEPTED_ENCODINGS: Final = ", ".join(_ENCODINGS)
 
 _SUBTYPES: Final = (f"{CONTENT_TYPE}+", f"{CONTENT_TYPE};")
-_PREFIX_BYTES: Final = 5
+PREFIX_BYTES: Final = 5
 _MAX_STATUS_MESSAGE_BYTES: Final = 4096
 _FIRST_BUFFER_BYTES: Final = 1 << 20
 _INFLATED_AT_ONCE: Final = 4096
@@ -89,9 +89,9 @@ class Compressed(NamedTuple):
 
 def whole_message(data: Buffer, max_bytes: int) -> bytes | None:
     """The message if `data` is just one that needs no further care, as most often; else None."""
-    size = len(data) - _PREFIX_BYTES
-    if 0 <= size <= max_bytes and int.from_bytes(data[:_PREFIX_BYTES], "big") == size:
-        return bytes(data[_PREFIX_BYTES:])
+    size = len(data) - PREFIX_BYTES
+    if 0 <= size <= max_bytes and int.from_bytes(data[:PREFIX_BYTES], "big") == size:
+        return bytes(data[PREFIX_BYTES:])
     return None
 
 
@@ -118,27 +118,23 @@ class Deframer:
         """Nothing of a further message has come."""
         return not self._head
 
-    def feed(self, data: Buffer) -> Sequence[Buffer | Compressed]:
-        """Takes a piece of the body, which may be reused after; returns the messages it ends.
+    def take(self, data: memoryview) -> tuple[Buffer | Compressed | None, memoryview]:
+        """Takes the next bytes of the body, which may be reused after, up to a message's end.
 
+        Returns the message, None if more of it is to come, and what of `data` comes after it.
         Raises: InvalidInput, TooLarge.
         """
-        data = memoryview(data)
-        messages: list[Buffer | Compressed] = []
-        while data:
-            if self._message is None:
-                missing = _PREFIX_BYTES - len(self._head)
-                self._head += bytes(data[:missing])
-                data = data[missing:]
-                if len(self._head) < _PREFIX_BYTES:
-                    break
-                self._size = self._read_prefix(self._head)
-                self._message = self._buffer(len(data))
-                self._filled = 0
-            data = self._fill(self._message, data)
-            if self._filled == self._size:
-                messages.append(self._take(self._message))
-        return messages
+        if self._message is None:
+            missing = PREFIX_BYTES - len(self._head)
+            self._head += bytes(data[:missing])
+            data = data[missing:]
+            if len(self._head) < PREFIX_BYTES:
+                return None, data
+            self._size = self._read_prefix(self._head)
+            self._message = self._buffer(len(data))
+            self._filled = 0
+        data = self._fill(self._message, data)
+        return (self._finish(self._message) if self._filled == self._size else None), data
 
     def _read_prefix(self, prefix: bytes) -> int:
         flag, size = prefix[0], int.from_bytes(prefix[1:], "big")
@@ -167,7 +163,7 @@ class Deframer:
         self._filled = stop
         return data[stop - filled :]
 
-    def _take(self, message: memoryview) -> Buffer | Compressed:
+    def _finish(self, message: memoryview) -> Buffer | Compressed:
         compressed = self._head[0]
         self._head, self._message = b"", None
         return Compressed(bytes(message), self._encoding) if compressed else message
@@ -192,7 +188,7 @@ def parse_timeout(text: str) -> int:
 
 def frame(parts: Sequence[Buffer]) -> list[Buffer]:
     """One uncompressed message, its prefix in front of its parts."""
-    return [sum(map(len, parts)).to_bytes(_PREFIX_BYTES, "big"), *parts]
+    return [sum(map(len, parts)).to_bytes(PREFIX_BYTES, "big"), *parts]
 
 
 def status_block(code: int, message: str = "") -> bytes:
