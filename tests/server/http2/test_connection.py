@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.server.http2 import frames, hpack
-from salver.server.http2.connection import Http2Connection
+from salver.server.http2.connection import ROUND_TRIP_NS, Http2Connection
 from salver.server.http2.flood import WINDOW_NS
 from salver.server.http2.frames import ErrorCode, Setting
 from salver.server.http2.limits import Http2Limits
@@ -518,12 +518,12 @@ def test_a_paused_stream_gets_no_window_until_it_is_resumed() -> None:
     ],
 )
 def test_ends_the_connection(wrong: bytes, code: int) -> None:
-    connection, _ = serve()
+    connection, recorder = serve()
     connection.receive(wrong, 0)
     assert goaway_code(connection) == code
     assert connection.finished
     connection.receive(request(9), 0)
-    assert connection.num_requests <= 1
+    assert 9 not in recorder.streams
 
 
 @pytest.mark.parametrize(
@@ -616,11 +616,11 @@ def test_control_frames_that_come_with_work_are_no_flood() -> None:
 
 
 def test_rapid_resets_end_the_connection() -> None:
-    connection, _ = started(resets=50)
+    connection, recorder = started(resets=50)
     for stream_id in range(1, 201, 2):
         connection.receive(request(stream_id) + frames.rst_stream(stream_id, 8), 0)
     assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
-    assert connection.num_requests == 51
+    assert len(recorder.streams) == 51
 
 
 def test_a_header_block_may_not_go_on_for_ever() -> None:
@@ -646,7 +646,7 @@ def test_acknowledgements_that_nobody_reads_end_the_connection() -> None:
 
 def test_shutdown_takes_requests_for_one_round_trip() -> None:
     connection, recorder = started()
-    connection.shutdown()
+    connection.shutdown(0)
     connection.receive(request(1), 0)
     out = frames_of(written(connection))
     ping = next(one for one in out if isinstance(one, oracle.PingFrame))
@@ -661,10 +661,37 @@ def test_shutdown_takes_requests_for_one_round_trip() -> None:
     assert connection.finished
 
 
+def goaway_ids(connection: Http2Connection) -> list[int]:
+    out = frames_of(written(connection))
+    return [one.last_stream_id for one in out if isinstance(one, oracle.GoAwayFrame)]
+
+
+def test_shutdown_waits_for_an_answer_no_longer_than_a_round_trip() -> None:
+    connection, recorder = started()
+    connection.shutdown(1)
+    connection.sweep(ROUND_TRIP_NS)
+    connection.receive(request(1), ROUND_TRIP_NS)
+    assert goaway_ids(connection) == [2**31 - 1]
+    connection.sweep(1 + ROUND_TRIP_NS)
+    connection.receive(request(3), 1 + ROUND_TRIP_NS)
+    assert (goaway_ids(connection), list(connection.streams)) == ([1], [1])
+    assert not connection.finished
+    connection.sender.send_headers(recorder.streams[1], OK, end_stream=True)
+    assert connection.finished
+
+
+def test_shutdown_without_streams_ends_a_silent_client() -> None:
+    connection, _ = started()
+    connection.shutdown(1)
+    connection.shutdown(ROUND_TRIP_NS)
+    connection.sweep(1 + ROUND_TRIP_NS)
+    assert (goaway_ids(connection), connection.finished) == ([2**31 - 1, 0], True)
+
+
 def test_answers_to_streams_that_are_gone_are_dropped() -> None:
     connection, recorder = started()
     connection.receive(request(1) + request(3) + frames.rst_stream(1, 8), 0)
-    connection.reset(recorder.streams[3], ErrorCode.CANCEL)
+    connection.receive(frames.window_update(3, 0), 0)
     written(connection)
     for stream in recorder.streams.values():
         connection.sender.send_unary(stream, OK, [b"late"], TRAILERS)
