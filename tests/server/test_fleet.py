@@ -130,6 +130,47 @@ def test_a_front_that_ends_meanwhile_is_not_waited_for(fd: int) -> None:
     with_two(fd, test)
 
 
+def past_of(link: FakeLink) -> dict[str, list[int]]:
+    """What the front heard of past generations when it last joined."""
+    change = [order for order in link.sent if isinstance(order, Change)][-1]
+    return {name: list(numbers) for name, numbers in change.past.items()}
+
+
+def test_what_lies_in_a_slot_that_is_used_again_is_forgotten(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salver.server.fleet.NUM_SLOTS", 4)
+
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        for _ in range(6):
+            await fleet.load(VERSION)
+        fleet.leave(other)
+        fleet.join(other)
+        assert past_of(other) == {"model": [3, 4, 5]}
+
+    with_two(fd, test)
+
+
+def test_a_new_front_hears_which_generations_counted_before(fd: int) -> None:
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        for _ in range(3):
+            await fleet.load(VERSION)
+        again = FakeLink(fleet, 1)
+        fleet.leave(other)
+        fleet.join(again)
+        assert past_of(again) == {"model": [1, 2]}
+        await fleet.unload(REF)
+        fleet.leave(again)
+        fleet.join(again)
+        assert past_of(again) == {"model": [1, 2, 3]}
+        fleet.forget(REF)
+        fleet.leave(again)
+        fleet.join(again)
+        assert past_of(again) == {}
+
+    with_two(fd, test)
+
+
 def test_what_a_front_had_goes_with_it(fd: int) -> None:
     async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
         await fleet.load(VERSION)

@@ -116,6 +116,7 @@ class Fleet:
         self._wanted: dict[ModelRef, Wanted] = {}
         self._number = 1
         self._generation = 0
+        self._past: dict[str, list[int]] = {}
         self._preparing: set[int] = set()
         self._changing: dict[str, asyncio.Lock] = {}
         self._news = asyncio.Event()
@@ -151,7 +152,8 @@ class Fleet:
     def join(self, link: Link) -> None:
         """A front is there: it gets the whole document."""
         self.links[link.index] = link
-        link.send(Change(self._number, tuple(self.names()), tuple(self._wanted.values())))
+        wanted = tuple(self._wanted.values())
+        link.send(Change(self._number, tuple(self.names()), wanted, past=self._past))
         link.send(Health(self._is_ready))
 
     def leave(self, link: Link) -> None:
@@ -211,6 +213,8 @@ class Fleet:
         """Drops a version that is not in service, so that it counts as unknown."""
         if ref in self._wanted and not self._wanted[ref].generation:
             del self._wanted[ref]
+            if all(other.name != ref.name for other in self._wanted):
+                self._past.pop(ref.name, None)
             self._publish(gone=(ref,))
 
     async def _prepare(self, version: VersionOnDisk) -> Wanted:
@@ -251,9 +255,12 @@ class Fleet:
         used = {wanted.generation for wanted in self._wanted.values()} | self._preparing
         slots = {generation % NUM_SLOTS for generation in used}
         for generation in range(self._generation + 1, self._generation + NUM_SLOTS):
-            if generation % NUM_SLOTS not in slots:
+            slot = generation % NUM_SLOTS
+            if slot not in slots:
                 self._generation = generation
                 self._slab.clear(generation)
+                for name, past in self._past.items():
+                    self._past[name] = [each for each in past if each % NUM_SLOTS != slot]
                 return generation
         raise LoadFailed(f"more than {NUM_SLOTS - 2} versions cannot be served at once")
 
@@ -272,12 +279,21 @@ class Fleet:
     def _publish(self, *wanted: Wanted, gone: tuple[ModelRef, ...] = ()) -> int:
         """Makes the next document and sends every front what is new in it; its number."""
         self._number += 1
+        for one in wanted:
+            self._note_past(one)
         self._wanted |= {one.ref: one for one in wanted}
         change = Change(self._number, tuple(self.names()), wanted, gone)
         for link in self.links.values():
             link.send(change)
         self._notify()
         return self._number
+
+    def _note_past(self, successor: Wanted) -> None:
+        """Notes the generation that another takes the place of."""
+        ref = successor.ref
+        number = self._wanted[ref].generation if ref in self._wanted else 0
+        if number not in (0, successor.generation):
+            self._past.setdefault(ref.name, []).append(number)
 
     def _notify(self) -> None:
         """Something changed: whoever waits looks again, and the fronts hear of their health."""

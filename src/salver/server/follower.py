@@ -146,6 +146,9 @@ class Follower:
         while True:
             change = await self._changes.get()
             self._names = change.names
+            for name, generations in change.past.items():
+                for number in generations:
+                    self._engine.remember(name, self._slab.statistics(number, self._index))
             await asyncio.gather(
                 *(self._apply(wanted) for wanted in change.wanted),
                 *(self._forget(ref) for ref in change.gone),
