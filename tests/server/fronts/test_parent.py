@@ -20,7 +20,7 @@ import uvloop
 from onnx import TensorProto, helper
 
 from salver.config import ServerConfig
-from salver.server.fronts import Fronts
+from salver.server.fronts.parent import Fronts
 from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:

@@ -17,80 +17,28 @@ from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
 from salver.observe.statistics import Gauges
-from salver.server.orders import (
+from salver.server.fronts.orders import (
     Applied,
     Change,
     Discard,
     Health,
-    Ping,
     Prepare,
     Prepared,
     Wanted,
-    packed,
 )
-from salver.server.pulse import Pulse
+from salver.server.fronts.shares import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from salver.config import ModelConfig, ServerConfig
     from salver.interfaces import VersionOnDisk
     from salver.observe.slab import Slab
-    from salver.server.orders import AnyOrder
+    from salver.server.fronts.link import Link
+    from salver.server.fronts.orders import AnyOrder
     from salver.types import ModelRef
 
 
 log = logging.getLogger("salver.models")
-
-
-class Link:
-    """A running front as the parent hears of it. `applied` is 0 until it serves the document."""
-
-    def __init__(self, index: int, writer: asyncio.StreamWriter) -> None:
-        self.index = index
-        self.applied = 0
-        self.missing: tuple[ModelRef, ...] = ()
-        self.prepared: dict[int, Prepared] = {}
-        self.is_open = True
-        self._pulse = Pulse()
-        self._preparing: set[int] = set()
-        self._loads_until = 1
-        self._writer = writer
-
-    @property
-    def is_loading(self) -> bool:
-        """It may hold the GIL for long."""
-        return bool(self._preparing) or self.applied < self._loads_until
-
-    def send(self, order: AnyOrder) -> None:
-        """Sends without waiting; to a front that is gone it does nothing."""
-        if isinstance(order, Prepare):
-            self._preparing.add(order.wanted.generation)
-        elif isinstance(order, Change) and any(wanted.generation for wanted in order.wanted):
-            self._loads_until = order.number
-        if self.is_open:
-            self._writer.write(packed(order))
-
-    def beat(self) -> bool:
-        """Asks for a sign of life if there was one since the last beat; whether the front turns out
-        to be hung.
-        """
-        if self._pulse.beat(is_loading=self.is_loading):
-            self.send(Ping())
-        return self._pulse.is_lost
-
-    def heard(self, order: AnyOrder) -> None:
-        """Notes what came from the front."""
-        self._pulse.heard()
-        if isinstance(order, Prepared):
-            self._preparing.discard(order.generation)
-            self.prepared[order.generation] = order
-        elif isinstance(order, Applied):
-            self.applied, self.missing = order.number, order.missing
-
-    def close(self) -> None:
-        self.is_open = False
-        self._writer.close()
 
 
 class FleetModel(NamedTuple):
@@ -313,31 +261,3 @@ class Fleet:
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():
             await self._news.wait()
-
-
-def share(config: ModelConfig, num_fronts: int, num_cores: int) -> ModelConfig:
-    """A model's configuration in each of several fronts, so that together they are as configured:
-    its instances and its queue are divided, at least one for each, and so are the machine's cores.
-    """
-    replace, instances, queue = msgspec.structs.replace, config.instances, config.queue
-    count = _part(instances.count, num_fronts)
-    threads = instances.threads or max(1, num_cores // (num_fronts * max(count, 1)))
-    return replace(
-        config,
-        instances=replace(instances, count=count, threads=threads),
-        queue=replace(queue, max_calls=_part(queue.max_calls, num_fronts)),
-    )
-
-
-def share_server(config: ServerConfig) -> ServerConfig:
-    """The server's configuration in each of its fronts: its connections are divided, at least one
-    for each.
-    """
-    limits = config.limits
-    part = _part(limits.connections, config.processes)
-    shared = msgspec.structs.replace(limits, connections=part)
-    return msgspec.structs.replace(config, limits=shared)
-
-
-def _part(whole: int, num_fronts: int) -> int:
-    return -(-whole // num_fronts)

@@ -13,8 +13,9 @@ from salver.errors import LoadFailed
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
 from salver.observe.statistics import Gauges
-from salver.server.fleet import Fleet, Link, share, share_server
-from salver.server.orders import (
+from salver.server.fronts.fleet import Fleet
+from salver.server.fronts.link import Link
+from salver.server.fronts.orders import (
     Applied,
     Change,
     Discard,
@@ -23,6 +24,7 @@ from salver.server.orders import (
     Prepared,
     Wanted,
 )
+from salver.server.fronts.shares import share, share_server
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def past_of(link: FakeLink) -> dict[str, list[int]]:
 def test_what_lies_in_a_slot_that_is_used_again_is_forgotten(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("salver.server.fleet.NUM_SLOTS", 4)
+    monkeypatch.setattr("salver.server.fronts.fleet.NUM_SLOTS", 4)
 
     async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
         for _ in range(6):
