@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from salver.errors import did_you_mean, listed
+from salver.errors import InvalidInput, did_you_mean, listed
 
 MANY = [f"model_{i}" for i in range(1000)] + ["other"]
 
@@ -19,3 +19,8 @@ def test_lists_of_names_have_an_end() -> None:
     assert listed([]) == "none"
     assert listed(["a", "b"]) == "a, b"
     assert listed(MANY).endswith("model_19 and 981 more")
+
+
+def test_a_message_is_text_that_every_wire_can_carry() -> None:
+    error = InvalidInput("no input 'ü\ud800'")
+    assert error.message == str(error) == "no input 'ü\\ud800'"

@@ -173,6 +173,22 @@ def test_authors_need_no_event_loop() -> None:
     assert loaded_by(f"from salver import {names}") & ({"asyncio"} | FRAMEWORKS) == set()
 
 
+def test_the_checks_of_plug_ins_bring_nothing_along() -> None:
+    tools = {"asyncio", "hypothesis", "pytest", "_pytest"}
+    assert loaded_by("import salver.testing") & (tools | FRAMEWORKS) == set()
+
+
+def test_nothing_that_serves_knows_the_checks() -> None:
+    users = {m for m, targets in IMPORTS.items() for t in targets if folder(t) == "testing"}
+    assert {folder(module) for module in users} == {"testing"}
+
+
+def test_the_parent_of_fronts_loads_nothing_that_only_they_need() -> None:
+    loaded = loaded_by("import salver.cli.serve, salver.server.serve, salver.server.fronts")
+    assert "uvloop" in loaded
+    assert loaded & ({"google", "prometheus_client", "simdjson"} | FRAMEWORKS) == set()
+
+
 @pytest.mark.parametrize("name", ["runtimes", "protocols", "schedulers", "sources"])
 def test_plug_ins_import_their_framework_only_when_used(name: str) -> None:
     modules = [module for module in SOURCES if module.startswith(f"salver.{name}")]

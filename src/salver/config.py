@@ -316,13 +316,20 @@ def read(path: Path, struct: type[T]) -> T:
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Server options set as `SALVER_<OPTION>`; dots become two underscores."""
-    known = {name.upper().replace(".", "__"): name for name, *_ in walk(ServerConfig)}
+    """Server options set as `SALVER_<OPTION>`; dots become two underscores. What is a service link
+    is none of ours.
+    """
+    known = {"SALVER_" + name.upper().replace(".", "__"): name for name, *_ in walk(ServerConfig)}
     return {
-        known[key.removeprefix("SALVER_")]: value
+        known[key]: value
         for key, value in environ.items()
-        if key.startswith("SALVER_") and key.removeprefix("SALVER_") in known
+        if key in known and not is_service_link(key, value)
     }
+
+
+def is_service_link(variable: str, value: str) -> bool:
+    """Whether Kubernetes set it: a pod gets `NAME_PORT=tcp://10.0.0.1:80` for every Service."""
+    return variable.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def combine(base: ServerConfig, *layers: Mapping[str, Any]) -> ServerConfig:

@@ -43,6 +43,8 @@ class SalverError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        # A lone surrogate, which JSON and names of files can hold, has no form on any wire.
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.message = message
         self.retry_after_ms = retry_after_ms

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from click.testing import CliRunner
+
+from salver.cli.main import main
+from salver.config import from_environment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -22,3 +30,50 @@ def test_a_file_that_cannot_be_loaded_ends_the_command_with_its_reason(tmp_path:
     assert "clf version 1 could not be loaded" in done.stderr
     assert "none of the files could be loaded" in done.stderr
     assert "Serving on" not in done.stderr
+
+
+def test_what_kubernetes_says_of_a_service_is_not_taken_for_options() -> None:
+    links = {
+        "SALVER_SERVICE_HOST": "10.0.0.1",
+        "SALVER_SERVICE_PORT": "80",
+        "SALVER_PORT": "tcp://10.0.0.1:80",
+        "SALVER_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "SALVER_PORT_80_TCP_PROTO": "tcp",
+        "SALVER_PORT_80_TCP_PORT": "80",
+        "SALVER_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert from_environment(links) == {}
+    assert from_environment(links | {"SALVER_PORT": "udp://10.0.0.1:80"}) == {}
+    ours = {"SALVER_PORT": "80", "SALVER_HOST": "::", "SALVER_LIMITS__STREAMS": "7"}
+    expected = {"port": "80", "host": "::", "limits.streams": "7"}
+    assert from_environment(links | ours) == expected
+
+
+def test_a_link_to_a_service_is_told_of_and_does_not_keep_the_server_down(
+    serve: Any, tmp_path: Path
+) -> None:
+    server = serve(tmp_path, env={"SALVER_PORT": "tcp://10.0.0.1:80"})
+    (line,) = (line for line in server.output.splitlines() if "SALVER_PORT" in line)
+    assert line.startswith("WARNING SALVER_PORT=tcp://10.0.0.1:80 is ignored")
+    assert "enableServiceLinks: false" in line
+
+
+def test_a_python_file_says_what_is_served(serve: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mymodel.py").write_text("""
+import salver
+
+@salver.model(name="tagger", description="Tags words.", labels=["noun", "verb"], max_batch=16,
+              example=[1, 0])
+class Tagger:
+    def predict(self, x: salver.Array["float32", "B", 2]) -> salver.Array["float32", "B", 2]:
+        return x
+""")
+    server = serve(tmp_path / "mymodel.py")
+    told = json.loads(CliRunner().invoke(main, ["models", "--url", server.url, "--json"]).output)
+    assert [(m["name"], m["description"], m["labels"], m["example"]) for m in told] == [
+        ("tagger", "Tags words.", ["noun", "verb"], [1, 0])
+    ]
+    config = httpx.get(f"{server.url}/v2/models/tagger/config").json()
+    assert config["max_batch_size"] == 16
+    answer = httpx.post(f"{server.url}/predict", json={"input": [0, 1]}).json()
+    assert answer["label"] == "verb"

@@ -12,7 +12,7 @@ import salver
 from salver.errors import Overloaded
 from salver.observe import memory, monitor, user_metrics
 from salver.observe.metrics import ObservedModel, ObservedVersion, exposition
-from salver.observe.statistics import ModelStatistics
+from salver.observe.statistics import Gauges, ModelStatistics
 from salver.observe.user_metrics import added_up, forget, own_registry
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def expose(
     devices: Mapping[str, int] | None = None,
 ) -> Samples:
     models = [ObservedModel(name, each, 1) for name, each in statistics.items()]
-    versions = [ObservedVersion(name, "1", each, 5, 2, 4096) for name, each in statistics.items()]
+    versions = [ObservedVersion(name, "1", each) for name, each in statistics.items()]
     families = added_up([user]) if user else {}
     return samples_of(b"".join(exposition(models, versions, devices or {}, families)))
 
@@ -55,6 +55,7 @@ def busy() -> ModelStatistics:
     statistics.refused(Overloaded(""))
     statistics.batch(2, "delay", 2 * MS)
     statistics.batch(200, "full", 30 * MS)
+    statistics.gauges = Gauges(queue_depth=5, num_instances=2, memory_bytes=4096)
     return statistics
 
 
@@ -139,7 +140,7 @@ def test_names_of_models_are_escaped() -> None:
 def test_a_hundred_models_come_in_pieces_that_keep_nobody_waiting() -> None:
     statistics = [busy() for _ in range(100)]
     models = [ObservedModel(f"m{i}", each, 1) for i, each in enumerate(statistics)]
-    versions = [ObservedVersion(f"m{i}", "1", s, 0, 1, 0) for i, s in enumerate(statistics)]
+    versions = [ObservedVersion(f"m{i}", "1", s) for i, s in enumerate(statistics)]
     pieces = list(exposition(models, versions, {}, {}))
     assert max(piece.count(b"\n") for piece in pieces) <= 500
     assert len(samples_of(b"".join(pieces))) > 10_000

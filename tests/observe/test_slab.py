@@ -7,6 +7,7 @@ import pytest
 
 from salver.errors import Overloaded
 from salver.observe.slab import NUM_SLOTS, Slab
+from salver.observe.statistics import Gauges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,16 @@ def test_each_process_reads_what_all_counted(fd: int) -> None:
         assert total.failure.times == 1
         assert total.last_run_ms == one.last_run_ms > 0
         assert (total.num_rows, total.num_runs, sum(total.durations().steps)) == (3, 1, 2)
+
+
+def test_each_process_reads_how_all_stand(fd: int) -> None:
+    one, other = (Slab(fd, 2).statistics(7, row) for row in range(2))
+    one.gauges, other.gauges = Gauges(3, 1, 1 << 40), Gauges(4, 2, 5)
+    assert one.gauges == (3, 1, 1 << 40)
+    assert one.total().gauges == other.total().gauges == (7, 3, (1 << 40) + 5)
+    other.gauges = Gauges()
+    assert one.total().gauges == one.gauges
+    assert one.total().success.times == 0
 
 
 def test_a_process_that_is_started_again_counts_on(fd: int) -> None:

@@ -1,25 +1,24 @@
 from __future__ import annotations
 
-from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from salver.config import Limits
-from salver.errors import InvalidInput, NotFound, SalverError
+from salver.errors import InvalidInput, NotFound
 from salver.interfaces import Command, Query
 from salver.protocols.kserve_v2 import KserveV2
 from salver.signature import Method, TensorSpec
+from salver.testing import check_protocol
 from salver.types import FP32, ModelRef, Response, Rows, Tensor, Tensors
 
 KSERVE = KserveV2(Limits())
 ENDPOINTS = {endpoint.path: endpoint for endpoint in KSERVE.endpoints()}
 INFER = "/v2/models/{model}/infer"
+INFER_VERSION = "/v2/models/{model}/versions/{version}/infer"
 SCORES = TensorSpec(name="y", dtype=FP32, shape=(-1, 3), labels=("a", "b", "c"))
 METHOD = Method(inputs=(), outputs=(SCORES,), batching="rows")
 
@@ -151,14 +150,14 @@ def test_health_is_a_status():
     assert live.encode(Query(), {"ready": False}).status == 503
 
 
+def test_it_keeps_its_contract():
+    outputs = [InferRequestedOutput("y", binary_data=False, class_count=1)]
+    infer, _ = triton_request(outputs, binary=False, request_id="7", parameters={"own": 1})
+    index = "/v2/repository/index"
+    check_protocol(KSERVE, {INFER: infer, INFER_VERSION: infer, index: b'{"ready": true}'})
+
+
 def test_errors():
     answer = KSERVE.refuse(NotFound("nothing here"))
     assert answer.status == 404
     assert orjson.loads(answer.body[0]) == {"error": "nothing here"}
-
-
-@given(body=st.binary(max_size=60), length=st.one_of(st.none(), st.integers(-5, 70)))
-def test_any_body_is_a_request_or_an_error(body, length):
-    for path in (INFER, "/v2/repository/index", "/v2/repository/models/{model}/load"):
-        with suppress(SalverError):
-            decode(body, length, path)

@@ -13,6 +13,7 @@ from salver.config import Limits
 from salver.errors import InvalidInput, NotFound, SalverError, TooLarge, UnsupportedMedia
 from salver.protocols.plain import PlainDoor, encode_answer, encode_predictions, stream_item
 from salver.signature import Method, TensorSpec
+from salver.testing import check_protocol
 from salver.types import (
     BYTES,
     FP32,
@@ -305,6 +306,12 @@ def test_items_of_a_stream_are_lines():
     )
     line = stream_item(decode(b"[1]"), response)
     assert line == b'{"prediction":"a\\nb","model_version":"3"}\n'
+
+
+def test_it_keeps_its_contract():
+    rows, table = b'{"instances": [[1, 2]]}', b"a,b\n1,2\n"
+    paths = [path for path in ENDPOINTS if path.endswith(":predict")]
+    check_protocol(DOOR, dict.fromkeys(ENDPOINTS, table) | dict.fromkeys(paths, rows))
 
 
 def test_errors():

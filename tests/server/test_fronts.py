@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from onnx import TensorProto, helper
+
+from salver.config import ServerConfig
+from salver.server.fronts import Fronts
+from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,6 +180,29 @@ def test_every_front_tells_the_totals(polling: Any) -> None:
         assert [counts(client) for client in clients] == [(before + 8,) * 3] * 2
 
 
+def test_every_front_tells_what_all_have(polling: Any, tmp_path: Path) -> None:
+    def gauge(client: Client, name: str, model: str) -> int:
+        pattern = rf'salver_{name}{{model="{model}",version="1"}} (\d+)'
+        found = re.search(pattern, client.ask("GET", "/metrics")[1])
+        assert found
+        return int(found.group(1))
+
+    pipe, end, body = tmp_path / "pipe", tmp_path / "end", json.dumps({"input": f"{tmp_path}/pipe"})
+    os.mkfifo(pipe)
+    os.link(pipe, end)
+    with both_fronts(polling) as (busy, other):
+        assert gauge(busy, "instances", "scaling") == gauge(other, "instances", "scaling") == 2
+        waiting = 5
+        head = "POST /predict/gate HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        busy.sock.sendall(request * (1 + waiting))
+        until(lambda: gauge(other, "queue_depth", "gate") == waiting, "the other's queue")
+        (tmp_path / "file").write_text("done")
+        (tmp_path / "file").replace(pipe)
+        os.close(until(lambda: writer_of(end), "the model"))
+        until(lambda: gauge(other, "queue_depth", "gate") == 0, "its end")
+
+
 def test_a_swap_reaches_every_front(polling: Any, models: Path) -> None:
     with both_fronts(polling) as clients:
         write_scaling(models / "scaling" / "model.onnx", 3.0)
@@ -249,6 +278,36 @@ def test_a_front_that_dies_takes_only_its_own_connections(polling: Any) -> None:
     with both_fronts(polling) as clients:
         assert dying not in {client.pid() for client in clients}
         assert [client.scale() for client in clients] == [factor, factor]
+
+
+def test_a_front_that_hangs_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_scaling(tmp_path / "scaling" / "model.onnx", 2.0)
+    config = ServerConfig(port=0, processes=2, access_log="off")
+    source = FolderSource([Place(tmp_path)], {})
+
+    def hang(server: Any) -> None:
+        with both_fronts(server) as (victim, survivor):
+            hanging, living = victim.pid(), survivor.pid()
+            os.kill(hanging, signal.SIGSTOP)
+            until(lambda: hanging not in children(os.getpid()), "the front's end")
+            assert survivor.pid() == living
+        until(lambda: is_ready(server), "a new front")
+        with both_fronts(server) as clients:
+            assert hanging not in {client.pid() for client in clients}
+            assert [client.scale() for client in clients] == [2.0, 2.0]
+
+    async def run() -> None:
+        is_started = asyncio.Event()
+        server = Fronts(config, source, heartbeat_s=0.1)
+        async with asyncio.timeout(5 * GUARD_S), asyncio.TaskGroup() as group:
+            group.create_task(server.run(lambda _: is_started.set()))
+            await is_started.wait()
+            await asyncio.to_thread(hang, server)
+            server.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    assert "does not answer any more" in caplog.text
 
 
 def test_restarts_leave_nothing_behind(explicit: Any) -> None:

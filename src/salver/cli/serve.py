@@ -12,13 +12,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from salver.config import ServerConfig, combine, from_environment, read, walk
+from salver.config import ServerConfig, combine, from_environment, is_service_link, read, walk
 from salver.errors import LoadFailed, TrustRequired
 from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from salver.server.serve import Serving
 
+log = logging.getLogger("salver.cli")
 _MODEL_FLAGS = ("class_name", "runtime")
 
 
@@ -56,6 +59,7 @@ def serve(paths: tuple[str, ...], config_file: str, **given: Any) -> None:
     source = FolderSource([place(text) for text in paths], overrides)
     console = Console(stderr=True, highlight=False)
     set_up_logging(config.log_level)
+    warn_of_service_link(os.environ)
     if not config.trust and sys.stdin.isatty():
         config = ask_for_trust(console, source, config)
     if not config.api_key and config.host not in ("127.0.0.1", "localhost", "::1"):
@@ -86,6 +90,17 @@ def read_config(config_file: str, given: dict[str, Any]) -> ServerConfig:
             flags[name] = [part.strip() for part in flags[name].split(",")]
     base = read(Path(config_file), ServerConfig)
     return combine(base, from_environment(os.environ), flags)
+
+
+def warn_of_service_link(environ: Mapping[str, str]) -> None:
+    """Says why a variable that looks like ours is not heeded."""
+    port = environ.get("SALVER_PORT", "")
+    if is_service_link("SALVER_PORT", port):
+        log.warning(
+            "SALVER_PORT=%s is ignored: Kubernetes sets it for a Service called salver. "
+            "enableServiceLinks: false in the pod's spec keeps it away",
+            port,
+        )
 
 
 def place(text: str) -> Place:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 import numpy as np
 import orjson
 
-from salver.codecs.bind import is_number
 from salver.codecs.json_numbers import dumps
+from salver.codecs.values import is_number
 from salver.errors import ConfigError, InvalidInput, MissingExtra
 from salver.types import Object
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from salver.codecs.json_tensors import narrowed, tensor_of_bytes
+from salver.codecs.json_request import tensor_of_bytes
+from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, did_you_mean
 from salver.types import BF16, BOOL, BYTES, Tensor, Tensors, bf16_bits, bf16_floats, dtype_of
 

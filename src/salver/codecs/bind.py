@@ -5,32 +5,18 @@ The plain doors decode without knowing the model; here its signature decides.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salver.codecs.json_numbers import NON_FINITE, dumps
-from salver.codecs.json_tensors import narrowed
+from salver.codecs.values import BYTES_KEY, cells, shown, tensor_of_value
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
-from salver.types import (
-    BF16,
-    BOOL,
-    BYTES,
-    Loose,
-    Object,
-    Raw,
-    Tensor,
-    Tensors,
-    bf16_bits,
-)
+from salver.types import BF16, BYTES, Loose, Object, Raw, Tensor, Tensors, bf16_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from salver.signature import Method, TensorSpec
-    from salver.types import Array
 
 _CONTENT_OF_MEDIA = {"image": "image", "text": "text", "application": "bytes", "audio": "bytes"}
 
@@ -67,11 +53,11 @@ def _bind_one(method: Method, value: Any) -> Tensors:
     required = [spec for spec in method.inputs if not spec.optional] or list(method.inputs)
     is_named = isinstance(value, dict) and bool(value) and value.keys() <= names
     if len(required) == 1 and not is_named:
-        return Tensors({required[0].name: _tensor(required[0], value)})
+        return Tensors({required[0].name: tensor_of_value(required[0], value)})
     if not isinstance(value, dict):
         raise InvalidInput(f"expected an object with {', '.join(sorted(names))}")
     return Tensors(
-        {spec.name: _tensor(spec, value.get(spec.name)) for spec in _chosen(method, value)}
+        {spec.name: tensor_of_value(spec, value.get(spec.name)) for spec in _chosen(method, value)}
     )
 
 
@@ -108,7 +94,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
             payload.is_single = True
             value = [value]
     if not isinstance(value, list | np.ndarray):
-        raise InvalidInput(f"expected a list of inputs, got {_shown(value)}")
+        raise InvalidInput(f"expected a list of inputs, got {shown(value)}")
     first = value[0] if len(value) else None
     if isinstance(first, dict) and table is not None and table.columns:
         return Tensors({table.name: _table(table, value)})
@@ -118,10 +104,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
         raise InvalidInput(
             f"expected each input as an object with {', '.join(spec.name for spec in specs)}"
         )
-    return Tensors({table.name: _tensor(table, value)})
-
-
-BYTES_KEY = "b64"
+    return Tensors({table.name: tensor_of_value(table, value)})
 
 
 def _is_value(spec: TensorSpec, value: dict[str, Any]) -> bool:
@@ -147,9 +130,11 @@ def _by_name(method: Method, rows: Any) -> Tensors:
     given: dict[str, None] = {}
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise InvalidInput(f"row {index}: expected an object by input, got {_shown(row)}")
+            raise InvalidInput(f"row {index}: expected an object by input, got {shown(row)}")
         given |= dict.fromkeys(row)
-    return Tensors({spec.name: _tensor(spec, _pick(rows, spec)) for spec in _chosen(method, given)})
+    return Tensors(
+        {spec.name: tensor_of_value(spec, _pick(rows, spec)) for spec in _chosen(method, given)}
+    )
 
 
 def _pick(rows: Sequence[dict[str, Any]], spec: TensorSpec) -> list[Any]:
@@ -171,7 +156,7 @@ def _table(spec: TensorSpec, rows: Any) -> Tensor:
     matrix = []
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise InvalidInput(f"row {index}: expected an object by column, got {_shown(row)}")
+            raise InvalidInput(f"row {index}: expected an object by column, got {shown(row)}")
         if not row.keys() <= known:
             wrong = next(iter(row.keys() - known))
             raise InvalidInput(
@@ -179,7 +164,7 @@ def _table(spec: TensorSpec, rows: Any) -> Tensor:
                 f"There are: {', '.join(spec.columns)}"
             )
         matrix.append([row.get(column) for column in spec.columns])
-    return _tensor(spec, matrix)
+    return tensor_of_value(spec, matrix)
 
 
 def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tensors:
@@ -198,11 +183,11 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
                 f"There are: {', '.join(spec.columns)}"
             )
         matrix = [cells(columns.get(name, missing), name) for name in spec.columns]
-        return Tensors({spec.name: _tensor(spec, np.column_stack(matrix))})
+        return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].dtype is not BYTES:
         spec = specs[0]
         matrix = [cells(column, name) for name, column in columns.items()]
-        return Tensors({spec.name: _tensor(spec, np.column_stack(matrix))})
+        return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     found = Tensors()
     for spec in _chosen(method, columns):
         column = columns.get(spec.name, missing)
@@ -210,43 +195,12 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
             [cell or "" for cell in column] if spec.dtype is BYTES else cells(column, spec.name)
         )
         shape = (num_rows,) + (1,) * (len(spec.shape) - 1)
-        found[spec.name] = _reshaped(_tensor(spec, values), shape)
+        found[spec.name] = _reshaped(tensor_of_value(spec, values), shape)
     return found
 
 
 def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return Tensor(tensor.dtype, shape, tensor.array().reshape(shape))
-
-
-def is_number(cell: str) -> bool:
-    """Whether a text cell of a table is one."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def cells(column: Sequence[Any], name: str) -> Array:
-    """Text cells of a table's column as float64; empty ones are missing (NaN).
-
-    Raises: InvalidInput naming the line of the first cell that is none.
-    """
-    try:
-        return np.array(
-            [np.nan if cell is None or cell == "" else float(cell) for cell in column], np.float64
-        )
-    except (ValueError, TypeError):
-        for index, cell in enumerate(column):
-            if cell is None or cell == "":
-                continue
-            try:
-                float(cell)
-            except (ValueError, TypeError):
-                raise InvalidInput(
-                    f"column {name!r}, row {index + 1}: {str(cell)[:40]!r} is not a number"
-                ) from None
-        raise
 
 
 def _bind_file(method: Method, raw: Raw) -> Tensors:
@@ -267,133 +221,6 @@ def _bind_file(method: Method, raw: Raw) -> Tensors:
     raise UnsupportedMedia(
         f"this model takes {takes}, not a file of type {media}; send the values as JSON"
     )
-
-
-def _tensor(spec: TensorSpec, value: Any) -> Tensor:
-    """A tensor of the spec's type from nested lists or an array.
-
-    Raises: InvalidInput for ragged lists and values of another type.
-    """
-    if spec.dtype is BYTES:
-        array = _bytes_array(spec, value)
-    else:
-        array = _number_array(spec, value)
-    return Tensor(spec.dtype, array.shape, array)
-
-
-def _number_array(spec: TensorSpec, value: Any) -> Array:
-    name, dtype = spec.name, spec.dtype
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):
-        raise InvalidInput(f"input {name!r}: the rows differ in length") from None
-    if not array.size:
-        return array.astype(dtype.numpy)
-    if array.dtype.kind in "OU" and dtype.is_float:
-        array = _with_missing(spec, np.asarray(value, np.object_))
-    kind = array.dtype.kind
-    fits = (
-        (dtype is BOOL and kind == "b")
-        or (dtype.is_float and kind in "fiu")
-        or (dtype.is_integer and (kind in "iu" or (kind == "f" and bool(_is_whole(array).all()))))
-    )
-    if not fits:
-        raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
-    return narrowed(array, dtype, name)
-
-
-def _is_whole(array: Array) -> Array:
-    whole: Array = np.isfinite(array) & (array == np.trunc(array))
-    return whole
-
-
-def _with_missing(spec: TensorSpec, array: Array) -> Array:
-    """Objects as numbers: null is NaN for tables, and so are the words for non-finite floats.
-
-    Raises: InvalidInput.
-    """
-    flat = array.reshape(-1).tolist()
-    for index, value in enumerate(flat):
-        if value is None and (spec.columns or spec.optional):
-            flat[index] = np.nan
-        elif isinstance(value, str) and value in NON_FINITE:
-            flat[index] = NON_FINITE[value]
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            where = _where(spec, array.shape, index)
-            raise InvalidInput(
-                f"input {spec.name!r}{where}: expected {spec.dtype.name}, got {_shown(value)}"
-            )
-    return np.array(flat, np.float64).reshape(array.shape)
-
-
-def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
-    place = [int(i) for i in np.unravel_index(index, shape)]
-    if spec.columns and len(place) == 2 and place[1] < len(spec.columns):
-        return f", row {place[0]}, column {spec.columns[place[1]]!r}"
-    return f" at {place}"
-
-
-def _first_odd(array: Array, dtype: Any) -> str:
-    if array.dtype.kind == "f" and dtype.is_integer:
-        array = array[~_is_whole(array)]
-    return _shown(array.reshape(-1).tolist()[0])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {list(value.shape)}"
-    return dumps(value)[:60].decode(errors="replace")
-
-
-def _bytes_array(spec: TensorSpec, value: Any) -> Array:
-    """Nested lists of text, `{"b64": …}` or, for JSON contents, any value, as an object array."""
-    if spec.content == "json":
-        rank = len(spec.shape)
-        if rank == 0:
-            array: Array = np.empty((), np.object_)
-            array[()] = dumps(value)
-            return array
-        if not isinstance(value, list):
-            raise InvalidInput(f"input {spec.name!r}: expected a list, got {_shown(value)}")
-        array = np.empty(len(value), np.object_)
-        array[:] = [dumps(item) for item in value]
-        return array.reshape((len(value),) + (1,) * (rank - 1))
-    shape: list[int] = []
-    level = value
-    while isinstance(level, list) and len(shape) < max(len(spec.shape), 1):
-        shape.append(len(level))
-        level = level[0] if level else None
-    flat: list[bytes] = []
-    _flatten_bytes(value, len(shape), shape, spec, flat)
-    array = np.empty(len(flat), np.object_)
-    array[:] = flat
-    return array.reshape(shape)
-
-
-def _flatten_bytes(
-    value: Any, rank: int, shape: list[int], spec: TensorSpec, into: list[bytes]
-) -> None:
-    if rank == 0:
-        into.append(_as_bytes(value, spec))
-        return
-    if not isinstance(value, list) or len(value) != shape[len(shape) - rank]:
-        raise InvalidInput(f"input {spec.name!r}: the rows differ in length")
-    for item in value:
-        _flatten_bytes(item, rank - 1, shape, spec, into)
-
-
-def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
-    if isinstance(value, str):
-        if spec.content == "image":
-            value = {BYTES_KEY: value.rpartition(",")[2]}
-        else:
-            return value.encode()
-    if isinstance(value, dict) and set(value) == {BYTES_KEY}:
-        try:
-            return base64.b64decode(value[BYTES_KEY], validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            raise InvalidInput(f"input {spec.name!r}: {BYTES_KEY!r} is not valid base64") from None
-    raise InvalidInput(f"input {spec.name!r}: expected {spec.content}, got {_shown(value)}")
 
 
 def _bind_loose(method: Method, tensors: Loose) -> Tensors:

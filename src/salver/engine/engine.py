@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import gc
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -22,7 +20,7 @@ from salver.errors import (
     did_you_mean,
     listed,
 )
-from salver.observe.memory import resident_bytes
+from salver.observe.memory import give_back, resident_bytes
 from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
@@ -156,8 +154,7 @@ def reclaim_memory(goal_bytes: int) -> None:
 
 def collect() -> None:
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
 
 
 class Engine:

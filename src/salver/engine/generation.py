@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from salver.observe.memory import resident_bytes
+from salver.observe.statistics import Gauges
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -127,6 +128,11 @@ class Generation:
     def memory_bytes(self) -> int:
         """What its workers hold now, and what loading it into this process took."""
         return self.loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
+
+    def observe(self) -> None:
+        """Notes how it stands in its statistics, for all that share them."""
+        target = self.target
+        self.statistics.gauges = Gauges(target.queue_depth, target.num_instances, self.memory_bytes)
 
     async def user_metrics(self, timeout_s: float) -> list[bytes]:
         """What its code counts in workers; of one that is too busy to answer, what it last told."""

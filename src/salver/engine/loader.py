@@ -20,7 +20,7 @@ from salver.engine.warmup import warm_up
 from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
-from salver.observe.memory import resident_bytes
+from salver.observe.memory import giving_back, resident_bytes
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
@@ -181,7 +181,7 @@ class Loader:
             grown = max(resident_bytes() - size_before, 0)
             instances: Sequence[Instance] = ()
             if placement.processes:
-                instances = await self._launch(runtime, spec)
+                instances, *_ = await self._warm_workers(runtime, spec)
             elif placement.threads:
                 instances = [
                     ThreadInstance(models[i % len(models)], f"{spec.ref}-{i}", self._loop)
@@ -195,6 +195,13 @@ class Loader:
         return Loaded(signature, traits, costs, models, inline, instances, grown)
 
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        workers, signature, costs = await self._warm_workers(runtime, spec)
+        return Loaded(signature, workers[0].traits, costs, (), None, workers)
+
+    async def _warm_workers(
+        self, runtime: Runtime, spec: LoadSpec
+    ) -> tuple[list[ProcessInstance], Signature, list[Cost]]:
+        """Starts all workers of a version and warms them up; if one fails, none is left."""
         workers = await self._launch(runtime, spec)
         try:
             signature = chosen(workers[0].signature, spec.config)
@@ -204,7 +211,7 @@ class Loader:
         except BaseException:
             await stop_all(workers)
             raise
-        return Loaded(signature, workers[0].traits, costs, (), None, workers)
+        return workers, signature, costs
 
     async def _launch(self, runtime: Runtime, spec: LoadSpec) -> list[ProcessInstance]:
         """Starts all workers of a version; if one fails, none is left."""
@@ -306,9 +313,14 @@ async def blocking(function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.wrap_future(in_thread(function, *arguments))
 
 
+def load_tidily(runtime: Runtime, spec: LoadSpec) -> Model:
+    with giving_back():
+        return runtime.load(spec)
+
+
 async def open_model(runtime: Runtime, spec: LoadSpec) -> Model:
     """Loads in a thread; a model that comes after the load was cancelled is closed at once."""
-    opening = in_thread(runtime.load, spec)
+    opening = in_thread(load_tidily, runtime, spec)
     try:
         return await asyncio.wrap_future(opening)
     except asyncio.CancelledError:

@@ -49,6 +49,7 @@ from salver.engine.instances import run
 from salver.engine.packing import pack_request, pack_results, unpack_work
 from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
+from salver.observe.memory import giving_back
 from salver.observe.user_metrics import exposition
 from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
@@ -124,19 +125,19 @@ class Worker:
         return True
 
     def _load(self, order: Load) -> bool:
+        spec = LoadSpec(
+            path=order.path,
+            ref=order.ref,
+            config=order.config,
+            device=order.device,
+            threads=order.threads,
+            trusted=order.trusted,
+            caller=self._call_home,
+            warn=lambda message: self._channel.send(Warned(message)),
+        )
         try:
-            self._model = _runtime(order.runtime).load(
-                LoadSpec(
-                    path=order.path,
-                    ref=order.ref,
-                    config=order.config,
-                    device=order.device,
-                    threads=order.threads,
-                    trusted=order.trusted,
-                    caller=self._call_home,
-                    warn=lambda message: self._channel.send(Warned(message)),
-                )
-            )
+            with giving_back():
+                self._model = _runtime(order.runtime).load(spec)
         except SalverError as error:
             self._channel.send(Failed(fault_of(error)))
             return False

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_LARGE_BYTES: Final = 16 << 20
 
 
 def resident_bytes(pid: int | str = "self") -> int:
@@ -17,6 +22,21 @@ def resident_bytes(pid: int | str = "self") -> int:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
+
+
+def give_back() -> None:
+    """Returns to the system what the allocator keeps free (glibc, malloc_trim(3)). Blocking."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def giving_back() -> Iterator[None]:
+    """Gives back what was only needed inside. A large file is often in memory twice for a while."""
+    size_before = resident_bytes()
+    yield
+    if resident_bytes() - size_before > _LARGE_BYTES:
+        give_back()
 
 
 class _Memory(ctypes.Structure):

@@ -17,7 +17,7 @@ from salver.observe.statistics import NUM_STEPS, step_end_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from salver.observe.statistics import Histogram, ModelStatistics
+    from salver.observe.statistics import Gauges, Histogram, ModelStatistics
     from salver.observe.user_metrics import Family
 
 _NS_PER_S: Final = 1e9
@@ -41,9 +41,6 @@ class ObservedVersion(NamedTuple):
     model: str
     version: str
     statistics: ModelStatistics
-    queue_depth: int
-    num_instances: int
-    memory_bytes: int
 
 
 Sample = tuple[str, "int | float | str"]
@@ -184,13 +181,13 @@ def _of_versions(versions: Sequence[ObservedVersion]) -> Iterator[Ours]:
 
 
 def _gauge(
-    named: Sequence[tuple[str, ObservedVersion]], value: Callable[[ObservedVersion], int]
+    named: Sequence[tuple[str, ObservedVersion]], value: Callable[[Gauges], int]
 ) -> Iterator[Sample]:
     for labels, each in named:
-        yield f"{{{labels}}}", value(each)
+        yield f"{{{labels}}}", value(each.statistics.gauges)
 
 
-_GAUGES: Final[tuple[tuple[str, str, Callable[[ObservedVersion], int]], ...]] = (
+_GAUGES: Final[tuple[tuple[str, str, Callable[[Gauges], int]], ...]] = (
     ("salver_queue_depth", "Calls that wait.", lambda each: each.queue_depth),
     ("salver_instances", "Instances.", lambda each: each.num_instances),
     ("salver_model_memory_bytes", "Memory that it holds.", lambda each: each.memory_bytes),

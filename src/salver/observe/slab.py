@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
-from salver.observe.statistics import NUM_CELLS, ModelStatistics
+from salver.observe.statistics import NUM_CELLS, Gauges, ModelStatistics
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 NUM_SLOTS: Final = 4096
 """Most generations that can be counted at once; pages are only taken by those that are used."""
 _CELL_BYTES: Final = 8
-_ROW_CELLS: Final = NUM_CELLS + 1  # the last one is the time of the last run
+_LAST_RUN: Final = NUM_CELLS
+_GAUGES: Final = slice(_LAST_RUN + 1, _LAST_RUN + 1 + len(Gauges._fields))
+_ROW_CELLS: Final = _GAUGES.stop
 
 
 class Slab:
@@ -55,21 +57,31 @@ class Slab:
 class SharedStatistics(ModelStatistics):
     """Counters of one generation in several processes; what is written stands in one `row`."""
 
-    __slots__ = ("_rows",)
+    __slots__ = ("_row", "_rows")
 
     def __init__(self, rows: npt.NDArray[np.int64], row: int) -> None:
         self._rows = rows
-        self.cells = cast("MutableSequence[int]", memoryview(rows[row]))
+        self._row = rows[row]
+        self.cells = cast("MutableSequence[int]", memoryview(self._row))
 
     @property
     def last_run_ms(self) -> int:
-        return self.cells[NUM_CELLS]
+        return self.cells[_LAST_RUN]
 
     @last_run_ms.setter
     def last_run_ms(self, value: int) -> None:
-        self.cells[NUM_CELLS] = value
+        self.cells[_LAST_RUN] = value
+
+    @property
+    def gauges(self) -> Gauges:
+        return Gauges(*self._row[_GAUGES].tolist())
+
+    @gauges.setter
+    def gauges(self, value: Gauges) -> None:
+        self._row[_GAUGES] = value
 
     def total(self) -> ModelStatistics:
         total = ModelStatistics(self._rows[:, :NUM_CELLS].sum(axis=0).tolist())
-        total.last_run_ms = int(self._rows[:, NUM_CELLS].max())
+        total.last_run_ms = int(self._rows[:, _LAST_RUN].max())
+        total.gauges = Gauges(*self._rows[:, _GAUGES].sum(axis=0).tolist())
         return total

@@ -95,17 +95,26 @@ class Histogram(NamedTuple):
     total_ns: int
 
 
+class Gauges(NamedTuple):
+    """How a version stands, as far as it was last noted."""
+
+    queue_depth: int = 0
+    num_instances: int = 0
+    memory_bytes: int = 0
+
+
 class ModelStatistics:
     """Counters of one version. Writing costs a few additions; reading sums them up."""
 
-    __slots__ = ("cells", "last_run_ms")
+    __slots__ = ("cells", "gauges", "last_run_ms")
 
     def __init__(self, cells: MutableSequence[int] | None = None) -> None:
         self.cells = [0] * NUM_CELLS if cells is None else cells
+        self.gauges = Gauges()
         self.last_run_ms = 0  # since the epoch
 
     def total(self) -> ModelStatistics:
-        """The counters of all processes together; for reading."""
+        """The counters and gauges of all processes together; for reading."""
         return self
 
     def call(self, total_ns: int, queue_ns: int, error: SalverError | None) -> None:

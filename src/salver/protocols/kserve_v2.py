@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from salver.codecs.json_numbers import dumps, loads
-from salver.codecs.json_tensors import (
-    InferBody,
-    decode_request,
-    encode_response,
-    encode_with_binary,
-    wants_binary,
-)
+from salver.codecs.json_request import InferBody, decode_request
+from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
 from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
 from salver.errors import InvalidInput

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from salver.codecs.bind import cells, is_number
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
@@ -22,6 +21,7 @@ from salver.codecs.json_numbers import (
     tensor_text,
 )
 from salver.codecs.status import json_refusal
+from salver.codecs.values import cells, is_number
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer
 from salver.types import BYTES, ModelRef, Object, Raw, Request

@@ -56,6 +56,12 @@ def must_be_trusted(spec: LoadSpec, reason: str) -> None:
         raise TrustRequired(f"{reason}. {trust_remedy(spec.path.name)}")
 
 
+def stays_on_cpu(spec: LoadSpec, what: str) -> None:
+    """Warns when another device was asked for, and this runtime has none."""
+    if spec.device != "cpu":
+        spec.warn(f"{what} runs on the processor, not on {spec.device}")
+
+
 def require(module: str, extra: str) -> Any:
     """Imports a framework.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from salver.errors import LoadFailed, ModelFailed
 from salver.interfaces import Probe, Traits
-from salver.runtimes.files import find_file, must_exist, require
+from salver.runtimes.files import find_file, must_exist, require, stays_on_cpu
 from salver.runtimes.tabular import (
     both_classes,
     class_names,
@@ -62,6 +62,9 @@ class LightgbmRuntime:
             if "libgomp" not in str(error):
                 raise
             raise LoadFailed("LightGBM needs libgomp: apt install libgomp1") from None
+        stays_on_cpu(spec, "LightGBM")
+        if not _is_whole(file):
+            raise LoadFailed(f"{file.name} is damaged: its end is missing")
         try:
             booster = lightgbm.Booster(model_file=file)
         except (lightgbm.basic.LightGBMError, ValueError):
@@ -74,6 +77,15 @@ class LightgbmRuntime:
 def _recognises(file: Path) -> bool:
     with file.open("rb") as stream:
         return stream.read(5).rstrip() == b"tree"
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether the file goes to its end. LightGBM aborts the process on most that are cut off."""
+    content = file.read_bytes()
+    ends = [b"end of trees"]
+    if b"\nparameters:" in content:
+        ends.append(b"end of parameters")
+    return all(b"\n%b\n" % end in content for end in ends)
 
 
 def _objective(file: Path) -> str:

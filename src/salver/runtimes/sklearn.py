@@ -10,7 +10,7 @@ import numpy as np
 
 from salver.errors import InvalidInput, LoadFailed, MissingExtra, SalverError, TrustRequired
 from salver.interfaces import Probe, Traits
-from salver.runtimes.files import find_file, must_be_trusted, must_exist, require
+from salver.runtimes.files import find_file, must_be_trusted, must_exist, require, stays_on_cpu
 from salver.runtimes.sklearn_estimators import last, make_quick
 from salver.runtimes.sklearn_inputs import inputs_of
 from salver.runtimes.tabular import (
@@ -72,6 +72,7 @@ class SklearnRuntime:
         file = must_exist(find_file(spec.path, spec.config, _SUFFIXES), "scikit-learn model")
         must_be_trusted(spec, _why_trust(file))
         require("sklearn", "sklearn")
+        stays_on_cpu(spec, "scikit-learn")
         return SklearnModel(_open(file, spec), file.name, spec.config)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from salver.errors import LoadFailed, ModelFailed
 from salver.interfaces import Probe, Traits
-from salver.runtimes.files import find_file, must_exist, require
+from salver.runtimes.files import find_file, must_exist, require, stays_on_cpu
 from salver.runtimes.tabular import (
     both_classes,
     class_names,
@@ -55,6 +55,7 @@ class XgboostRuntime:
             find_file(spec.path, spec.config, _SUFFIXES, _recognises), "XGBoost model"
         )
         xgboost = require("xgboost", "xgboost")
+        stays_on_cpu(spec, "XGBoost")
         content = bytearray(file.read_bytes())  # XGBoost tells formats of files by suffix only
         try:
             booster = xgboost.Booster({"nthread": spec.threads}, model_file=content)

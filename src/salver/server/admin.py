@@ -203,6 +203,8 @@ class Admin:
         if generation is None:
             return state | _NO_GENERATION | _most_telling(model)
         config = generation.config
+        generation.observe()
+        gauges = generation.statistics.total().gauges
         return state | {
             "version": generation.ref.version,
             "state": "READY" if generation.target.is_ready else "UNAVAILABLE",
@@ -215,8 +217,8 @@ class Admin:
                 page_method(name, method) for name, method in generation.signature.methods.items()
             ],
             "example": config.example,
-            "queue_depth": generation.target.queue_depth,
-            "memory_bytes": generation.memory_bytes,
+            "queue_depth": gauges.queue_depth,
+            "memory_bytes": gauges.memory_bytes,
         }
 
     async def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
@@ -243,13 +245,9 @@ class Admin:
 
 def observed_version(generation: Generation) -> ObservedVersion:
     """What the metrics tell of a version."""
+    generation.observe()
     return ObservedVersion(
-        generation.ref.name,
-        generation.ref.version,
-        generation.statistics.total(),
-        generation.target.queue_depth,
-        generation.target.num_instances,
-        generation.memory_bytes,
+        generation.ref.name, generation.ref.version, generation.statistics.total()
     )
 
 

@@ -16,12 +16,24 @@ from salver.engine.frames import error_of
 from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
-from salver.server.orders import Applied, Change, Discard, Health, Prepare, Prepared, Wanted, packed
+from salver.observe.statistics import Gauges
+from salver.server.orders import (
+    Applied,
+    Change,
+    Discard,
+    Health,
+    Ping,
+    Prepare,
+    Prepared,
+    Wanted,
+    packed,
+)
+from salver.server.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from salver.config import ModelConfig
+    from salver.config import ModelConfig, ServerConfig
     from salver.interfaces import VersionOnDisk
     from salver.observe.slab import Slab
     from salver.server.orders import AnyOrder
@@ -40,12 +52,41 @@ class Link:
         self.missing: tuple[ModelRef, ...] = ()
         self.prepared: dict[int, Prepared] = {}
         self.is_open = True
+        self._pulse = Pulse()
+        self._preparing: set[int] = set()
+        self._loads_until = 1
         self._writer = writer
+
+    @property
+    def is_loading(self) -> bool:
+        """It may hold the GIL for long."""
+        return bool(self._preparing) or self.applied < self._loads_until
 
     def send(self, order: AnyOrder) -> None:
         """Sends without waiting; to a front that is gone it does nothing."""
+        if isinstance(order, Prepare):
+            self._preparing.add(order.wanted.generation)
+        elif isinstance(order, Change) and any(wanted.generation for wanted in order.wanted):
+            self._loads_until = order.number
         if self.is_open:
             self._writer.write(packed(order))
+
+    def beat(self) -> bool:
+        """Asks for a sign of life if there was one since the last beat; whether the front turns out
+        to be hung.
+        """
+        if self._pulse.beat(is_loading=self.is_loading):
+            self.send(Ping())
+        return self._pulse.is_lost
+
+    def heard(self, order: AnyOrder) -> None:
+        """Notes what came from the front."""
+        self._pulse.heard()
+        if isinstance(order, Prepared):
+            self._preparing.discard(order.generation)
+            self.prepared[order.generation] = order
+        elif isinstance(order, Applied):
+            self.applied, self.missing = order.number, order.missing
 
     def close(self) -> None:
         self.is_open = False
@@ -114,18 +155,19 @@ class Fleet:
         link.send(Health(self._is_ready))
 
     def leave(self, link: Link) -> None:
-        """A front is gone; nobody waits for it any more."""
+        """A front is gone; nobody waits for it any more, and nothing waits in it."""
+        for wanted in self._wanted.values():
+            if wanted.generation:
+                self._slab.statistics(wanted.generation, link.index).gauges = Gauges()
         link.close()
         del self.links[link.index]
         self._notify()
 
-    def heard(self, link: Link, order: Prepared | Applied) -> None:
-        """A front tells how far it is."""
-        if isinstance(order, Prepared):
-            link.prepared[order.generation] = order
-        else:
-            link.applied, link.missing = order.number, order.missing
-        self._notify()
+    def heard(self, link: Link, order: AnyOrder) -> None:
+        """A front tells how far it is, or just that it is there."""
+        link.heard(order)
+        if isinstance(order, Prepared | Applied):
+            self._notify()
 
     async def all_joined(self) -> None:
         await self._until(lambda: len(self.joined) == self._num_fronts)
@@ -259,10 +301,27 @@ class Fleet:
 
 def share(config: ModelConfig, num_fronts: int, num_cores: int) -> ModelConfig:
     """A model's configuration in each of several fronts, so that together they are as configured:
-    its instances are divided, at least one for each, and so are the machine's cores.
+    its instances and its queue are divided, at least one for each, and so are the machine's cores.
     """
-    instances = config.instances
-    count = -(-instances.count // num_fronts)
+    replace, instances, queue = msgspec.structs.replace, config.instances, config.queue
+    count = _part(instances.count, num_fronts)
     threads = instances.threads or max(1, num_cores // (num_fronts * max(count, 1)))
-    shared = msgspec.structs.replace(instances, count=count, threads=threads)
-    return msgspec.structs.replace(config, instances=shared)
+    return replace(
+        config,
+        instances=replace(instances, count=count, threads=threads),
+        queue=replace(queue, max_calls=_part(queue.max_calls, num_fronts)),
+    )
+
+
+def share_server(config: ServerConfig) -> ServerConfig:
+    """The server's configuration in each of its fronts: its connections are divided, at least one
+    for each.
+    """
+    limits = config.limits
+    part = _part(limits.connections, config.processes)
+    shared = msgspec.structs.replace(limits, connections=part)
+    return msgspec.structs.replace(config, limits=shared)
+
+
+def _part(whole: int, num_fronts: int) -> int:
+    return -(-whole // num_fronts)

@@ -31,6 +31,8 @@ from salver.server.orders import (
     Change,
     Discard,
     Health,
+    Ping,
+    Pong,
     Prepare,
     Prepared,
     Setup,
@@ -73,6 +75,7 @@ class Follower:
         self._asked: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
         self._handlers: dict[type[AnyOrder], Callable[[Any], None]] = {
             Prepare: lambda order: self._spawn(self._prepare(order.wanted)),
             Discard: self._discard,
@@ -80,30 +83,35 @@ class Follower:
             Health: self._heed_health,
             Accept: lambda order: self._spawn(self._accept(order.listeners)),
             Answer: self._take_answer,
+            Ping: lambda order: self._send(Pong()),
+            Stop: lambda order: self._stop.set(),
         }
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Serves until the parent, or a signal, says stop; then drains."""
         following = asyncio.ensure_future(self._follow(reader))
         applying = asyncio.ensure_future(self._apply_changes())
-        on_signals(following.cancel)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        tasks = (following, applying, stopping)
+        on_signals(self._stop.set)
         try:
-            await asyncio.wait((following, applying), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            following.cancel()
+            self._stop.set()
             applying.cancel()
             for listener in self._listeners:
                 listener.close()
             await self._front.drain()
-        for task in (following, applying):
+            following.cancel()
+        for task in tasks:
             if task.done() and not task.cancelled():
                 task.result()
 
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         async for order in orders(reader):
-            if isinstance(order, Stop):
-                return
-            self._handlers[type(order)](order)
+            # While it drains it obeys nobody, but is not hung either.
+            if isinstance(order, Ping) or not self._stop.is_set():
+                self._handlers[type(order)](order)
 
     def _send(self, order: AnyOrder) -> None:
         self._writer.write(packed(order))
@@ -159,6 +167,7 @@ class Follower:
                 self._engine.note(ref, "UNAVAILABLE", error.message)
             else:
                 self._engine.show(generation)
+                generation.observe()
                 self._shown[ref] = number
         else:
             self._engine.note(ref, wanted.state, wanted.reason)

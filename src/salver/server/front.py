@@ -70,6 +70,8 @@ class Front:
         while True:
             await asyncio.sleep(1)
             self._app.sweep()
+            for generation in self._engine.generations():
+                generation.observe()
             statistics = {name: model.statistics for name, model in self._engine.models.items()}
             self._rates.sample(statistics, system_clock())
 

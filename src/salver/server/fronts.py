@@ -21,7 +21,7 @@ from salver.control.reload import Repository
 from salver.engine.frames import Fault, fault_of
 from salver.errors import Internal, SalverError
 from salver.observe.slab import Slab
-from salver.server.fleet import Fleet, Link
+from salver.server.fleet import Fleet, Link, share_server
 from salver.server.listen import (
     listening_sockets,
     on_signals,
@@ -29,7 +29,8 @@ from salver.server.listen import (
     tls_context,
     unless_stopped,
 )
-from salver.server.orders import Accept, Answer, Applied, Ask, Prepared, Setup, Stop, orders
+from salver.server.orders import Accept, Answer, Ask, Setup, Stop, orders
+from salver.server.pulse import HEARTBEAT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,10 +52,13 @@ _STOP_MARGIN_S: Final = 15.0
 class Fronts:
     """The parent of all fronts. `started` is called with it when all are ready."""
 
-    def __init__(self, config: ServerConfig, source: Source) -> None:
+    def __init__(
+        self, config: ServerConfig, source: Source, *, heartbeat_s: float = HEARTBEAT_S
+    ) -> None:
         self.config = config
         self.port = 0
         self._source = source
+        self._heartbeat_s = heartbeat_s
         self._fleet: Fleet
         self._repository: Repository
         self._slab_fd = -1
@@ -78,6 +82,7 @@ class Fronts:
         self._stop = asyncio.Event()
         self._open()
         keepers = [asyncio.ensure_future(self._keep(i)) for i in range(config.processes)]
+        keepers.append(asyncio.ensure_future(self._watch()))
         follower = None
         on_signals(self.stop)
         try:
@@ -138,10 +143,25 @@ class Fronts:
             log.error("front process %d ended (%s); it is started again", index, how(status))
             if loop.time() - began > STEADY_S:
                 backoff_s = FIRST_BACKOFF_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), backoff_s)
+            if await self._stops_within(backoff_s):
                 return
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    async def _watch(self) -> None:
+        """Ends fronts that do not answer any more, until the server stops; `_keep` starts others.
+
+        Not after that, for a front that is draining may rightly take its time.
+        """
+        while not await self._stops_within(self._heartbeat_s):
+            for link in self._fleet.links.values():
+                if link.beat():
+                    log.error("front process %d does not answer any more; it is ended", link.index)
+                    self._processes[link.index].kill()
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        return self._stop.is_set()
 
     async def _run_front(self, index: int) -> int:
         """Runs a front to its end; its exit status."""
@@ -155,7 +175,7 @@ class Fronts:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         link = Link(index, writer)
         level = logging.getLogger("salver").getEffectiveLevel()
-        link.send(Setup(self.config, index, level))
+        link.send(Setup(share_server(self.config), index, level))
         self._fleet.join(link)
         if self._stop.is_set():
             link.send(Stop())
@@ -178,9 +198,8 @@ class Fronts:
             task = asyncio.ensure_future(self._command(link, order))
             self._commands.add(task)
             task.add_done_callback(self._commands.discard)
-        elif isinstance(order, Prepared | Applied):
-            self._fleet.heard(link, order)
-            self._spread()
+        self._fleet.heard(link, order)
+        self._spread()
 
     def _spread(self) -> None:
         """Gives every listening socket to its own front, or to all while that is not there."""

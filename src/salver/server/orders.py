@@ -113,8 +113,28 @@ class Ask(Order, frozen=True, tag=11):
     model: str
 
 
+class Ping(Order, frozen=True, tag=12):
+    """To a front: say that the loop runs."""
+
+
+class Pong(Order, frozen=True, tag=13):
+    """From a front: it does."""
+
+
 AnyOrder: TypeAlias = (
-    Setup | Prepare | Discard | Change | Health | Accept | Answer | Stop | Prepared | Applied | Ask
+    Setup
+    | Prepare
+    | Discard
+    | Change
+    | Health
+    | Accept
+    | Answer
+    | Stop
+    | Prepared
+    | Applied
+    | Ask
+    | Ping
+    | Pong
 )
 
 

@@ -13,13 +13,9 @@ from ml_dtypes import bfloat16
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from salver.codecs.json_numbers import NON_FINITE
-from salver.codecs.json_tensors import (
-    decode_request,
-    encode_response,
-    encode_with_binary,
-    narrowed,
-    wants_binary,
-)
+from salver.codecs.json_request import decode_request
+from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, SalverError, Unsupported
 from salver.signature import Method
 from salver.types import (

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol as JSON, with the binary tensor data extension.
+"""Requests of the Open Inference Protocol as JSON, with the binary tensor data extension.
 
 Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson above a kilobyte.
 """
@@ -6,7 +6,6 @@ Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson 
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -17,26 +16,15 @@ import simdjson
 from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
 
-from salver.codecs.json_numbers import NON_FINITE, loads, tensor_text
+from salver.codecs.json_numbers import NON_FINITE, loads
+from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, Unsupported
-from salver.types import (
-    BF16,
-    BOOL,
-    BYTES,
-    DTYPES,
-    UINT64,
-    DType,
-    Packed,
-    Tensor,
-    Tensors,
-    bf16_bits,
-    dtype_of,
-)
+from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors, dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from salver.types import Array, Buffer, Response
+    from salver.types import Array, Buffer
 
 _LARGE: Final = 1024
 _MAX_ELEMENTS: Final = 1 << 40
@@ -298,155 +286,3 @@ def _read_large(request: Any) -> InferBody:
         None if parameters is None else parameters.as_dict(),
         None if outputs is None else msgspec.convert(outputs.as_list(), list[JsonOutput]),
     )
-
-
-def narrowed(data: Array, dtype: DType, name: str) -> Array:
-    """Numbers as `dtype`; floats that become integers must be whole.
-
-    Raises: InvalidInput for an integer outside its range.
-    """
-    if dtype is BF16:
-        with np.errstate(over="ignore"):
-            return bf16_bits(data.astype(np.float32))
-    if data.dtype == dtype.numpy:
-        return data
-    if dtype.is_integer and data.size:
-        bounds = np.iinfo(dtype.numpy)
-        if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
-            raise InvalidInput(
-                f"input {name!r}: a value does not fit {dtype.name} ({bounds.min} to {bounds.max})"
-            )
-    with np.errstate(over="ignore"):
-        return data.astype(dtype.numpy)
-
-
-class _OutputText:
-    """One output of a batch as text: what stands around the numbers, and the rows' numbers."""
-
-    __slots__ = ("after", "before", "name", "row_texts")
-
-    def __init__(self, name: str, tensor: Tensor) -> None:
-        self.name = name
-        self.before = _before_shape(name, tensor.dtype.name) + b"["
-        inner = "".join([f",{dim}" for dim in tensor.shape[1:]]).encode()
-        self.after = inner + b'],"data":['
-        self.row_texts = _row_texts(tensor, name)
-
-    def part(self, response: Response) -> bytes:
-        start, stop = response.start, response.stop
-        if self.row_texts is None:
-            text = tensor_text(response.tensor(self.name), self.name, flat=True)[1:-1]
-        else:
-            text = b",".join(self.row_texts[start:stop])
-        return b"%b%d%b%b]}" % (self.before, stop - start, self.after, text)
-
-
-class _BatchText:
-    """The answers of a batch as text. With one output, those of one row each differ in its numbers
-    alone: `before_row` is what stands before them.
-    """
-
-    __slots__ = ("before_row", "opening", "outputs", "row_texts")
-
-    def __init__(self, response: Response) -> None:
-        tensors = response.rows.tensors
-        self.opening = _opening(response.ref.name, response.ref.version)
-        self.outputs = [_OutputText(name, tensors[name]) for name in response.names]
-        first = self.outputs[0]
-        self.row_texts = first.row_texts if len(self.outputs) == 1 else None
-        self.before_row = b'%b"outputs":[%b1%b' % (self.opening, first.before, first.after)
-
-
-@lru_cache(maxsize=1024)
-def _before_shape(name: str, datatype: str) -> bytes:
-    return b'{"name":%b,"datatype":"%b","shape":' % (orjson.dumps(name), datatype.encode())
-
-
-@lru_cache(maxsize=1024)
-def _opening(name: str, version: str) -> bytes:
-    return b'{"model_name":%b,"model_version":%b,' % (orjson.dumps(name), orjson.dumps(version))
-
-
-def _row_texts(tensor: Tensor, name: str) -> list[bytes] | None:
-    """Every row's numbers, written in one go; None where one by one is better."""
-    width = prod(tensor.shape[1:])
-    if tensor.dtype is BYTES or not tensor.shape or not 0 < width <= 64:
-        return None
-    rows = Tensor(tensor.dtype, (tensor.shape[0], width), tensor.array().reshape(-1, width))
-    return tensor_text(rows, name, flat=False)[2:-2].split(b"],[")
-
-
-def _own_output(name: str, tensor: Tensor) -> bytes:
-    """An output that belongs to one call alone."""
-    before = _before_shape(name, tensor.dtype.name)
-    text = tensor_text(tensor, name, flat=True)
-    return b'%b%b,"data":%b}' % (before, orjson.dumps(tensor.shape), text)
-
-
-def encode_response(response: Response, id: str = "") -> bytes:
-    """The JSON answer of an infer request. The first one of a batch writes the numbers of all."""
-    rows, names, start, stop = response.rows, response.names, response.start, response.stop
-    if stop < 0:
-        opening = _opening(response.ref.name, response.ref.version)
-        outputs = [_own_output(name, rows.tensors[name]) for name in names]
-    else:
-        batch: _BatchText | None = rows.cache.get(names)
-        if batch is None:
-            batch = rows.cache[names] = _BatchText(response)
-        if stop - start == 1 and batch.row_texts and not (id or response.parameters):
-            return b"%b%b]}]}" % (batch.before_row, batch.row_texts[start])
-        opening = batch.opening
-        outputs = [output.part(response) for output in batch.outputs]
-    if id:
-        opening += b'"id":%b,' % orjson.dumps(id)
-    if response.parameters:
-        opening += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
-    return b'%b"outputs":[%b]}' % (opening, b",".join(outputs))
-
-
-def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> list[Buffer]:
-    """JSON head and binary tensors, the outputs in `binary` as bytes. The first part is the JSON.
-
-    Format: the binary tensor data extension of the Open Inference Protocol.
-    """
-    outputs, tail = [], []
-    for name in response.names:
-        tensor = response.tensor(name)
-        entry: dict[str, Any] = {
-            "name": name,
-            "datatype": tensor.dtype.name,
-            "shape": list(tensor.shape),
-        }
-        if name in binary:
-            data = tensor.to_bytes()
-            entry["parameters"] = {"binary_data_size": len(data)}
-            tail.append(data)
-        else:
-            entry["data"] = orjson.Fragment(tensor_text(tensor, name, flat=True))
-        outputs.append(entry)
-    head: dict[str, Any] = {
-        "model_name": response.ref.name,
-        "model_version": response.ref.version,
-    }
-    if id:
-        head["id"] = id
-    if response.parameters:
-        head["parameters"] = dict(response.parameters)
-    return [orjson.dumps({**head, "outputs": outputs}), *tail]
-
-
-def wants_binary(body: InferBody, names: Sequence[str]) -> list[str]:
-    """Which outputs a request wants as bytes.
-
-    Raises: Unsupported for output parameters that Salver does not offer.
-    """
-    everything = bool((body.parameters or {}).get("binary_data_output"))
-    chosen = {}
-    for output in body.outputs or ():
-        parameters = output.parameters or {}
-        if "shared_memory_region" in parameters:
-            raise Unsupported(f"output {output.name!r}: shared memory is not offered; leave it out")
-        chosen[output.name] = bool(parameters.get("binary_data", everything))
-    if not chosen:
-        return list(names) if everything else []
-    return [name for name, is_binary in chosen.items() if is_binary]

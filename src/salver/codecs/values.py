@@ -1,0 +1,202 @@
+"""Values as people write them, as tensors: nested lists, text cells, base64.
+
+What is wrong is said with the input's name, the place in it, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from salver.codecs.json_numbers import NON_FINITE, dumps
+from salver.errors import InvalidInput
+from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from salver.signature import TensorSpec
+    from salver.types import Array
+
+BYTES_KEY = "b64"
+
+
+def tensor_of_value(spec: TensorSpec, value: Any) -> Tensor:
+    """A tensor of the spec's type from nested lists or an array.
+
+    Raises: InvalidInput for ragged lists and values of another type.
+    """
+    if spec.dtype is BYTES:
+        array = _bytes_array(spec, value)
+    else:
+        array = _number_array(spec, value)
+    return Tensor(spec.dtype, array.shape, array)
+
+
+def _number_array(spec: TensorSpec, value: Any) -> Array:
+    name, dtype = spec.name, spec.dtype
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"input {name!r}: the rows differ in length") from None
+    if not array.size:
+        return array.astype(dtype.numpy)
+    if array.dtype.kind in "OU" and dtype.is_float:
+        array = _with_missing(spec, np.asarray(value, np.object_))
+    kind = array.dtype.kind
+    fits = (
+        (dtype is BOOL and kind == "b")
+        or (dtype.is_float and kind in "fiu")
+        or (dtype.is_integer and (kind in "iu" or (kind == "f" and bool(_is_whole(array).all()))))
+    )
+    if not fits:
+        raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
+    return narrowed(array, dtype, name)
+
+
+def _is_whole(array: Array) -> Array:
+    whole: Array = np.isfinite(array) & (array == np.trunc(array))
+    return whole
+
+
+def _with_missing(spec: TensorSpec, array: Array) -> Array:
+    """Objects as numbers: null is NaN for tables, and so are the words for non-finite floats.
+
+    Raises: InvalidInput.
+    """
+    flat = array.reshape(-1).tolist()
+    for index, value in enumerate(flat):
+        if value is None and (spec.columns or spec.optional):
+            flat[index] = np.nan
+        elif isinstance(value, str) and value in NON_FINITE:
+            flat[index] = NON_FINITE[value]
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            where = _where(spec, array.shape, index)
+            raise InvalidInput(
+                f"input {spec.name!r}{where}: expected {spec.dtype.name}, got {shown(value)}"
+            )
+    return np.array(flat, np.float64).reshape(array.shape)
+
+
+def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
+    place = [int(i) for i in np.unravel_index(index, shape)]
+    if spec.columns and len(place) == 2 and place[1] < len(spec.columns):
+        return f", row {place[0]}, column {spec.columns[place[1]]!r}"
+    return f" at {place}"
+
+
+def _first_odd(array: Array, dtype: Any) -> str:
+    if array.dtype.kind == "f" and dtype.is_integer:
+        array = array[~_is_whole(array)]
+    return shown(array.reshape(-1).tolist()[0])
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {list(value.shape)}"
+    return dumps(value)[:60].decode(errors="replace")
+
+
+def _bytes_array(spec: TensorSpec, value: Any) -> Array:
+    """Nested lists of text, `{"b64": …}` or, for JSON contents, any value, as an object array."""
+    if spec.content == "json":
+        rank = len(spec.shape)
+        if rank == 0:
+            array: Array = np.empty((), np.object_)
+            array[()] = dumps(value)
+            return array
+        if not isinstance(value, list):
+            raise InvalidInput(f"input {spec.name!r}: expected a list, got {shown(value)}")
+        array = np.empty(len(value), np.object_)
+        array[:] = [dumps(item) for item in value]
+        return array.reshape((len(value),) + (1,) * (rank - 1))
+    shape: list[int] = []
+    level = value
+    while isinstance(level, list) and len(shape) < max(len(spec.shape), 1):
+        shape.append(len(level))
+        level = level[0] if level else None
+    flat: list[bytes] = []
+    _flatten_bytes(value, len(shape), shape, spec, flat)
+    array = np.empty(len(flat), np.object_)
+    array[:] = flat
+    return array.reshape(shape)
+
+
+def _flatten_bytes(
+    value: Any, rank: int, shape: list[int], spec: TensorSpec, into: list[bytes]
+) -> None:
+    if rank == 0:
+        into.append(_as_bytes(value, spec))
+        return
+    if not isinstance(value, list) or len(value) != shape[len(shape) - rank]:
+        raise InvalidInput(f"input {spec.name!r}: the rows differ in length")
+    for item in value:
+        _flatten_bytes(item, rank - 1, shape, spec, into)
+
+
+def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
+    if isinstance(value, str):
+        if spec.content == "image":
+            value = {BYTES_KEY: value.rpartition(",")[2]}
+        else:
+            return value.encode()
+    if isinstance(value, dict) and set(value) == {BYTES_KEY}:
+        try:
+            return base64.b64decode(value[BYTES_KEY], validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise InvalidInput(f"input {spec.name!r}: {BYTES_KEY!r} is not valid base64") from None
+    raise InvalidInput(f"input {spec.name!r}: expected {spec.content}, got {shown(value)}")
+
+
+def narrowed(data: Array, dtype: DType, name: str) -> Array:
+    """Numbers as `dtype`; floats that become integers must be whole.
+
+    Raises: InvalidInput for an integer outside its range.
+    """
+    if dtype is BF16:
+        with np.errstate(over="ignore"):
+            return bf16_bits(data.astype(np.float32))
+    if data.dtype == dtype.numpy:
+        return data
+    if dtype.is_integer and data.size:
+        bounds = np.iinfo(dtype.numpy)
+        if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
+            raise InvalidInput(
+                f"input {name!r}: a value does not fit {dtype.name} ({bounds.min} to {bounds.max})"
+            )
+    with np.errstate(over="ignore"):
+        return data.astype(dtype.numpy)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a text cell of a table is one."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def cells(column: Sequence[Any], name: str) -> Array:
+    """Text cells of a table's column as float64; empty ones are missing (NaN).
+
+    Raises: InvalidInput naming the line of the first cell that is none.
+    """
+    try:
+        return np.array(
+            [np.nan if cell is None or cell == "" else float(cell) for cell in column], np.float64
+        )
+    except (ValueError, TypeError):
+        for index, cell in enumerate(column):
+            if cell is None or cell == "":
+                continue
+            try:
+                float(cell)
+            except (ValueError, TypeError):
+                raise InvalidInput(
+                    f"column {name!r}, row {index + 1}: {str(cell)[:40]!r} is not a number"
+                ) from None
+        raise

@@ -1,0 +1,70 @@
+"""A server in one process, from start to end: its socket, its models, signals, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING, Any
+
+from salver.clock import system_clock
+from salver.control.reload import Repository
+from salver.engine.engine import Engine
+from salver.server.front import Front, tune_process
+from salver.server.listen import listening_sockets, on_signals, remove_socket, unless_stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from salver.config import ServerConfig
+    from salver.interfaces import Source
+
+
+class Server:
+    """Everything in one process. `started` is called with the server when it is ready."""
+
+    def __init__(self, config: ServerConfig, source: Source) -> None:
+        self.config = config
+        self.engine: Engine
+        self.port = 0
+        self._source = source
+        self._stop: asyncio.Event
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        return self.engine.models
+
+    async def run(self, started: Callable[[Server], None] = lambda server: None) -> None:
+        """Serves until told to stop, then drains.
+
+        Raises: ConfigError when the address cannot be had; LoadFailed when the source is wrong.
+        """
+        tune_process()
+        config = self.config
+        self._stop = asyncio.Event()
+        self.engine = Engine(config, system_clock)
+        repository = Repository(self._source, self.engine, config)
+        front = Front(config, self.engine, repository)
+        listeners, follower = [], None
+        on_signals(self.stop)
+        try:
+            listeners = listening_sockets(config, 1)
+            self.port = listeners[0].getsockname()[1]
+            for listener in listeners:
+                await front.accept(listener)
+            if not await unless_stopped(repository.start(), self._stop):
+                return
+            gc.freeze()
+            if config.mode == "poll":
+                follower = asyncio.ensure_future(repository.follow())
+            started(self)
+            await self._stop.wait()
+        finally:
+            if follower is not None:
+                follower.cancel()
+            await front.drain()
+            if listeners:
+                remove_socket(config.unix_socket)
+
+    def stop(self) -> None:
+        """Ends `run`, from the loop."""
+        self._stop.set()
