@@ -190,6 +190,16 @@ def test_a_burst_of_thousands_is_answered(client: Http2Client) -> None:
     assert len(client.answer(stream).messages(STREAM_ANSWER)) == 3000
 
 
+def test_a_burst_whose_answers_are_empty_is_read_on(small: Http2Client) -> None:
+    stream = small.call(STREAM, *[infer()] * 50)
+    small.turn()
+    for call in small.door.engine.calls:
+        small.door.engine.push_nothing(call)
+        small.turn()
+    answer = small.answer(stream)
+    assert (len(small.door.engine.calls), answer.data, answer.status) == (50, b"", "0")
+
+
 def test_what_waits_is_no_more_than_the_window(small: Http2Client) -> None:
     stream = small.call(STREAM, *[infer()] * 8, ends=False)
     small.turn()
@@ -276,6 +286,48 @@ def test_a_stream_that_asks_for_much_is_not_read_on(
     assert client.h2.local_flow_control_window(stream) == LONG_BODY_WINDOW_BYTES
     client.finish(stream)
     assert len(client.answer(stream).messages(STREAM_ANSWER)) == 6
+
+
+def test_large_answers_wait_for_their_reader(
+    door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "PAUSE_UNREAD_BYTES", 1 << 15)
+    monkeypatch.setattr(stream_module, "MAX_UNREAD_BYTES", 1 << 16)
+    client = Http2Client(door(), window=1000)
+    client.reads = False
+    stream = client.call(STREAM, *[infer(bytes(1 << 15))] * 6)
+    client.turn()
+    (state,) = client.socket._http2.streams.values()
+    assert state.queued < 1 << 17
+    client.reads = True
+    client.h2.increment_flow_control_window(1 << 24)
+    client.h2.increment_flow_control_window(1 << 24, stream)
+    answer = client.answer(stream)
+    assert (len(answer.messages(STREAM_ANSWER)), answer.status) == (6, "0")
+
+
+@pytest.mark.parametrize("num_rows", [1_000, 300_000])
+def test_decompressed_requests_count_as_what_they_have_become(
+    door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch, num_rows: int
+) -> None:
+    client = held(door)
+    row = bytes(num_rows * 16)
+    monkeypatch.setattr(stream_module, "MAX_ASKED_BYTES", 5 * len(row) // 2)
+    one = b"\1" + framed(gzip.compress(infer(row)))[1:]
+    stream = client.call(STREAM, ends=False, grpc_encoding="gzip")
+    client.send(stream, one * 10, end=True)
+    engine, numbers = client.door.engine, []
+    for _ in range(20):
+        client.turn()
+        for task in tuple(client.door.app._tasks):
+            client.door.loop.run_until_complete(task)
+        waiting = [call for call in engine.calls if not call.ended]
+        numbers.append(len(waiting))
+        for call in waiting:
+            engine.answer(call, Tensor.of([1.0]))
+    assert max(numbers) <= max(3, stream_module.MAX_INFLATING)
+    assert client.answer(stream).status == "0"
+    assert sum(numbers) == 10
 
 
 def test_answers_that_nobody_reads_end_a_stream(

@@ -34,25 +34,31 @@ if TYPE_CHECKING:
     from salver.types import Buffer, Call, Response
 
 MAX_UNREAD_BYTES: Final = 16 << 20
-"""Of one stream's answers."""
+"""Of a streamed answer whose model does not wait."""
 PAUSE_UNREAD_BYTES: Final = 1 << 20
-"""Unread bytes of a stream at which its model is asked to wait."""
+"""Unread bytes of a stream at which its models are asked to wait, and further answers do."""
 MAX_ASKED: Final = 1024
 """Requests of one stream that wait for their answers; further ones wait unread."""
 MAX_ASKED_BYTES: Final = 16 << 20
-"""The same in bytes of their messages."""
+"""The same in bytes of their messages, as they came and decompressed."""
+MAX_INFLATING: Final = 4
+"""Messages of one stream that are decompressed in threads at the same time."""
 READ_BYTES: Final = 1 << 18
 """Read in one turn of the loop of what has waited, which is no more than a socket brings."""
 
 
 class Asked:
-    """One request of a stream, and its answers while they wait for those before it."""
+    """One request of a stream, and its answers while they wait for those before it.
 
-    __slots__ = ("call", "is_done", "num_bytes", "operation", "parts", "stream")
+    `num_bytes` came for it, `inflated_bytes` more have become of them.
+    """
+
+    __slots__ = ("call", "inflated_bytes", "is_done", "num_bytes", "operation", "parts", "stream")
 
     def __init__(self, stream: StreamCall, num_bytes: int) -> None:
         self.stream = stream
         self.num_bytes = num_bytes
+        self.inflated_bytes = 0
         self.operation: Any = None
         self.call: Call | None = None
         self.parts: list[Buffer] = []
@@ -72,7 +78,7 @@ class StreamCall(GrpcCall):
 
     __slots__ = (
         "_asked", "_asked_bytes", "_ends_later", "_has_begun", "_has_ended", "_has_paused",
-        "_is_draining", "_later",
+        "_is_draining", "_later", "_num_inflating",
     )  # fmt: skip
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
@@ -85,6 +91,7 @@ class StreamCall(GrpcCall):
         self._is_draining = False
         self._later = bytearray()
         self._ends_later = False
+        self._num_inflating = 0
 
     def _feed(self, data: Buffer, end_stream: bool) -> None:
         read = 0 if self.is_full else self._read(data)
@@ -100,15 +107,19 @@ class StreamCall(GrpcCall):
         self._asked.append(asked)
         self._asked_bytes += size
         try:
-            if isinstance(message, Compressed) and message.is_large:
+            if not isinstance(message, Compressed):
+                self._run(asked, message)
+            elif message.is_large:
+                self._num_inflating += 1
                 self.socket.app.spawn(self._inflate(asked, message))
             else:
-                self._run(asked, self.open(message))
+                self._run_inflated(asked, self.open(message))
         except Exception as error:
             self.answer(asked, self.explain(error), True)
         if (
             len(self._asked) >= MAX_ASKED
             or self._asked_bytes > MAX_ASKED_BYTES
+            or self._num_inflating >= MAX_INFLATING
             or self.stream.queued > PAUSE_UNREAD_BYTES
         ):
             self.is_full = True
@@ -127,9 +138,16 @@ class StreamCall(GrpcCall):
         try:
             plain = await self.inflate(message)
             if not self.is_over:
-                self._run(asked, plain)
+                self._run_inflated(asked, plain)
         except Exception as error:
             self.answer(asked, self.explain(error), True)
+        self._num_inflating -= 1
+        self._read_on()
+
+    def _run_inflated(self, asked: Asked, message: Buffer) -> None:
+        asked.inflated_bytes = len(message)
+        self._asked_bytes += len(message)
+        self._run(asked, message)
 
     def end(self) -> None:
         self._has_ended = True
@@ -146,7 +164,9 @@ class StreamCall(GrpcCall):
             if parts is not None:
                 asked.parts += frame(parts)
             if final:
-                self._end(asked)
+                asked.is_done = True
+                asked.call = None
+                self._send_done()
             else:
                 self._send(asked)
         except Exception as error:
@@ -158,29 +178,25 @@ class StreamCall(GrpcCall):
             return True
         return isinstance(error, DeadlineExceeded) and self._is_late(self.socket.app.clock())
 
-    def _end(self, asked: Asked) -> None:
-        """Notes that a request has all its answers; sends those whose turn it is."""
-        asked.is_done = True
-        asked.call = None
-        while self._asked and self._asked[0].is_done:
+    def _send_done(self) -> None:
+        """Sends whole answers whose turn it is, as far as the client reads them."""
+        while self._asked and self._asked[0].is_done and self.stream.queued <= PAUSE_UNREAD_BYTES:
             first = self._asked.popleft()
-            self._asked_bytes -= first.num_bytes
+            self._asked_bytes -= first.num_bytes + first.inflated_bytes
             self.socket.consumed(self.stream, first.num_bytes)
             self._send(first)
-        if self.is_full and not self.stream.waiting:
-            self.resume()
         self._finish()
 
     def _send(self, asked: Asked) -> None:
         parts, asked.parts = asked.parts, []
-        if not parts:
-            return
-        self._begin()
+        if parts:
+            self._begin()
+        # Nothing is sent as well: `resume` is called in any case.
         self.socket.send(self.stream, parts)
         if self.stream.queued > PAUSE_UNREAD_BYTES and asked.call is not None:
             self._has_paused = True
             asked.call.lease.target.pause(asked.call)
-        if self.stream.queued > MAX_UNREAD_BYTES:
+        if self.stream.queued > MAX_UNREAD_BYTES and not asked.is_done:
             raise Overloaded(f"more than {MAX_UNREAD_BYTES} bytes of the answer wait unread")
 
     def resume(self) -> None:
@@ -191,14 +207,20 @@ class StreamCall(GrpcCall):
                     asked.call.lease.target.resume(asked.call)
         if self.is_full:
             self._read_on_soon()
+        self._send_done()
 
     def _read_on_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self._read_on)
 
     def _read_on(self) -> None:
         """Takes some of the requests that have waited; behind the last the client may send more."""
-        has_room = len(self._asked) <= MAX_ASKED // 2 and self._asked_bytes <= MAX_ASKED_BYTES // 2
-        if self.is_over or not (self.is_full and has_room):
+        if (
+            self.is_over
+            or not self.is_full
+            or len(self._asked) > MAX_ASKED // 2
+            or self._asked_bytes > MAX_ASKED_BYTES // 2
+            or self._num_inflating
+        ):
             return
         self.is_full = False
         # The time of these requests begins here.
