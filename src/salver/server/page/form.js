@@ -85,8 +85,9 @@ function fileField(spec) {
 
 function fieldOf(spec, method, example) {
   const shape = rowShape(spec, method);
+  const isCell = method.inputs.length > 1 && method.batching === "rows";
   if (isFile(spec)) return fileField(spec);
-  if (spec.content === "text") {
+  if (spec.content === "text" && !isCell) {
     const control = el("textarea", { rows: 3 }, String(example ?? ""));
     const read = () => (spec.optional && !control.value ? undefined : control.value);
     return labelled(spec.name, control, read, "text");
@@ -127,7 +128,9 @@ export function buildForm({ example }, method) {
     const sent = await Promise.all(found.map((v) => (v instanceof File ? asBase64(v) : v)));
     return { body: JSON.stringify({ input: oneInput(method, sent) }), type: "application/json" };
   }
-  return { node: el("div", {}, ...fields.map((field) => field.node)), values, request };
+  const nodes = fields.map((field) => field.node);
+  const isGrid = nodes.length > 1 && !nodes.some((node) => node.querySelector("textarea, .preview"));
+  return { node: el("div", isGrid ? { class: "grid" } : {}, ...nodes), values, request };
 }
 
 function v2Tensor(spec, method, value) {
