@@ -177,7 +177,9 @@ class ServerConfig(Options, frozen=True, kw_only=True):
     """`salver.yaml`: how to serve."""
 
     host: Annotated[str, _option("Address to listen on.", "static")] = "127.0.0.1"
-    port: Annotated[int, _option("Port for every protocol; 0 picks one.", "static", ge=0)] = 8000
+    port: Annotated[
+        int, _option("Port for every protocol; 0 picks one.", "static", ge=0, le=65535)
+    ] = 8000
     unix_socket: Annotated[str, _option("Unix socket to listen on as well.", "static")] = ""
     tls_cert: Annotated[str, _option("Certificate chain (PEM); turns TLS on.", "static")] = ""
     tls_key: Annotated[str, _option("Private key (PEM).", "static")] = ""
@@ -349,4 +351,15 @@ def combine(base: ServerConfig, *layers: Mapping[str, Any]) -> ServerConfig:
         return msgspec.convert(value, ServerConfig, strict=False)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `")
-        raise ConfigError(f"{path.removeprefix('$.').removesuffix('`')}: {text}") from None
+        name = path.removeprefix("$.").removesuffix("`")
+        values = [layer[name] for layer in layers if name in layer]
+        got = f", got {values[-1]!r}" if values else ""
+        raise ConfigError(f"{name}: {_expected(name, text)}{got}") from None
+
+
+def _expected(name: str, text: str) -> str:
+    """What a server option takes: its words if those are all, else what `text` expects."""
+    kind = next((kind for known, kind, *_ in walk(ServerConfig) if known == name), None)
+    if get_origin(kind) is Literal:
+        return f"expected one of {', '.join(get_args(kind))}"
+    return text.partition(", got ")[0]

@@ -33,6 +33,9 @@ class Toy:
     def greet(self, name: str, times: int) -> str:
         return " ".join([name] * times)
 
+    def cheer(self, name: str, times: int = 2) -> str:
+        return name + "!" * times
+
     def initials(self, names: list[str]) -> list[str]:
         return [name[0] for name in names]
 
@@ -135,6 +138,23 @@ def test_methods_for_one_input_run_row_by_row(toy: Path, tmp_path: Path) -> None
     assert (tmp_path / "out.csv").read_text() == "prediction\nA\nB\n"
 
 
+def test_empty_cells_are_left_to_the_defaults_of_a_method_for_one_input(
+    toy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("name,times\nAda,\n,3\n")
+    run(toy, tmp_path / "rows.csv", "-o", tmp_path / "out.csv", "--method", "cheer")
+    assert (tmp_path / "out.csv").read_text() == "prediction\nAda!!\n!!!\n"
+
+
+def test_where_nothing_can_be_written(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("1,2\n")
+    result = run(toy, tmp_path / "rows.csv", "-o", tmp_path / "missing" / "out.csv")
+    assert "out.csv cannot be written: no such file or directory" in result.output
+    result = run(toy, tmp_path / "rows.csv", "-o", toy.parent / "." / "rows.csv")
+    assert "rows.csv holds the rows themselves" in result.output
+    assert (tmp_path / "rows.csv").read_text() == "1,2\n"
+
+
 def test_a_bad_row_is_named_by_its_line(iris: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS + "5.0,wide,1.4,0.2\n")
     result = run(iris, tmp_path / "rows.csv", "-o", tmp_path / "out.csv", "--trust")
@@ -177,6 +197,7 @@ def test_json_that_is_none(toy: Path, tmp_path: Path) -> None:
     [
         ("rows.xlsx", "", "rows.xlsx: the format is told by the suffix: .csv, .jsonl"),
         ("rows.csv", "", "rows.csv: the table is empty"),
+        ("rows.csv", "a,b,a\n1,2,3\n", "rows.csv:1: two columns are called 'a'"),
         ("rows.npy", "no", "rows.npy: not an array of numbers"),
     ],
 )
@@ -193,7 +214,7 @@ def test_trust_is_asked_for(iris: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
     result = run(iris, tmp_path / "rows.csv", "-o", tmp_path / "out.csv")
     assert "m.joblib is a pickle" in result.output
-    assert "If you trust it: salver serve" in result.output
+    assert "the other commands take --trust as well" in result.output
 
 
 def test_streaming_methods_are_refused(toy: Path, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_a_file_as_it_is(run: Callable[..., Result], tmp_path: Path) -> None:
     [
         (["iriss", "1"], "'iriss' is not served here. Did you mean 'iris'? Served: iris, toy"),
         (["iris"], "what is the input?"),
+        (["iris", "sepal length (cm)=1", "b=2"], "unexpected input 'sepal length (cm)'"),
         (["iris", "1", "2"], "give one value, or every input as KEY=VALUE"),
         (["iris", "@no.csv"], "there is no file no.csv"),
         (["iris", "[1]"], "expected shape [-1, 4], got [1, 1]"),

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 from click.testing import CliRunner
 
 from salver.cli.main import main
@@ -77,3 +78,21 @@ class Tagger:
     assert config["max_batch_size"] == 16
     answer = httpx.post(f"{server.url}/predict", json={"input": [0, 1]}).json()
     assert answer["label"] == "verb"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--port", "70000"], "port: Expected `int` <= 65535, got '70000'"),
+        (["--port", "abc"], "port: Expected `int`, got 'abc'"),
+        (["--mode", "pol"], "mode: expected one of poll, explicit, none, got 'pol'"),
+        (["--config", "nowhere.yaml"], "File 'nowhere.yaml' does not exist"),
+        (["--tls-cert", "nowhere.pem", "--port", "0"], "tls_cert: there is no file nowhere.pem"),
+        ([""], "'' names no file or folder"),
+        (["iris="], "'iris=' names no file or folder"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path: Path, arguments: list[str], problem: str) -> None:
+    found = CliRunner().invoke(main, ["serve", str(tmp_path), *arguments])
+    assert found.exit_code
+    assert problem in found.output

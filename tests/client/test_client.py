@@ -106,6 +106,16 @@ def test_text_goes_in_and_comes_out_as_text(client: salver.Client) -> None:
     assert answer.tolist() == ["abab", "ööö"]
 
 
+def test_a_frame_goes_column_by_column(client: salver.Client) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"times": [2, 3], "text": ["ab", "ö"]})
+    assert client.predict("words", frame).tolist() == ["abab", "ööö"]
+    assert client.predict("toy", frame[["times"] * 3].set_axis(list("abc"), axis=1)).tolist() == [
+        6,
+        9,
+    ]
+
+
 def test_infer_gives_outputs_by_name_and_tells_the_version(client: salver.Client) -> None:
     result = client.infer("words", {"text": ["a"], "times": [3]}, ["output"], version="1")
     assert list(result) == ["output"]

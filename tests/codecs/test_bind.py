@@ -206,8 +206,10 @@ def test_files_go_to_inputs_that_hold_bytes():
     assert bind(rows(IMAGE), Raw(b"\x89PNG", "image/png"))["image"].array().tolist() == [b"\x89PNG"]
     with pytest.raises(UnsupportedMedia, match=r"takes x \(FP32\), not a file of type image/png"):
         bind(rows(MATRIX), Raw(b"", "image/png"))
-    with pytest.raises(UnsupportedMedia):
+    with pytest.raises(UnsupportedMedia, match="send a picture"):
         bind(rows(IMAGE), Raw(b"", "text/plain"))
+    with pytest.raises(UnsupportedMedia, match="not a table; send a picture"):
+        bind(single(IMAGE), Object("columns", {"a": ["1"]}))
 
 
 def columns(method, **values):

@@ -115,3 +115,6 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     file.write_bytes(wrap(7, wrap(11, wrap(1, b"x") + wrap(2, inner))))
     with pytest.raises(ValueError, match="not an ONNX model"):
         read_graph(file)
+    (tmp_path / "m.onnx").write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty"):
+        read_graph(tmp_path / "m.onnx")

@@ -90,7 +90,8 @@ def test_json(body, schema, value, media):
     ("body", "match"),
     [
         (b"", "the body is empty"),
-        (b"{}", 'expected {"input": ...}'),
+        (b"{}", 'expected {"input": ...} .*, got an empty object'),
+        (b'{"inputs": []}', "'inputs' is empty"),
         (b'{"imput": 1}', "Did you mean 'input'"),
         (b'{"input": 1, "inputs": [2]}', "got input, inputs"),
         (b'{"inputs": 1}', "'inputs' must be a list"),

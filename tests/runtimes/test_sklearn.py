@@ -270,6 +270,16 @@ def test_text_and_numbers_come_as_columns(serve, run):
         run(model, one | {"class": [9.0]})
 
 
+def test_rows_of_which_all_text_is_missing(serve, run):
+    frame = passengers()[["age", "sex"]]
+    words = OneHotEncoder(handle_unknown="ignore")
+    columns = ColumnTransformer([("words", words, ["sex"]), ("numbers", SimpleImputer(), ["age"])])
+    model = serve(make_pipeline(columns, GaussianNB()).fit(frame, [0, 1, 1, 1, 0, 0]))
+    alone = {"age": np.array([22.0]), "sex": [b""]}
+    beside = {"age": np.array([22.0, 38.0]), "sex": [b"", b"female"]}
+    assert run(model, alone)["predict"][0] == run(model, beside)["predict"][0]
+
+
 def test_text_columns_without_a_column_transformer(serve, run):
     frame = passengers()[["sex", "class"]]
     estimator = make_pipeline(OneHotEncoder(sparse_output=False), GaussianNB())

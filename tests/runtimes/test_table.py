@@ -96,7 +96,8 @@ def test_a_models_code_wins_over_its_weights(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["a.h5"], "a.h5: no runtime recognises it.*Remedy: export it to ONNX"),
-        (["a.xyz"], r"looked for \.onnx, .*Remedy: put the model's file"),
+        (["a.xyz"], r"looked for \.onnx, .*Remedy: export the model to one of these"),
+        (["a.json"], "Remedy: an XGBoost model is written by `save_model`"),
         (["a.pth"], "Remedy: for weights, name their class"),
     ],
 )

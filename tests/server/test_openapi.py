@@ -105,6 +105,14 @@ def test_several_inputs_go_by_name() -> None:
     assert found == {"a": [0.0], "b": 0}
 
 
+def test_columns_of_numbers_beside_text_are_values_that_may_be_missing() -> None:
+    age, city = rows("age", FP32, columns=("age",)), rows("city", BYTES, content="text")
+    assert example_of(age, city) == {"age": 0.0, "city": "text"}
+    one = body_of(age, city)["application/json"]["schema"]["properties"]["input"]
+    assert one["properties"]["age"] == {"type": ["number", "null"]}
+    assert one["required"] == ["city"]
+
+
 def test_a_picture_is_sent_as_it_is() -> None:
     spec = TensorSpec(name="x", dtype=BYTES, shape=(), content="image")
     assert body_of(spec, batching="items") == {

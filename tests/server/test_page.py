@@ -46,4 +46,4 @@ def test_every_id_that_its_scripts_need_exists(name: str) -> None:
 
 
 def test_the_page_stays_small() -> None:
-    assert sum(len(FILES[name].encode()) for name in SCRIPTS if name != "docs.js") < 32_000
+    assert sum(len(FILES[name].encode()) for name in SCRIPTS if name != "docs.js") < 36_000

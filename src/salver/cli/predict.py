@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from salver.codecs.bind import bind
-from salver.errors import InvalidInput, ModelFailed, SalverError, Unsupported
+from salver.errors import ConfigError, InvalidInput, ModelFailed, SalverError, Unsupported
 from salver.types import Object, Request, Response, Rows, Tensors, Work
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def predict(
     from salver.cli.tables import read_chunks, writer
 
     console = Console(stderr=True, highlight=False)
+    if output.exists() and output.samefile(data):
+        raise ConfigError(f"{output} holds the rows themselves: name another file to write")
     chunks = read_chunks(data, batch_size)
     version = only_version(model, overrides)
     skipped: list[str] = []
@@ -79,7 +81,8 @@ def predict(
     for line in skipped[:10]:
         console.print(f"skipped {line}", markup=False)
     left_out = f", {len(skipped)} skipped" if skipped else ""
-    console.print(f"{num_rows} rows written to {output}{left_out}", markup=False)
+    rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
+    console.print(f"{rows} written to {output}{left_out}", markup=False)
 
 
 def _with_progress(
@@ -150,10 +153,13 @@ class Predictor:
         return answer
 
     def _single(self, row: Object) -> Object:
-        """A row for a method that takes one input per call."""
+        """A row for a method that takes one input per call; empty cells are left out of it."""
         if self._method.batching == "rows" or row.schema != "columns":
             return row
-        return Object("row", {name: _value(column[0]) for name, column in row.value.items()})
+        texts = {s.name for s in self._method.inputs if s.content == "text" and not s.optional}
+        cells = ((name, column[0]) for name, column in row.value.items())
+        given = {name: cell for name, cell in cells if name in texts or cell not in ("", None)}
+        return Object("row", {name: _value(cell) for name, cell in given.items()})
 
     def _bad(self, line: int, problem: str) -> None:
         if not self._skip:

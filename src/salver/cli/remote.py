@@ -138,7 +138,9 @@ def read_value(values: Sequence[str]) -> tuple[Any, str]:
             raise click.UsageError(f"there is no file {path}")
         return file_body(path)
     pairs = [value.partition("=") for value in values]
-    if all(separator and key.isidentifier() for key, separator, _ in pairs):
+    # Columns may be called anything; but one text with an equals sign in it may be just that.
+    several = len(values) > 1
+    if all(separator and (several or key.isidentifier()) for key, separator, _ in pairs):
         return {key: _json_or_text(text) for key, _, text in pairs}, ""
     if len(values) > 1:
         raise click.UsageError("give one value, or every input as KEY=VALUE")

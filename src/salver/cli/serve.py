@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salver.config import ServerConfig, combine, from_environment, is_service_link, read, walk
-from salver.errors import LoadFailed, TrustRequired
+from salver.errors import ConfigError, LoadFailed, TrustRequired
 from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.cli")
 _MODEL_FLAGS = ("class_name", "runtime")
+_WHEN_EMPTY = {
+    "poll": "No models yet: they are served as they are put there.",
+    "explicit": "No models yet: `salver load NAME` serves one.",
+    "none": "[yellow]No models, and none will come: the files are read once.[/yellow]",
+}
 
 
 def flag_of(option: str) -> str:
@@ -48,13 +53,16 @@ def option_flags(command: Any) -> Any:
 @click.argument("paths", nargs=-1, required=True, metavar="[NAME=]PATH...")
 @click.option("--class", "class_name", help="module:Class of weights or of a Python file.")
 @click.option("--runtime", help="Runtime to load with, where the file does not tell.")
-@click.option("--config", "config_file", default="salver.yaml", help="File with server options.")
+@click.option(
+    "--config", "config_file", type=click.Path(exists=True, dir_okay=False),
+    help="File with server options; salver.yaml, if there is one.",
+)  # fmt: skip
 @option_flags
-def serve(paths: tuple[str, ...], config_file: str, **given: Any) -> None:
+def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None:
     """Serves models: files, folders, repositories, Python classes; several at once."""
     from salver.server.serve import serve as run
 
-    config = read_config(config_file, given)
+    config = read_config(config_file or "salver.yaml", given)
     overrides = {key: given[key] for key in _MODEL_FLAGS if given.get(key)}
     source = FolderSource([place(text) for text in paths], overrides)
     console = Console(stderr=True, highlight=False)
@@ -104,11 +112,16 @@ def warn_of_service_link(environ: Mapping[str, str]) -> None:
 
 
 def place(text: str) -> Place:
-    """`NAME=PATH` or `PATH`."""
+    """`NAME=PATH` or `PATH`.
+
+    Raises: ConfigError for an empty path, such as that of a variable which is not set.
+    """
     name, separator, path = text.partition("=")
-    if separator and "/" not in name:
-        return Place(Path(path), name)
-    return Place(Path(text))
+    if not separator or "/" in name:
+        name, path = "", text
+    if not path:
+        raise ConfigError(f"{text!r} names no file or folder; `.` is the current one")
+    return Place(Path(path), name)
 
 
 def ask_for_trust(console: Console, source: FolderSource, config: ServerConfig) -> ServerConfig:
@@ -152,6 +165,8 @@ def show_models(console: Console, server: Serving) -> None:
             text = state.lower() + (f": {reason}" if reason and state != "READY" else "")
             table.add_row(name, version, runtime, f"[{colour}]{text}[/{colour}]")
     console.print(table)
+    if not server.models:
+        console.print(_WHEN_EMPTY[server.config.mode])
 
 
 def announce(console: Console, server: Serving) -> None:

@@ -80,7 +80,7 @@ def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
             first = next((line for line in lines if line), None)
             if first is None:
                 raise InvalidInput(f"{path.name}: the table is empty")
-            names = None if all(map(is_number, first)) else [name.strip() for name in first]
+            names = _names(first, f"{path.name}:{lines.line_num}")
             start = [(lines.line_num, first)] if names is None else []
             rest = ((lines.line_num, line) for line in lines if line)
             while rows := start + list(islice(rest, size - len(start))):
@@ -90,6 +90,17 @@ def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
             raise InvalidInput(f"{path.name}: CSV must be UTF-8 text") from None
         except csv.Error as error:
             raise InvalidInput(f"{path.name}:{lines.line_num}: {error}") from None
+
+
+def _names(first: Sequence[str], where: str) -> list[str] | None:
+    """The columns' names; None where the first line is one of numbers."""
+    if all(map(is_number, first)):
+        return None
+    names = [name.strip() for name in first]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(f"{where}: two columns are called {name!r}")
+    return names
 
 
 def _csv_chunk(
@@ -183,6 +194,11 @@ def writer(path: Path) -> Iterator[Write]:
         ".parquet": _parquet_writer,
     }
     part = path.with_name(f".{path.name}.part")
+    try:
+        part.touch()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path} cannot be written: {reason}") from None
     try:
         with kinds[known_suffix(path)](part) as write:
             yield write

@@ -240,7 +240,12 @@ def _chosen(methods: Mapping[str, dict[str, Any]], method: str, name: str) -> di
 
 def _named(value: Any, metadata: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The inputs by name; a single row gets its batch dimension, which the flag tells."""
-    named = value if isinstance(value, dict) else {_only_input(metadata): value}
+    if isinstance(value, dict):
+        named = value
+    elif hasattr(value, "columns") and len(metadata["inputs"]) > 1:  # a DataFrame
+        named = {str(name): value[name].to_numpy() for name in value.columns}
+    else:
+        named = {_only_input(metadata): value}
     is_single = _is_single_row(named, metadata)
     if is_single:
         named = {key: _as_row(item) for key, item in named.items()}

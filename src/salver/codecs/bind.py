@@ -172,7 +172,9 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
     specs = method.inputs
     num_rows = len(next(iter(columns.values()), ()))
     if method.batching != "rows":
-        raise UnsupportedMedia("this model takes one input per request, not a table; send JSON")
+        raise UnsupportedMedia(
+            f"this model takes one input per request, not a table; {_remedy(method)}"
+        )
     missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
@@ -219,8 +221,14 @@ def _bind_file(method: Method, raw: Raw) -> Tensors:
         for spec in method.inputs
     )
     raise UnsupportedMedia(
-        f"this model takes {takes}, not a file of type {media}; send the values as JSON"
+        f"this model takes {takes}, not a file of type {media}; {_remedy(method)}"
     )
+
+
+def _remedy(method: Method) -> str:
+    """What to send to a method instead of a file or table that it does not take."""
+    contents = {spec.content for spec in method.inputs if not spec.optional}
+    return "send a picture" if contents == {"image"} else "send the values as JSON"
 
 
 def _bind_loose(method: Method, tensors: Loose) -> Tensors:

@@ -55,6 +55,8 @@ def read_graph(path: Path) -> Graph:
     Raises: ValueError when the file is not an ONNX model.
     """
     with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise ValueError("the file is empty")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
         return _graph(memoryview(mapped))

@@ -121,8 +121,9 @@ class PlainDoor:
                     return _object(schema, key, value[key])
             known = [key for key in value if key not in _KEYS]
             hint = did_you_mean(str(known[0]), _KEYS) if known else ""
+            got = ", ".join(value) or "an empty object"
             raise InvalidInput(
-                f'expected {{"input": ...}} or {{"inputs": [...]}}, got {", ".join(value)}.{hint}'
+                f'expected {{"input": ...}} or {{"inputs": [...]}}, got {got}.{hint}'
             )
         raise InvalidInput('expected {"input": ...}, {"inputs": [...]} or an array')
 
@@ -130,6 +131,8 @@ class PlainDoor:
 def _object(schema: Schema, key: str, value: Any) -> Object:
     if schema == "rows" and not isinstance(value, list):
         raise InvalidInput(f"{key!r} must be a list; one input goes under 'input'")
+    if schema == "rows" and not value:
+        raise InvalidInput(f"{key!r} is empty; send at least one input")
     return Object(schema, value)
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def trust_remedy(name: str) -> str:
     """What to do about a file that runs code when it is opened."""
-    return f"If you trust it: salver serve {name} --trust, or `trust: true` in salver.yaml"
+    return (
+        f"If you trust it: salver serve {name} --trust (the other commands take --trust as well), "
+        "or `trust: true` in salver.yaml"
+    )
 
 
 def find_file(

@@ -174,7 +174,8 @@ def _columns(values: Mapping[str, Any]) -> Inputs:
         words = texts(cells, spec.name)
         if values[spec.name] == "":
             return words
-        return [word or np.nan for word in words]
+        # Of a list that has nothing but missing values, pandas would make a column of numbers.
+        return np.array([word or np.nan for word in words], np.object_)
 
     example = {
         name: np.array([value], np.object_ if isinstance(value, str) else np.float64)

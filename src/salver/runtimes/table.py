@@ -43,10 +43,12 @@ _HINTS: Final = {
     "": "put the model's file into the folder, or set `file` and `runtime` in model.yaml",
     ".bin": "for weights, name their class: `class_name: module:Class` in model.yaml",
     ".h5": "export it to ONNX",
+    ".json": "an XGBoost model is written by `save_model`",
     ".keras": "export it to ONNX",
     ".pb": "export it to ONNX",
     ".pth": "for weights, name their class: `class_name: module:Class` in model.yaml",
     ".py": "a Python model is a class with a method `predict` that has type hints",
+    ".txt": "a LightGBM model is written by `save_model`",
 }
 
 
@@ -92,7 +94,8 @@ def _only(found: list[tuple[Runtime, Probe]], path: Path) -> tuple[Runtime, Prob
 def _nothing(path: Path) -> str:
     names = _names(path) if path.is_dir() else [path.name]
     suffixes = [name[name.rindex(".") :] for name in names if "." in name]
-    hint = next((_HINTS[suffix] for suffix in suffixes if suffix in _HINTS), _HINTS[""])
+    otherwise = _HINTS[""] if path.is_dir() else "export the model to one of these"
+    hint = next((_HINTS[suffix] for suffix in suffixes if suffix in _HINTS), otherwise)
     inside = f" (it has {', '.join(names[:5]) or 'no files'})" if path.is_dir() else ""
     return (
         f"{path.name}{inside}: no runtime recognises it; looked for {', '.join(_SUFFIXES)}. "

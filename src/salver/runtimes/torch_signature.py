@@ -106,8 +106,8 @@ def configured_inputs(arguments: Sequence[Argument], config: ModelConfig) -> tup
         f"  - {{name: {name}, dtype: FP32, shape: [-1, 3, 224, 224]}}" for name in required
     )
     raise LoadFailed(
-        f"the file does not say what {', '.join(required) or 'the inputs'} look like. Describe "
-        f"them in model.yaml, for example:\ninputs:\n{lines}"
+        f"the file does not tell type and shape of {', '.join(required) or 'the inputs'}. Say them "
+        f"in model.yaml beside it, for example:\ninputs:\n{lines}"
     )
 
 

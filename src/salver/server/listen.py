@@ -124,6 +124,8 @@ def explain_address(error: OSError, host: str, port: int) -> str:
         return f"port {port} is in use{who}: stop it or add --port {port + 10}"
     if error.errno == errno.EACCES:
         return f"port {port} needs more rights: choose one above 1023 with --port"
+    if isinstance(error, socket.gaierror):
+        return f"cannot listen on {host}: no such host; --host takes an address of this machine"
     return f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}"
 
 
@@ -155,6 +157,9 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
+        for option, file in (("tls_cert", config.tls_cert), ("tls_key", config.tls_key)):
+            if file and not Path(file).is_file():
+                raise ConfigError(f"{option}: there is no file {file}")
         context.load_cert_chain(config.tls_cert, config.tls_key or None)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"tls_cert and tls_key cannot be used: {error}") from None

@@ -25,6 +25,8 @@ _TAGS: Final = {
 """Title and meaning by protocol."""
 _JSON_TYPES: Final = {"BOOL": "boolean", "BYTES": "string"}
 _MAX_EXAMPLE: Final = 1024
+_CELL: Final = {"type": ["number", "null"]}
+"""A number of a table, which may be missing."""
 _MEDIA: Final = {"image": "image/*", "bytes": "application/octet-stream", "text": "text/plain"}
 _PATH_MEANING: Final = {
     "model": "Name of a model.",
@@ -210,11 +212,16 @@ def _skipped(method: Method) -> int:
 def _one_input(method: Method) -> dict[str, Any]:
     skip = _skipped(method)
     if len(method.inputs) == 1:
-        return _schema(method.inputs[0], skip)
+        only = method.inputs[0]
+        if only.columns:
+            return {"type": "object", "properties": dict.fromkeys(only.columns, _CELL)}
+        return _schema(only, skip)
     return {
         "type": "object",
-        "properties": {spec.name: _schema(spec, skip) for spec in method.inputs},
-        "required": [spec.name for spec in method.inputs if not spec.optional],
+        "properties": {
+            spec.name: _CELL if spec.columns else _schema(spec, skip) for spec in method.inputs
+        },
+        "required": [spec.name for spec in method.inputs if not (spec.optional or spec.columns)],
     }
 
 
@@ -222,11 +229,6 @@ def _schema(spec: TensorSpec, skip: int) -> dict[str, Any]:
     """The JSON form of one input, without the batch dimension."""
     if spec.content == "json":
         return {}
-    if spec.columns:
-        return {
-            "type": "object",
-            "properties": {column: {"type": ["number", "null"]} for column in spec.columns},
-        }
     schema: dict[str, Any] = {
         "type": _JSON_TYPES.get(spec.dtype.name, "integer" if spec.dtype.is_integer else "number")
     }
@@ -245,15 +247,16 @@ def _example(generation: Generation, method: Method) -> Any:
     values = {spec.name: _zeros(spec, skip) for spec in method.inputs if not spec.optional}
     if not values or None in values.values():
         return None
-    return values if len(method.inputs) > 1 else next(iter(values.values()))
+    if len(method.inputs) > 1:
+        return values
+    only = method.inputs[0]
+    return dict.fromkeys(only.columns, 0) if only.columns else values[only.name]
 
 
 def _zeros(spec: TensorSpec, skip: int) -> Any:
     dims = [max(dim, 1) for dim in spec.shape[skip:]]
     if spec.content in ("json", "image", "bytes") or len_of(dims) > _MAX_EXAMPLE:
         return None
-    if spec.columns:
-        return dict.fromkeys(spec.columns, 0)
     value: Any = _zero(spec)
     for dim in reversed(dims):
         value = [value] * dim

@@ -80,10 +80,12 @@ class FolderSource:
             if not place.path.exists():
                 raise LoadFailed(f"there is no file or folder {place.path}")
             for version in self._below(place):
-                if version.ref in found and found[version.ref].path != version.path:
+                paths = {found.get(version.ref, version).path, version.path}
+                if len(paths) > 1:
+                    both = " and ".join(sorted(f"{p.parent.name}/{p.name}" for p in paths))
                     raise ConfigError(
-                        f"two models are called {version.ref.name!r}; serve one of them as "
-                        "NAME=PATH"
+                        f"two models are called {version.ref.name!r}: {both}; "
+                        "serve one of them as NAME=PATH"
                     )
                 found[version.ref] = version
         return found

@@ -1,6 +1,6 @@
 // What a model answered, as something to look at.
 
-import { el, number, percent, svg } from "./dom.js";
+import { el, percent, svg } from "./dom.js";
 
 // An answer's label, probabilities and text, named by the server, by the model's own code, or by
 // `labels` if there is a share for each.
@@ -22,10 +22,13 @@ function bars(probabilities) {
   return el("ol", { class: "bars" }, ...rows);
 }
 
+// As many digits as FP32 has; whole numbers have all of theirs.
+const figure = (value) => (Number.isInteger(value) ? value : +value.toPrecision(7));
+
 export function showAnswer(answer, known) {
   const nodes = [];
   const { label, probabilities, text } = partsOf(answer, known);
-  const headline = label ?? (typeof answer.prediction === "number" && number(answer.prediction));
+  const headline = label ?? (typeof answer.prediction === "number" && figure(answer.prediction));
   if (headline !== false) nodes.push(el("p", { class: "big" }, String(headline)));
   if (text && text !== label) nodes.push(el("p", { class: "said" }, String(text)));
   if (probabilities) nodes.push(bars(probabilities));

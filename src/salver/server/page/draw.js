@@ -105,9 +105,9 @@ function compare() {
   const said = [...readers.values()].map((reader) => reader.label.textContent).filter(Boolean);
   const votes = (label) => said.filter((other) => other === label).length;
   const best = said.reduce((a, b) => (votes(b) > votes(a) ? b : a), "");
-  const who = votes(best) === said.length ? "All" : `${votes(best)} of`;
-  setText(find("verdict"), best ? `${who} ${said.length} models read ${best}.`
-    : "Every model answers as you draw.");
+  const all = votes(best) === said.length ? "All" : `${votes(best)} of`;
+  const who = said.length === 1 ? "The model reads" : `${all} ${said.length} models read`;
+  setText(find("verdict"), best ? `${who} ${best}.` : "Every model answers as you draw.");
 }
 
 function line(from, to) {

@@ -31,12 +31,14 @@ function labelled(name, control, read, note = "", ...more) {
 function scalarField(name, spec, example, blank) {
   if (spec.datatype === "BOOL") {
     const box = el("input", { type: "checkbox", checked: example === true });
-    return labelled(name, box, () => box.checked);
+    box.indeterminate = spec.optional && example == null; // until one clicks on it
+    return labelled(name, box, () => (box.indeterminate ? undefined : box.checked));
   }
   const numeric = isNumeric(spec) && typeof example !== "string";
   const step = spec.datatype.includes("INT") ? 1 : "any";
   const control = el("input", numeric ? { type: "number", step } : { type: "text" });
-  control.value = example ?? "";
+  const zero = numeric && !spec.optional && example === undefined;
+  control.value = zero ? 0 : (example ?? "");
   if (blank === null) control.placeholder = "missing";
   else control.required = numeric && !spec.optional;
   const read = () => (control.value === "" ? blank : numeric ? +control.value : control.value);
@@ -44,8 +46,9 @@ function scalarField(name, spec, example, blank) {
 }
 
 function columnsField(spec, example) {
-  const at = (name, index) => (Array.isArray(example) ? example[index] : example?.[name]);
-  const fields = spec.columns.map((name, index) => scalarField(name, spec, at(name, index), null));
+  const at = (name, index) => (Array.isArray(example) ? example[index] : example[name]) ?? null;
+  const field = (name, index) => scalarField(name, spec, example && at(name, index), null);
+  const fields = spec.columns.map(field);
   const read = () => Object.fromEntries(fields.map((f, index) => [spec.columns[index], f.read()]));
   return { node: el("div", { class: "grid" }, ...fields.map((f) => f.node)), read };
 }
@@ -82,15 +85,19 @@ function fileField(spec) {
 
 function fieldOf(spec, method, example) {
   const shape = rowShape(spec, method);
+  const isCell = method.inputs.length > 1 && method.batching === "rows";
   if (isFile(spec)) return fileField(spec);
-  if (spec.content === "text") {
+  if (spec.content === "text" && !isCell) {
     const control = el("textarea", { rows: 3 }, String(example ?? ""));
-    return labelled(spec.name, control, () => control.value, "text");
+    const read = () => (spec.optional && !control.value ? undefined : control.value);
+    return labelled(spec.name, control, read, "text");
   }
   if (spec.content === "json") return jsonField(spec, shape, example);
-  if (spec.columns?.length) return columnsField(spec, example);
+  const isTable = spec.columns?.length > 0;
+  if (isTable && method.inputs.length === 1) return columnsField(spec, example);
   if (shape.some((length) => length !== 1)) return jsonField(spec, shape, example);
-  return scalarField(spec.name, spec, [example].flat()[0], spec.optional ? undefined : "");
+  const blank = isTable ? null : spec.optional ? undefined : "";
+  return scalarField(spec.name, spec, [example].flat()[0], blank);
 }
 
 function asBase64(file) {
@@ -107,8 +114,10 @@ const oneInput = ({ inputs }, values) =>
 // Gives the fields' `node`; `values()`, one per input; and `request()`, what `predict` sends.
 export function buildForm({ example }, method) {
   const { inputs } = method;
+  // Undefined without an example, null for what an example leaves out: it is missing.
   const given = ({ name }) =>
-    isObject(example) && name in example ? example[name] : inputs.length === 1 ? example : null;
+    isObject(example) && (name in example || inputs.length > 1)
+      ? (example[name] ?? null) : (example ?? undefined);
   const fields = inputs.map((spec) => fieldOf(spec, method, given(spec)));
   const values = () => fields.map((field) => field.read());
   async function request() {
@@ -119,7 +128,9 @@ export function buildForm({ example }, method) {
     const sent = await Promise.all(found.map((v) => (v instanceof File ? asBase64(v) : v)));
     return { body: JSON.stringify({ input: oneInput(method, sent) }), type: "application/json" };
   }
-  return { node: el("div", {}, ...fields.map((field) => field.node)), values, request };
+  const nodes = fields.map((field) => field.node);
+  const isGrid = nodes.length > 1 && !nodes.some((node) => node.querySelector("textarea, .preview"));
+  return { node: el("div", isGrid ? { class: "grid" } : {}, ...nodes), values, request };
 }
 
 function v2Tensor(spec, method, value) {
