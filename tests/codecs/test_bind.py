@@ -180,6 +180,15 @@ def test_words_beside_numbers():
         bound(rows(IRIS), "rows", [[1, "one"]])
 
 
+@pytest.mark.parametrize("dtype", [FP32, INT64, BOOL])
+def test_a_long_text_costs_no_memory_for_the_numbers_beside_it(dtype):
+    # An array of text would take 4 bytes for each character of the longest one, 800 GB here.
+    value = [["x" * 1_000_000, 1]] + [[1, 2]] * 100_000
+    spec = TensorSpec(name="x", dtype=dtype, shape=(-1, 2))
+    with pytest.raises(InvalidInput, match=f'expected {dtype.name}, got "xxx'):
+        bound(rows(spec), "rows", value)
+
+
 @pytest.mark.parametrize("value", [[[1, 2], [3]], [[1, 2], 3], [[1], []]])
 def test_ragged_rows(value):
     with pytest.raises(InvalidInput, match="differ in length"):

@@ -259,6 +259,18 @@ def test_chunked_bodies(door, size):
     assert [values(answer) for answer in found] == [[1.0, 2.0, 3.0, 4.0]] * 2
 
 
+def test_a_chunked_body_cannot_change_the_protocol(door):
+    # Behind a proxy, whoever chose the body would otherwise smuggle requests as HTTP/2.
+    here = door()
+    client = here.connect()
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    raw = here.request(Transfer_Encoding="chunked") + chunked(preface)
+    start = raw.index(preface)
+    assert not client.send(raw[:start])
+    (answer,) = client.send(raw[start:])
+    assert answer.status == 400
+
+
 def test_a_chunked_body_that_grows_too_large_is_refused_on_the_way(door):
     here = door(body_bytes=1000)
     client = here.connect()

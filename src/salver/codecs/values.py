@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from salver.errors import InvalidInput
 from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from salver.signature import TensorSpec
     from salver.types import Array
@@ -39,13 +40,13 @@ def tensor_of_value(spec: TensorSpec, value: Any) -> Tensor:
 def _number_array(spec: TensorSpec, value: Any) -> Array:
     name, dtype = spec.name, spec.dtype
     try:
-        array = np.asarray(value)
+        array = np.asarray(value, np.object_ if _has_text(value) else None)
     except (ValueError, OverflowError):
         raise InvalidInput(f"input {name!r}: the rows differ in length") from None
     if not array.size:
         return array.astype(dtype.numpy)
-    if array.dtype.kind in "OU" and dtype.is_float:
-        array = _with_missing(spec, np.asarray(value, np.object_))
+    if array.dtype.kind == "O" and dtype.is_float:
+        array = _with_missing(spec, array)
     kind = array.dtype.kind
     fits = (
         (dtype is BOOL and kind == "b")
@@ -55,6 +56,43 @@ def _number_array(spec: TensorSpec, value: Any) -> Array:
     if not fits:
         raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
     return narrowed(array, dtype, name)
+
+
+def _has_text(value: Any) -> bool:
+    """Whether nested lists hold text, for which numpy would give each element the room of the
+    longest one.
+    """
+    if isinstance(value, np.ndarray):
+        return False
+    flat: Iterable[Any] = (value,)
+    for _ in range(rank_of(value)):
+        flat = chain.from_iterable(flat)
+    try:
+        # The fastest way to learn that all are numbers.
+        sum(flat)
+    except (TypeError, OverflowError):
+        return str in _types(value)
+    return False
+
+
+def _types(value: Any) -> set[type]:
+    """The types of all that nested lists hold."""
+    types: set[type] = set()
+    lists = [[value]]
+    while lists:
+        types.update(map(type, chain.from_iterable(lists)))
+        lists = [item for item in chain.from_iterable(lists) if type(item) is list]
+    return types
+
+
+def rank_of(value: Any) -> int:
+    """How deep lists are nested, as far as the first of each tells."""
+    if isinstance(value, np.ndarray):
+        return value.ndim
+    rank = 0
+    while isinstance(value, list) and value:
+        value, rank = value[0], rank + 1
+    return rank
 
 
 def _is_whole(array: Array) -> Array:
@@ -91,7 +129,8 @@ def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
 def _first_odd(array: Array, dtype: Any) -> str:
     if array.dtype.kind == "f" and dtype.is_integer:
         array = array[~_is_whole(array)]
-    return shown(array.reshape(-1).tolist()[0])
+    values = array.reshape(-1).tolist()
+    return shown(next((value for value in values if type(value) not in (int, float)), values[0]))
 
 
 def shown(value: Any) -> str:
