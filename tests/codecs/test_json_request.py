@@ -17,6 +17,7 @@ from salver.codecs.json_request import decode_request
 from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, SalverError, Unsupported
+from salver.observe.memory import resident_bytes
 from salver.signature import Method
 from salver.types import (
     BF16,
@@ -235,6 +236,7 @@ class TestSmallAndLarge:
             {},
             [],
             {"inputs": {}},
+            {"inputs": 5},
             {"inputs": [1]},
             {"inputs": [{"name": 1}]},
             one("FP32", [1], None),
@@ -257,6 +259,19 @@ class TestSmallAndLarge:
         assert found.outputs[0].parameters == {"classification": 2}
         with pytest.raises(InvalidInput, match="id"):
             decode_request(orjson.dumps({**value, "id": 7}) + b" " * padding, 64)
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": NaN}', b'{"inputs": {"a": NaN}}', b"NaN"])
+def test_bare_words_in_requests_of_another_form(body):
+    with pytest.raises(InvalidInput):
+        decode_request(body, 64)
+
+
+def test_a_long_body_leaves_no_memory_behind():
+    body = orjson.dumps(one("FP32", [2_000_000], [1.0] * 2_000_000))
+    before = resident_bytes()
+    decode_request(body, 64)
+    assert resident_bytes() - before < 7 * len(body)
 
 
 def test_large_numbers_become_infinite_as_the_type_says():
