@@ -107,7 +107,7 @@ def test_nothing_is_started_for_a_client_that_does_not_read(door):
     client = here.connect()
     client.transport.window = 0
     big = b'{"inputs":[{"name":"x","shape":[1,60000],"datatype":"FP32","data":[%b]}]}' % (
-        b",".join([b"0.25"] * 60000)
+        b",".join([b"1"] * 60000)
     )
     client.send(here.request(big))
     assert not client.transport.sent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -224,6 +225,9 @@ def cells(column: Sequence[Any], name: str) -> Array:
 
     Raises: InvalidInput naming the line of the first cell that is none.
     """
+    with contextlib.suppress(ValueError, TypeError):
+        # Most often nothing is missing.
+        return np.fromiter(map(float, column), np.float64, len(column))
     try:
         return np.array(
             [np.nan if cell is None or cell == "" else float(cell) for cell in column], np.float64
