@@ -15,7 +15,7 @@ import numpy as np
 
 from salver.codecs.json_numbers import NON_FINITE, dumps
 from salver.errors import InvalidInput
-from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits
+from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -194,21 +194,21 @@ def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
 def narrowed(data: Array, dtype: DType, name: str) -> Array:
     """Numbers as `dtype`; floats that become integers must be whole.
 
-    Raises: InvalidInput for an integer outside its range.
+    Raises: InvalidInput for a number outside the type's range.
     """
-    if dtype is BF16:
-        with np.errstate(over="ignore"):
-            return bf16_bits(data.astype(np.float32))
-    if data.dtype == dtype.numpy:
+    if data.dtype == dtype.numpy and dtype is not BF16:
         return data
     if dtype.is_integer and data.size:
         bounds = np.iinfo(dtype.numpy)
         if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
-            raise InvalidInput(
-                f"input {name!r}: a value does not fit {dtype.name} ({bounds.min} to {bounds.max})"
-            )
-    with np.errstate(over="ignore"):
-        return data.astype(dtype.numpy)
+            raise unfit(dtype, name)
+    try:
+        with np.errstate(over="raise"):
+            if dtype is BF16:
+                return bf16_bits(data.astype(np.float32))
+            return data.astype(dtype.numpy)
+    except FloatingPointError:
+        raise unfit(dtype, name) from None
 
 
 def is_number(cell: str) -> bool:
