@@ -230,8 +230,15 @@ def numbers(dtype: DType, values: Sequence[Any], name: str) -> Array:
             if dtype is BF16:
                 return bf16_bits(np.asarray(values, np.float32))
             return np.asarray(values, dtype.numpy)
-    except (OverflowError, FloatingPointError, ValueError, TypeError) as error:
-        raise InvalidInput(f"input {name!r}: a value does not fit {dtype.name}: {error}") from None
+    except (OverflowError, FloatingPointError, ValueError, TypeError):
+        raise unfit(dtype, name) from None
+
+
+def unfit(dtype: DType, name: str) -> InvalidInput:
+    """The refusal of a number outside the range of its input's type."""
+    bounds = np.iinfo(dtype.numpy) if dtype.is_integer else None
+    allowed = f" ({bounds.min} to {bounds.max})" if bounds else ""
+    return InvalidInput(f"input {name!r}: a value does not fit {dtype.name}{allowed}")
 
 
 def bf16_bits(values: Array) -> Array:

@@ -17,12 +17,12 @@ from salver.codecs.json_request import decode_request
 from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, SalverError, Unsupported
+from salver.observe.memory import resident_bytes
 from salver.signature import Method
 from salver.types import (
     BF16,
     BYTES,
     DTYPES,
-    FP32,
     INT8,
     INT64,
     UINT64,
@@ -174,6 +174,10 @@ class TestSmallAndLarge:
         with pytest.raises(InvalidInput, match="INT64"):
             decode_request(body % (b"0" * 30, b" " * padding), 64).tensors["x"].array("x")
 
+    @pytest.mark.parametrize(("name", "value"), [("FP32", -1e60), ("FP16", 7e4), ("BF16", 1e60)])
+    def test_floats_beyond_every_range(self, padding, name, value):
+        refused(one(name, [1], [value]), f"'x': a value does not fit {name}$", padding)
+
     def test_nested_data_is_flattened(self, padding):
         nested = one("FP32", [2, 2], [[1, 2], [3, 4.5]])
         assert decoded(nested, padding).array().tolist() == [[1, 2], [3, 4.5]]
@@ -235,6 +239,7 @@ class TestSmallAndLarge:
             {},
             [],
             {"inputs": {}},
+            {"inputs": 5},
             {"inputs": [1]},
             {"inputs": [{"name": 1}]},
             one("FP32", [1], None),
@@ -259,9 +264,17 @@ class TestSmallAndLarge:
             decode_request(orjson.dumps({**value, "id": 7}) + b" " * padding, 64)
 
 
-def test_large_numbers_become_infinite_as_the_type_says():
-    array = narrowed(np.array([1e300]), FP32, "x")
-    assert array.tolist() == [np.inf]
+@pytest.mark.parametrize("body", [b'{"inputs": NaN}', b'{"inputs": {"a": NaN}}', b"NaN"])
+def test_bare_words_in_requests_of_another_form(body):
+    with pytest.raises(InvalidInput):
+        decode_request(body, 64)
+
+
+def test_a_long_body_leaves_no_memory_behind():
+    body = orjson.dumps(one("FP32", [2_000_000], [1.0] * 2_000_000))
+    before = resident_bytes()
+    decode_request(body, 64)
+    assert resident_bytes() - before < 7 * len(body)
 
 
 def test_narrowed_checks_signs():

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from salver import errors
-from salver.codecs.status import CODES, REASONS, from_grpc, from_http, grpc_status, http_status
+from salver.codecs.status import (
+    CODES,
+    REASONS,
+    from_grpc,
+    from_http,
+    grpc_status,
+    http_status,
+    json_refusal,
+)
 
 # What is not told apart, and as what a client sees it.
 OVER_HTTP = {
@@ -50,3 +58,9 @@ def test_a_status_that_nobody_knows():
     assert type(from_http(418, "")) is errors.InvalidInput
     assert type(from_http(511, "")) is errors.Internal
     assert type(from_grpc(2, "")) is errors.Internal
+
+
+def test_a_message_that_quotes_a_long_request_is_cut():
+    _, _, (body,) = json_refusal(errors.InvalidInput("no input " + "x" * 1_000_000))
+    assert body.startswith(b'{"error":"no input xxx')
+    assert len(body) < 5000

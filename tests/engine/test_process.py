@@ -206,6 +206,15 @@ async def test_what_a_model_raises_ends_its_run_only(tmp_path: Path) -> None:
 
 
 @on_loop
+async def test_what_cannot_be_sent_to_a_worker_ends_its_run_only(tmp_path: Path) -> None:
+    async with launched(tmp_path) as instance:
+        unsendable = single("print")
+        unsendable.parameters = [{"own": 1 << 100}]
+        assert isinstance(await Outcome(instance, unsendable).end, OverflowError)
+        assert numbers(await Outcome(instance, single("print")).end) == [0]
+
+
+@on_loop
 async def test_a_stream_keeps_its_order(tmp_path: Path) -> None:
     async with launched(tmp_path) as instance:
         outcome = Outcome(instance, single("count", 100))

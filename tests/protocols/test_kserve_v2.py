@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,12 +119,13 @@ def test_classification_wants_a_number(count):
         ({"method": 1}, "'method'"),
         ({"own": None}, "'own'"),
         ({"own": [1]}, "'own'"),
+        ({"own": 1 << 64}, "'own'"),
     ],
 )
 def test_parameters_that_are_none(parameters, match):
     value = {**orjson.loads(triton_request(binary=False)[0]), "parameters": parameters}
     with pytest.raises(InvalidInput, match=match):
-        decode(orjson.dumps(value))
+        decode(json.dumps(value).encode())
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "", "1e2", "²", "9" * 5000])

@@ -215,6 +215,32 @@ def test_a_client_that_left_does_not_start_what_was_inflated(door):
     assert not client.transport.sent
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_much_text_is_decoded_beside_the_loop(door, is_compressed):
+    here = door()
+    client = here.connect()
+    body, headers = here.infer(1, 2, 3, 4) + b" " * 300_000, {}
+    if is_compressed:
+        body, headers = gzip.compress(body), {"Content_Encoding": "gzip"}
+        assert len(body) < 1000
+    client.feed(here.request(body, **headers))
+    assert not here.engine.calls
+    while here.app._tasks:
+        here.loop.run_until_complete(asyncio.wait(here.app._tasks))
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.json["outputs"][0]["data"] == [1, 2, 3, 4]
+
+
+def test_many_bytes_are_decoded_at_once(door):
+    here = door()
+    body = here.infer(1, 2, 3, 4)
+    raw = here.request(body + b" " * 300_000, Inference_Header_Content_Length=str(len(body)))
+    (answer,) = here.connect().send(raw)
+    assert answer.status == 400
+    assert not here.app._tasks
+
+
 def test_an_answer_that_cannot_be_written_is_an_error(door, caplog):
     here = door()
     here.engine.holds = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salver.codecs.values import BYTES_KEY, cells, shown, tensor_of_value
+from salver.codecs.values import BYTES_KEY, cells, rank_of, shown, tensor_of_value
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.types import BF16, BYTES, Loose, Object, Raw, Tensor, Tensors, bf16_bits
 
@@ -88,7 +88,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     specs = method.inputs
     table = specs[0] if len(specs) == 1 else None
     if payload.schema != "rows":
-        rank = _rank(value)
+        rank = rank_of(value)
         wanted = max((len(spec.shape) for spec in specs), default=0)
         if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
             payload.is_single = True
@@ -114,15 +114,6 @@ def _is_value(spec: TensorSpec, value: dict[str, Any]) -> bool:
 
 def _is_rows_of_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _rank(value: Any) -> int:
-    if isinstance(value, np.ndarray):
-        return value.ndim
-    rank = 0
-    while isinstance(value, list) and value:
-        value, rank = value[0], rank + 1
-    return rank
 
 
 def _by_name(method: Method, rows: Any) -> Tensors:

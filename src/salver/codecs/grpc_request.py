@@ -17,7 +17,18 @@ from salver.codecs.recent import Recent
 from salver.codecs.v2 import method_name, own_parameters, timing
 from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.interfaces import Infer
-from salver.types import BYTES, DType, ModelRef, Packed, Request, Tensor, Tensors, dtype_of, len_of
+from salver.types import (
+    BYTES,
+    DType,
+    ModelRef,
+    Packed,
+    Request,
+    Tensor,
+    Tensors,
+    dtype_of,
+    len_of,
+    unfit,
+)
 
 if TYPE_CHECKING:
     from salver.types import Buffer, Parameter
@@ -325,7 +336,7 @@ def _typed(contents: Any, name: str, dtype: DType, shape: tuple[int, ...]) -> An
     try:
         return np.fromiter(values, dtype.numpy, len(values)).reshape(shape)
     except OverflowError:
-        raise InvalidInput(f"input {name!r}: a value does not fit {dtype.name}") from None
+        raise unfit(dtype, name) from None
 
 
 def _parameters(found: Any) -> dict[str, Parameter]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from salver.types import Array, Buffer
 
 _LARGE: Final = 1024
+_KEPT_BYTES: Final = 1 << 22
+"""A parser keeps ten times its longest body; for longer ones a new one is worth its making."""
 _MAX_ELEMENTS: Final = 1 << 40
 
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
@@ -133,8 +135,9 @@ def _decode_small(body: Buffer, max_depth: int) -> JsonRequest:
 
 def _convert(value: Any) -> JsonRequest:
     """The slow way: `data` of each input is put back into text that json itself wrote."""
-    if isinstance(value, dict):
-        for given in value.get("inputs") or []:
+    inputs = value.get("inputs") if isinstance(value, dict) else None
+    if isinstance(inputs, list):
+        for given in inputs:
             if isinstance(given, dict) and "data" in given:
                 words = orjson.dumps(_spell(given["data"]))
                 given["data"] = Raw(words)
@@ -246,8 +249,10 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
 def _decode_large(body: Buffer) -> InferBody | None:
     """By simdjson; None when the body is anything but plain numbers, for the other way to judge."""
     parser = getattr(_parsers, "parser", None)
-    if parser is None:
-        parser = _parsers.parser = simdjson.Parser()
+    if parser is None or len(body) > _KEPT_BYTES:
+        parser = simdjson.Parser()
+    if len(body) <= _KEPT_BYTES:
+        _parsers.parser = parser
     try:
         request = parser.parse(body)
         found = _read_large(request)

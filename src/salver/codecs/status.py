@@ -8,6 +8,9 @@ from salver import errors
 from salver.codecs.json_numbers import dumps
 from salver.interfaces import JSON_HEADERS, HttpAnswer
 
+MAX_MESSAGE_LENGTH: Final = 4096
+"""Messages quote what clients sent, such as names, which may be as long as a body."""
+
 # class: (HTTP status, gRPC status)
 CODES: Final[dict[type[errors.SalverError], tuple[int, int]]] = {
     errors.InvalidInput: (400, 3),
@@ -80,8 +83,9 @@ def grpc_status(error: errors.SalverError) -> int:
 
 
 def json_refusal(error: errors.SalverError) -> HttpAnswer:
-    """An error as `{"error": message}`, the form of most dialects over HTTP."""
-    return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": error.message})])
+    """An error as `{"error": message}`, the form of most dialects over HTTP; cut like over gRPC."""
+    message = error.message[:MAX_MESSAGE_LENGTH]
+    return HttpAnswer(http_status(error), JSON_HEADERS, [dumps({"error": message})])
 
 
 def from_http(status: int, message: str) -> errors.SalverError:

@@ -58,11 +58,13 @@ def method_name(parameters: Mapping[str, Any]) -> str:
 def own_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that are for the model.
 
-    Raises: InvalidInput for values that are not plain.
+    Raises: InvalidInput for values that are not plain, or longer than 64 bits.
     """
     for name, value in parameters.items():
         if not isinstance(value, str | int | float | bool):
             raise InvalidInput(f"parameter {name!r}: expected a string, number or boolean")
+        if type(value) is int and not -(1 << 63) <= value < 1 << 64:
+            raise InvalidInput(f"parameter {name!r}: the number does not fit 64 bits")
     return {name: value for name, value in parameters.items() if name not in _RESERVED}
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from salver.codecs.json_numbers import NON_FINITE, dumps
 from salver.errors import InvalidInput
-from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits
+from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from salver.signature import TensorSpec
     from salver.types import Array
@@ -39,13 +41,13 @@ def tensor_of_value(spec: TensorSpec, value: Any) -> Tensor:
 def _number_array(spec: TensorSpec, value: Any) -> Array:
     name, dtype = spec.name, spec.dtype
     try:
-        array = np.asarray(value)
+        array = np.asarray(value, np.object_ if _has_text(value) else None)
     except (ValueError, OverflowError):
         raise InvalidInput(f"input {name!r}: the rows differ in length") from None
     if not array.size:
         return array.astype(dtype.numpy)
-    if array.dtype.kind in "OU" and dtype.is_float:
-        array = _with_missing(spec, np.asarray(value, np.object_))
+    if array.dtype.kind == "O" and dtype.is_float:
+        array = _with_missing(spec, array)
     kind = array.dtype.kind
     fits = (
         (dtype is BOOL and kind == "b")
@@ -55,6 +57,43 @@ def _number_array(spec: TensorSpec, value: Any) -> Array:
     if not fits:
         raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
     return narrowed(array, dtype, name)
+
+
+def _has_text(value: Any) -> bool:
+    """Whether nested lists hold text, for which numpy would give each element the room of the
+    longest one.
+    """
+    if isinstance(value, np.ndarray):
+        return False
+    flat: Iterable[Any] = (value,)
+    for _ in range(rank_of(value)):
+        flat = chain.from_iterable(flat)
+    try:
+        # The fastest way to learn that all are numbers.
+        sum(flat)
+    except (TypeError, OverflowError):
+        return str in _types(value)
+    return False
+
+
+def _types(value: Any) -> set[type]:
+    """The types of all that nested lists hold."""
+    types: set[type] = set()
+    lists = [[value]]
+    while lists:
+        types.update(map(type, chain.from_iterable(lists)))
+        lists = [item for item in chain.from_iterable(lists) if type(item) is list]
+    return types
+
+
+def rank_of(value: Any) -> int:
+    """How deep lists are nested, as far as the first of each tells."""
+    if isinstance(value, np.ndarray):
+        return value.ndim
+    rank = 0
+    while isinstance(value, list) and value:
+        value, rank = value[0], rank + 1
+    return rank
 
 
 def _is_whole(array: Array) -> Array:
@@ -91,7 +130,8 @@ def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
 def _first_odd(array: Array, dtype: Any) -> str:
     if array.dtype.kind == "f" and dtype.is_integer:
         array = array[~_is_whole(array)]
-    return shown(array.reshape(-1).tolist()[0])
+    values = array.reshape(-1).tolist()
+    return shown(next((value for value in values if type(value) not in (int, float)), values[0]))
 
 
 def shown(value: Any) -> str:
@@ -154,21 +194,21 @@ def _as_bytes(value: Any, spec: TensorSpec) -> bytes:
 def narrowed(data: Array, dtype: DType, name: str) -> Array:
     """Numbers as `dtype`; floats that become integers must be whole.
 
-    Raises: InvalidInput for an integer outside its range.
+    Raises: InvalidInput for a number outside the type's range.
     """
-    if dtype is BF16:
-        with np.errstate(over="ignore"):
-            return bf16_bits(data.astype(np.float32))
-    if data.dtype == dtype.numpy:
+    if data.dtype == dtype.numpy and dtype is not BF16:
         return data
     if dtype.is_integer and data.size:
         bounds = np.iinfo(dtype.numpy)
         if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
-            raise InvalidInput(
-                f"input {name!r}: a value does not fit {dtype.name} ({bounds.min} to {bounds.max})"
-            )
-    with np.errstate(over="ignore"):
-        return data.astype(dtype.numpy)
+            raise unfit(dtype, name)
+    try:
+        with np.errstate(over="raise"):
+            if dtype is BF16:
+                return bf16_bits(data.astype(np.float32))
+            return data.astype(dtype.numpy)
+    except FloatingPointError:
+        raise unfit(dtype, name) from None
 
 
 def is_number(cell: str) -> bool:
@@ -185,6 +225,9 @@ def cells(column: Sequence[Any], name: str) -> Array:
 
     Raises: InvalidInput naming the line of the first cell that is none.
     """
+    with contextlib.suppress(ValueError, TypeError):
+        # Most often nothing is missing.
+        return np.fromiter(map(float, column), np.float64, len(column))
     try:
         return np.array(
             [np.nan if cell is None or cell == "" else float(cell) for cell in column], np.float64

@@ -35,7 +35,7 @@ from salver.engine.frames import (
 from salver.engine.packing import pack_work, unpack_request, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
-from salver.errors import LoadFailed, SalverError, TooLarge
+from salver.errors import LoadFailed, SalverError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -207,7 +207,8 @@ class ProcessInstance:
         self._run = Ongoing(self._num_runs, work.num_calls, emit, done, self._clock())
         try:
             self._worker.send(*pack_work(self._num_runs, work))
-        except TooLarge as error:
+        except Exception as error:
+            # Whatever cannot be sent, too large or not, concerns these calls alone.
             self._finish(error, 0)
             return
         if self._timer is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -155,29 +156,46 @@ def _csv(body: Buffer) -> Object:
     Raises: InvalidInput naming the line that differs in length.
     """
     try:
-        reader = csv.reader(io.StringIO(bytes(body).decode("utf-8-sig"), newline=""))
-        lines = [(reader.line_num, line) for line in reader if line]
+        text = bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidInput("CSV must be UTF-8 text") from None
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        rows = list(filter(None, reader))
     except csv.Error as error:
         raise InvalidInput(f"line {reader.line_num} is not valid CSV: {error}") from None
-    if not lines:
+    if not rows:
         raise InvalidInput("the table is empty")
-    width = len(lines[0][1])
-    for number, line in lines:
-        if len(line) != width:
-            raise InvalidInput(f"line {number} has {len(line)} cells, the first has {width}")
-    rows = [line for _, line in lines]
+    width = len(rows[0])
+    if set(map(len, rows)) != {width}:
+        raise _uneven(text, width)
     if all(cell == "" or is_number(cell) for cell in rows[0]) and any(rows[0]):
-        columns = enumerate(zip(*rows, strict=True), 1)
-        table = np.column_stack([cells(column, f"column {index}") for index, column in columns])
-        return Object("rows", table.tolist())
+        return Object("rows", _number_rows(rows, width))
     names = [name.strip() for name in rows[0]]
     if len(set(names)) != width:
         raise InvalidInput("two columns of the table have the same name")
     if len(rows) == 1:
         raise InvalidInput("the table has column names, but no rows")
     return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
+
+
+def _uneven(text: str, width: int) -> InvalidInput:
+    """The refusal of a table that has a line of another width."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    got = next(len(row) for row in reader if len(row) not in (0, width))
+    return InvalidInput(f"line {reader.line_num} has {got} cells, the first has {width}")
+
+
+def _number_rows(rows: list[list[str]], width: int) -> list[list[float]]:
+    """A table of numbers. Raises: InvalidInput naming column and row of a cell that is none."""
+    try:
+        flat = cells(list(chain.from_iterable(rows)), "")
+    except InvalidInput:
+        for index, column in enumerate(zip(*rows, strict=True), 1):
+            cells(column, f"column {index}")
+        raise
+    table: list[list[float]] = flat.reshape(-1, width).tolist()
+    return table
 
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:

@@ -29,6 +29,9 @@ _MAX_UNSENT: Final = 16 << 20
 _PAUSE_UNSENT: Final = 1 << 20
 """Unsent bytes of a stream at which its model is asked to wait."""
 _INFLATED_AT_ONCE: Final = 4096
+_DECODED_AT_ONCE: Final = 256 << 10
+_BINARY: Final = "inference-header-content-length"
+"""Says that tensors come as bytes, which take no time to decode."""
 
 
 class Exchange:
@@ -62,20 +65,18 @@ class Exchange:
         try:
             if endpoint is None or head.error is not None:
                 self._refuse()
-            elif not head.encoding:
-                self._run(endpoint, body)
-            elif len(body) <= _INFLATED_AT_ONCE:
-                self._run(endpoint, self._inflate(body))
+            elif not head.encoding and len(body) <= _DECODED_AT_ONCE:
+                self._run(endpoint, endpoint.decode(head, head.arguments, body))
             else:
-                self.app.spawn(self._run_inflated(endpoint, body))
+                self._run_long(endpoint, body, head.encoding)
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
 
-    def _run(self, endpoint: Endpoint, body: Any) -> None:
+    def _run(self, endpoint: Endpoint, operation: Any) -> None:
         head = self.head
-        operation = self.operation = endpoint.decode(head, head.arguments, body)
+        self.operation = operation
         if type(operation) is Infer:
             # The earliest of what body, head and server say.
             own, timeout = operation.timeout_ns, head.timeout_ns
@@ -93,19 +94,36 @@ class Exchange:
         else:
             self.app.spawn(self._answer(endpoint, self.app.admin.command(self.operation)))
 
-    def _inflate(self, body: Any) -> bytes:
-        return decompress(body, self.head.encoding, self.app.config.limits.body_bytes)
+    def _run_long(self, endpoint: Endpoint, body: Any, encoding: str) -> None:
+        """The same for a body that may be long to decode: compressed, or much text."""
+        head = self.head
+        at_once = _INFLATED_AT_ONCE if encoding else _DECODED_AT_ONCE
+        if len(body) > at_once and (encoding or _BINARY not in head.headers):
+            self.app.spawn(self._run_aside(endpoint, body, encoding))
+        elif encoding:
+            self._run_long(endpoint, self._inflate(body, encoding), "")
+        else:
+            self._run(endpoint, endpoint.decode(head, head.arguments, body))
 
-    async def _run_inflated(self, endpoint: Endpoint, body: Any) -> None:
-        """Off the loop, which a few kilobytes of zeros could keep busy for long."""
+    async def _run_aside(self, endpoint: Endpoint, body: Any, encoding: str) -> None:
+        """Off the loop, which a table of some megabytes, or of some kilobytes of compressed ones,
+        would keep busy for seconds.
+        """
         try:
-            plain = await asyncio.to_thread(self._inflate, body)
+            operation = await asyncio.to_thread(self._decode, endpoint, body, encoding)
             if self.is_open:
-                self._run(endpoint, plain)
+                self._run(endpoint, operation)
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
+
+    def _decode(self, endpoint: Endpoint, body: Any, encoding: str) -> Any:
+        plain = self._inflate(body, encoding) if encoding else body
+        return endpoint.decode(self.head, self.head.arguments, plain)
+
+    def _inflate(self, body: Any, encoding: str) -> bytes:
+        return decompress(body, encoding, self.app.config.limits.body_bytes)
 
     async def _answer(self, endpoint: Endpoint, result: Awaitable[Any]) -> None:
         try:

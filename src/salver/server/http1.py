@@ -126,7 +126,8 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Takes as many requests out of `data` as are complete and wanted; keeps the rest."""
-        if data.startswith(PREFACE_HEAD) and not self._exchanges:
+        # In a body the same bytes are just data; whoever chose them must not change the protocol.
+        if data.startswith(PREFACE_HEAD) and not self._exchanges and self._chunked is None:
             self._switch_to_http2(data)
             return
         try:

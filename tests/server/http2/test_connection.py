@@ -121,6 +121,16 @@ def test_large_bodies_pass_both_ways_through_small_windows() -> None:
     assert client.ended(stream_id)
 
 
+def test_of_many_windows_in_one_frame_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each costs a step for every open stream, and a frame holds more than sixty.
+    connection, _ = started([bytes(50)])
+    heeded = []
+    monkeypatch.setattr(connection.sender, "apply", lambda *setting: heeded.append(setting[:2]))
+    windows = [frames.SETTING.pack(Setting.INITIAL_WINDOW_SIZE, size) for size in range(60)]
+    connection.receive(frames.frame(frames.SETTINGS, 0, 0, b"".join(windows)), 0)
+    assert heeded == [(Setting.INITIAL_WINDOW_SIZE, 59)]
+
+
 def test_an_answer_before_the_end_of_the_body_stops_the_body() -> None:
     connection, recorder = started()
     connection.receive(frames.frame(frames.HEADERS, 4, 1, POST_BLOCK) + data(1, b"abc"), 0)

@@ -52,7 +52,8 @@ class ControlFrames:
             return
         if len(payload) % frames.SETTING.size:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
-        for name, value in frames.SETTING.iter_unpack(payload):
+        # Each window costs a step for every stream: of many in one frame only the last counts.
+        for name, value in dict(frames.SETTING.iter_unpack(payload)).items():
             self._sender.apply(name, value, self._streams.open.values())
         self._sender.control(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
