@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar, overload
 
 import msgspec
 import numpy as np
@@ -124,7 +124,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     example: Any = None
     labels: tuple[str, ...] = ()
-    max_batch: int = 0
+    max_batch: Annotated[int, msgspec.Meta(ge=0)] = 0
     idempotent: bool = False
     thread_safe: bool = False
     device: str = ""
@@ -150,6 +150,7 @@ def model(target: Any = None, /, *, labels: Sequence[str] = (), **options: Any) 
     `labels` are class names in order; `max_batch` is the most rows or items in one run;
     `idempotent`: a call may be run again after a crash; `thread_safe`: several calls may run at
     once in threads; `device` (`cpu`, `cuda`, `cuda:1`) is given to an `__init__` that takes it.
+    `name`, `description` and `example` are read without running the file, so write them out.
     """
     declaration = Declaration(labels=tuple(labels), **options)
 

@@ -212,3 +212,26 @@ def test_the_table(tmp_path: Path) -> None:
     assert lines[0].split() == ["where", "key", "problem", "remedy"]
     assert lines[1].split()[:2] == ["a/model.yaml:1", "labells"]
     assert lines[2] == "1 mistake in 1 model."
+
+
+def test_what_code_says_of_itself(tmp_path: Path) -> None:
+    def mark(options: str) -> str:
+        return GOOD.replace("class Toy", f"@salver.model({options})\nclass Toy")
+
+    model(tmp_path / "a", "name: d\n")
+    model(tmp_path / "b", code=mark("nme='x'"))
+    model(tmp_path / "c", "labels: [x, y, z]\n", mark("example=[1, 2, 3],\ndescription=2 * 'a'"))
+    model(tmp_path / "e", code=mark("name='d'"))
+    found = findings(tmp_path, "--trust", "--load")
+    assert [(f.file, f.line, f.key) for f in found] == [
+        ("b/model.py", 4, ""),
+        ("c/model.py", 5, ""),
+        ("c/model.py", 4, "example"),
+        ("e", 0, "name"),
+    ]
+    assert found[0].remedy == "did you mean 'name'?"
+    assert found[1].problem == "@salver.model: description is no plain literal and is not read"
+    assert (
+        found[2].problem
+        == "the example does not fit: input 'x': expected shape [-1, 2], got [1, 3]"
+    )

@@ -75,6 +75,20 @@ def test_a_python_file_is_not_run(toy: Path) -> None:
     assert "only known after loading: add --load" in run(toy).output
 
 
+def test_a_python_file_says_what_it_is(tmp_path: Path) -> None:
+    code = PYTHON.replace("class", '@salver.model(name="tagger", description="Tags.")\nclass', 1)
+    (tmp_path / "toy.py").write_text(code)
+    (found,) = facts(tmp_path / "toy.py")
+    assert (found["name"], found["description"], found["problem"]) == ("tagger", "Tags.", "")
+    assert "Tags." in run(tmp_path / "toy.py").output
+    (tmp_path / "toy.py").write_text(code.replace("name=", "nam="))
+    (found,) = facts(tmp_path / "toy.py")
+    assert (found["name"], found["problem"].partition(". ")[0]) == (
+        "toy",
+        "toy.py:7: @salver.model takes no 'nam'",
+    )
+
+
 def test_loading_tells_the_signature(toy: Path) -> None:
     (found,) = facts(toy, "--load")
     predict, count = found["methods"]

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import httpx
+from click.testing import CliRunner
+
+from salver.cli.main import main
 from salver.config import from_environment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -50,3 +56,24 @@ def test_a_link_to_a_service_is_told_of_and_does_not_keep_the_server_down(
     (line,) = (line for line in server.output.splitlines() if "SALVER_PORT" in line)
     assert line.startswith("WARNING SALVER_PORT=tcp://10.0.0.1:80 is ignored")
     assert "enableServiceLinks: false" in line
+
+
+def test_a_python_file_says_what_is_served(serve: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mymodel.py").write_text("""
+import salver
+
+@salver.model(name="tagger", description="Tags words.", labels=["noun", "verb"], max_batch=16,
+              example=[1, 0])
+class Tagger:
+    def predict(self, x: salver.Array["float32", "B", 2]) -> salver.Array["float32", "B", 2]:
+        return x
+""")
+    server = serve(tmp_path / "mymodel.py")
+    told = json.loads(CliRunner().invoke(main, ["models", "--url", server.url, "--json"]).output)
+    assert [(m["name"], m["description"], m["labels"], m["example"]) for m in told] == [
+        ("tagger", "Tags words.", ["noun", "verb"], [1, 0])
+    ]
+    config = httpx.get(f"{server.url}/v2/models/tagger/config").json()
+    assert config["max_batch_size"] == 16
+    answer = httpx.post(f"{server.url}/predict", json={"input": [0, 1]}).json()
+    assert answer["label"] == "verb"

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
     from salver.engine.generation import Generation
 
+HERE = Path()
+NO_CALLER = SimpleNamespace(ask=None)
 SHORT, LONG = MAYBE_SHORT_NS, MAYBE_SHORT_NS + 1
 SAFE = Traits(holds_gil=False, thread_safe=True)
 UNSAFE = Traits(holds_gil=False)
@@ -140,10 +146,10 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
 
-    async def load(self, runtime: Runtime, **config: Any) -> Generation:
+    async def load(self, runtime: Any, path: Path = HERE, **config: Any) -> Generation:
         self._monkeypatch.setattr(module, "detect", lambda path, config: (runtime, None))
-        made = Loader(ServerConfig(), lambda: 1, LoopBudget(), cast("Any", None))
-        version = VersionOnDisk(ModelRef("m", "1"), Path(), "s", ModelConfig(**config))
+        made = Loader(ServerConfig(), lambda: 1, LoopBudget(), cast("Any", NO_CALLER))
+        version = VersionOnDisk(ModelRef("m", "1"), path, "s", ModelConfig(**config))
         return await made.load(version, 1, ModelStatistics())
 
     def run(self, test: Callable[[], Any]) -> None:
@@ -178,6 +184,26 @@ def test_short_runs_happen_inline_and_long_ones_in_a_thread(bench: Bench) -> Non
         generation = await bench.load(Runtime(SAFE))
         assert generation.target.num_instances in (1, 2)
         assert any(isinstance(i, ThreadInstance) for i in generation.target._instances)
+
+    bench.run(test)
+
+
+def test_workers_beside_an_inline_copy_are_warm_too(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    runtime = import_module("worker_models").TallyRuntime()
+    monkeypatch.setattr(module, "INLINE_BUDGET_NS", 10**12)
+    tally = tmp_path / "tally"
+
+    async def test() -> None:
+        config = {"instances": Instances(count=2), "warmup": Warmup(runs=2)}
+        generation = await bench.load(runtime, tally, **config)
+        pids = [os.getpid(), *(worker.pid for worker in generation._workers)]
+        assert Counter(tally.read_text().split()) == {str(pid): 2 for pid in pids}
+        assert len(pids) == 3
+        await generation.retire(0)
 
     bench.run(test)
 

@@ -58,7 +58,7 @@ def test_an_example_that_fails_fails_the_load(results: Any) -> None:
 
 
 def test_an_example_that_does_not_fit_is_explained() -> None:
-    with pytest.raises(LoadFailed, match=r"example in model.yaml does not fit"):
+    with pytest.raises(LoadFailed, match="the example does not fit"):
         asyncio.run(warm_up(Runs(), Signature({"m": ROWS}), ModelConfig(example=[1, 2, 3])))
 
 

@@ -158,3 +158,32 @@ class SampleRuntime:
         if options.get("dies_at_load") or (spec.path / "dies_at_load").exists():
             die()
         return SampleModel(spec)
+
+
+class TallyModel:
+    """Notes in a file which process runs it."""
+
+    signature = Signature({"double": SIGNATURE.methods["double"]})
+    traits = Traits()
+
+    def __init__(self, tally: Path) -> None:
+        self._tally = tally
+
+    def run(self, work: Work, emit: Emit) -> Results:
+        with self._tally.open("a") as tally:
+            tally.write(f"{os.getpid()}\n")
+        return Rows(Tensors(x=Tensor.of(work.inputs["x"] * 2)))
+
+    def cancel(self, work: Work, index: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TallyRuntime:
+    name = "worker_models:TallyRuntime"
+
+    def probe(self, path: Path, config: ModelConfig) -> Probe | None:
+        return None
+
+    def load(self, spec: LoadSpec) -> Any:
+        return TallyModel(spec.path)

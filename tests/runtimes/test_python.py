@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salver.config import ModelConfig
+from salver.config import Batching, ModelConfig
 from salver.errors import Cancelled, InvalidInput, LoadFailed, ModelFailed, TrustRequired
 from salver.interfaces import LoadSpec
 from salver.runtimes.python import PythonModel, PythonRuntime
-from salver.runtimes.python_source import declared_config
 from salver.types import (
     BYTES,
     FP32,
@@ -372,6 +371,19 @@ def test_call_is_served_as_predict(load: Loader) -> None:
     assert outputs["output"].array().tolist() == 2
 
 
+def test_computed_options_count_once_loaded_but_for_those_needed_before(load: Loader) -> None:
+    model = load("""
+        LABELS = ["a", "b"]
+        @salver.model(labels=LABELS, max_batch=2 * 4, name="-".join(LABELS))
+        class M:
+            def predict(self, x: Array["float32", "B", 3]) -> Array["float32", "B", 2]: ...
+    """)
+    assert model.traits.max_batch == 8
+    assert model.signature.methods["predict"].outputs[0].labels == ("a", "b")
+    (warning,) = load.warnings
+    assert "name is no plain literal and is not read" in warning
+
+
 def test_the_decorator_is_overruled_by_the_configuration(load: Loader) -> None:
     code = """
         @salver.model(labels=["a", "b"], max_batch=8, idempotent=True, device="cuda:7",
@@ -387,8 +399,15 @@ def test_the_decorator_is_overruled_by_the_configuration(load: Loader) -> None:
     assert (model.traits.idempotent, model.traits.thread_safe) == (True, True)
     (spec,) = model.signature.methods["predict"].outputs
     assert (spec.role, spec.labels) == ("probabilities", ("a", "b"))
-    config = {"labels": ("x", "y"), "idempotent": False, "device": "cpu", "options": {"scale": 2.0}}
+    config = {
+        "labels": ("x", "y"),
+        "idempotent": False,
+        "device": "cpu",
+        "options": {"scale": 2.0},
+        "batching": Batching(max_size=32),
+    }
     model = load(code, config=config, threads=3)
+    assert model.traits.max_batch == 32
     assert model.signature.methods["predict"].outputs[0].labels == ("x", "y")
     assert not model.traits.idempotent
     (outputs,) = run(model, {"x": np.array(0)}, method="told")
@@ -597,13 +616,3 @@ def test_the_configured_class_of_a_configured_module(load: Loader) -> None:
     (load.folder / "other.py").write_text(f"class B:\n {PREDICT[:-3]}return 3")
     model = load("", config={"class_name": "other:B"})
     assert run(model, {"x": np.array(0)})[0]["output"].array().tolist() == 3
-
-
-def test_literals_of_the_decorator_fill_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(
-        'import salver as s\n@s.model(name="iris", labels=["a"], example=f(), description="d")\n'
-        f"class A:\n {PREDICT}"
-    )
-    config = declared_config(tmp_path, ModelConfig(description="mine"))
-    assert (config.name, config.labels) == ("iris", ("a",))
-    assert (config.description, config.example) == ("mine", None)

@@ -122,6 +122,7 @@ class EchoEngine:
         self.cancelled: list[Call] = []
         self.flow: list[str] = []
         self.holds = False
+        self.is_busy = False
         self.target = self
 
     def submit(self, ref: ModelRef, request: Request, sink: Any, context: Any) -> Call:

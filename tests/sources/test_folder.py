@@ -229,3 +229,57 @@ def test_what_cannot_be_read_is_an_error_without_its_path(
     with pytest.raises(LoadFailed, match="cannot be read: Permission denied") as raised:
         scan(tmp_path)
     assert str(tmp_path) not in str(raised.value)
+
+
+CLASS = "class A:\n    def predict(self, x: int) -> int: ...\n"
+CODE = 'import salver\n@salver.model(name="{}")\n' + CLASS
+
+
+def test_a_python_file_says_what_it_is(tmp_path: Path) -> None:
+    code = CODE.format("tagger").replace(")", ', description="tags", max_batch=16)', 1)
+    put(tmp_path, "a.py")
+    (tmp_path / "a.py").write_text(code)
+    found = scan(tmp_path / "a.py")["tagger:1"]
+    assert (found.config.description, found.config.batching.max_size) == ("tags", 16)
+    (tmp_path / "model.yaml").write_text("name: mine\nbatching: {max_size: 4}")
+    found = scan(tmp_path / "a.py")["mine:1"]
+    assert (found.config.description, found.config.batching.max_size) == ("tags", 4)
+    given = FolderSource([Place(tmp_path / "a.py", "given")], {}).scan()
+    assert list(given) == [ModelRef("given", "1")]
+
+
+def test_each_version_of_a_folder_says_what_it_is(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.py", "m/2/model.py", "m/3/model.onnx", "n/model.py")
+    (tmp_path / "m" / "model.yaml").write_text("versions: all")
+    (tmp_path / "m" / "1" / "model.py").write_text(CODE.format("old"))
+    (tmp_path / "m" / "2" / "model.py").write_text(CLASS)
+    (tmp_path / "n" / "model.py").write_text(CODE.format("new"))
+    assert list(scan(tmp_path)) == ["old:1", "m:2", "m:3", "new:1"]
+
+
+def test_a_mistake_in_code_goes_on_naming_the_same_model(tmp_path: Path) -> None:
+    file = tmp_path / "m" / "1" / "model.py"
+    put(tmp_path, "m/1/model.py", "m/2/readme.md")
+    (tmp_path / "m" / "model.yaml").write_text("versions: ['1', '2', '7']")
+    file.write_text(CODE.format("tagger"))
+    source = FolderSource([Place(tmp_path)], {})
+    names = [ModelRef("tagger", version) for version in ("1", "2", "7")]
+    assert list(source.scan()) == names
+    file.write_text("class A(:")
+    assert list(source.scan()) == names
+    file.write_text(CODE.format("x").replace("name", "nam"))
+    assert list(source.scan()) == names
+
+
+def test_code_is_read_again_only_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "a.py")
+    (tmp_path / "a.py").write_text(CODE.format("one"))
+    source = FolderSource([Place(tmp_path / "a.py")], {})
+    before = source.scan()
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "declared", None)
+        assert source.scan() == before
+    (tmp_path / "a.py").write_text(CODE.format("another"))
+    assert list(source.scan()) == [ModelRef("another", "1")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from salver.cli.local import open_model, placement
 from salver.cli.yaml_mistakes import Finding, finding_of, line_of, mistakes
+from salver.codecs.python_source import candidates, declared
 from salver.config import ModelConfig
 from salver.engine.loader import chosen
 from salver.engine.warmup import example
@@ -29,7 +30,7 @@ from salver.sources.folder import (
 from salver.types import ModelRef, dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from salver.interfaces import Probe
@@ -46,14 +47,21 @@ FRAMEWORKS = {
 
 
 class ConfigFile(NamedTuple):
-    """A `model.yaml`: how findings call it, its text, and its options without the wrong ones."""
+    """A `model.yaml`: how findings call it, its text, and its options without the wrong ones; and
+    the lines of those that the model's own `code` adds.
+    """
 
     name: str
     text: str
     config: ModelConfig
+    code: str = ""
+    lines: Mapping[str, int] = {}
 
     def finding(self, key: str, problem: str, remedy: str = "") -> Finding:
-        return Finding(self.name, line_of(self.text, key), key, problem, remedy)
+        line = line_of(self.text, key)
+        if not line and key in self.lines:
+            return Finding(self.code, self.lines[key], key, problem, remedy)
+        return Finding(self.name, line, key, problem, remedy)
 
 
 class Checker:
@@ -94,7 +102,6 @@ class Checker:
         self.num_models += 1
         file, found = self._config(place)
         yield from found
-        yield from self._name(place, file)
         yield from check_tensors(file)
         if place.is_file():
             yield from self._version(place, "1", place, file)
@@ -103,9 +110,9 @@ class Checker:
         yield from check_versions(file, versions)
         for version in chosen_versions(versions, file.config.versions):
             if version in versions:
-                yield from self._folder(place / version, version, file)
+                yield from self._folder(place / version, version, place, file)
         if not versions:
-            yield from self._folder(place, file.config.version or "1", file)
+            yield from self._folder(place, file.config.version or "1", place, file)
 
     def _config(self, place: Path) -> tuple[ConfigFile, list[Finding]]:
         path = (place if place.is_dir() else place.parent) / CONFIG_FILE
@@ -119,7 +126,7 @@ class Checker:
     def _name(self, place: Path, file: ConfigFile) -> Iterator[Finding]:
         name = file.config.name or (place.stem if place.is_file() else place.resolve().name)
         shown = self._shown(place)
-        if name in self._names:
+        if self._names.setdefault(name, shown) != shown:
             yield Finding(
                 shown,
                 0,
@@ -127,13 +134,16 @@ class Checker:
                 f"is called {name!r}, as is {self._names[name]}",
                 f"set another `name` in {file.name}",
             )
-        self._names.setdefault(name, shown)
 
-    def _folder(self, folder: Path, version: str, file: ConfigFile) -> Iterator[Finding]:
+    def _folder(
+        self, folder: Path, version: str, place: Path, file: ConfigFile
+    ) -> Iterator[Finding]:
         path, problem = model_file(folder, file.config.file)
         if problem is None:
-            yield from self._version(path, version, folder, file)
-        elif file.config.file:
+            yield from self._version(path, version, place, file)
+            return
+        yield from self._name(place, file)
+        if file.config.file:
             yield file.finding("file", problem.message, "correct the name")
         else:
             found = finding_of(problem.message, self._shown(folder), 0, "file")
@@ -141,9 +151,13 @@ class Checker:
             yield found._replace(remedy=remedy)
 
     def _version(
-        self, path: Path, version: str, folder: Path, file: ConfigFile
+        self, path: Path, version: str, place: Path, file: ConfigFile
     ) -> Iterator[Finding]:
-        config, shown = file.config, self._shown(path)
+        shown = self._shown(path)
+        file, found = with_code(file, path, shown)
+        config = file.config
+        yield from found
+        yield from self._name(place, file)
         try:
             _, probe = detect(path, config)
         except ConfigError as error:
@@ -178,6 +192,18 @@ class Checker:
         finally:
             opened.model.close()
         return opened.signature
+
+
+def with_code(file: ConfigFile, path: Path, shown: str) -> tuple[ConfigFile, list[Finding]]:
+    """`file` with what a Python file says of its model, as the server reads it."""
+    if path.suffix != CODE_SUFFIX:
+        return file, []
+    try:
+        found = declared(candidates(path), path, file.config)
+    except LoadFailed:
+        return file, []  # the probe tells
+    own = file._replace(config=found.config, code=shown, lines=found.lines)
+    return own, [_located(message, path.name, shown) for message in found.unread]
 
 
 def _of_loading(message: str, name: str, shown: str, file: ConfigFile) -> Finding:
@@ -282,5 +308,5 @@ def check_signature(signature: Signature, file: ConfigFile) -> Iterator[Finding]
         try:
             example(method, config)
         except LoadFailed as error:
-            problem = error.message.removeprefix("the example in model.yaml does not fit: ")
+            problem = error.message.removeprefix("the example does not fit: ")
             yield file.finding("example", problem, "give one input as a client would send it")

@@ -114,6 +114,7 @@ def facts(
     return {
         "name": version.ref.name,
         "version": version.ref.version,
+        "description": version.config.description,
         "file": probe.file,
         "runtime": probe.runtime,
         "size_bytes": probe.size_bytes,
@@ -145,6 +146,7 @@ def show(console: Console, entry: dict[str, Any]) -> None:
     table.add_column()
     rows = {
         "served as": f"{entry['name']} version {entry['version']}",
+        "what it is": entry["description"],
         "file": entry["file"],
         "runtime": entry["runtime"],
         "size": size_text(entry["size_bytes"]),

@@ -94,6 +94,10 @@ class ServedModel:
             self.versions.values(), key=lambda g: version_key(g.ref.version), default=None
         )
 
+    def remember(self, counters: ModelStatistics) -> None:
+        """Takes over what a generation counted that was never in this process."""
+        self._past.add(counters.total())
+
     def settle(self, version: str) -> None:
         """A version that nobody uses any more counts among the past ones."""
         if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
@@ -270,6 +274,10 @@ class Engine:
                 raise Unavailable("the server is shutting down")
             self.show(generation)
             return generation
+
+    def remember(self, name: str, counters: ModelStatistics) -> None:
+        """Has a name go on counting from what a generation of before, elsewhere, left."""
+        self._named(name).remember(counters)
 
     def note(self, ref: ModelRef, state: str, reason: str = "") -> None:
         """Says what becomes of a version. One that is in service goes on, whatever is tried; then

@@ -181,7 +181,7 @@ class Loader:
             grown = max(resident_bytes() - size_before, 0)
             instances: Sequence[Instance] = ()
             if placement.processes:
-                instances = await self._launch(runtime, spec)
+                instances, *_ = await self._warm_workers(runtime, spec)
             elif placement.threads:
                 instances = [
                     ThreadInstance(models[i % len(models)], f"{spec.ref}-{i}", self._loop)
@@ -195,6 +195,13 @@ class Loader:
         return Loaded(signature, traits, costs, models, inline, instances, grown)
 
     async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+        workers, signature, costs = await self._warm_workers(runtime, spec)
+        return Loaded(signature, workers[0].traits, costs, (), None, workers)
+
+    async def _warm_workers(
+        self, runtime: Runtime, spec: LoadSpec
+    ) -> tuple[list[ProcessInstance], Signature, list[Cost]]:
+        """Starts all workers of a version and warms them up; if one fails, none is left."""
         workers = await self._launch(runtime, spec)
         try:
             signature = chosen(workers[0].signature, spec.config)
@@ -204,7 +211,7 @@ class Loader:
         except BaseException:
             await stop_all(workers)
             raise
-        return Loaded(signature, workers[0].traits, costs, (), None, workers)
+        return workers, signature, costs
 
     async def _launch(self, runtime: Runtime, spec: LoadSpec) -> list[ProcessInstance]:
         """Starts all workers of a version; if one fails, none is left."""

@@ -35,7 +35,7 @@ class Cost(NamedTuple):
 async def warm_up(run: Run, signature: Signature, config: ModelConfig) -> list[Cost]:
     """Runs every method `config.warmup.runs` times on one input and tells the best times.
 
-    Raises: LoadFailed if the default method fails on the example that `model.yaml` gives. Made-up
+    Raises: LoadFailed if the default method fails on the configured example. Made-up
     inputs prove nothing, so a method that fails on them is only left unmeasured.
     """
     costs = []
@@ -86,7 +86,7 @@ def example(method: Method, config: ModelConfig) -> Tensors:
         inputs = bind(method, Object("row", config.example))
         method.check(inputs)
     except SalverError as error:
-        raise LoadFailed(f"the example in model.yaml does not fit: {error.message}") from None
+        raise LoadFailed(f"the example does not fit: {error.message}") from None
     return inputs
 
 

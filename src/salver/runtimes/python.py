@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salver.authoring import CURRENT, Declaration, Scope
+from salver.codecs.python_source import candidates, declared, model_file
 from salver.errors import LoadFailed, did_you_mean
 from salver.interfaces import Probe, Traits
 from salver.observe.user_metrics import forget, own_registry
@@ -22,15 +23,14 @@ from salver.runtimes.hints import HintError
 from salver.runtimes.imports import OWN_PREFIX, importable, is_authors
 from salver.runtimes.methods import ServedMethod
 from salver.runtimes.private_loop import PrivateLoop, Run
-from salver.runtimes.python_source import candidates, choose, model_file
 from salver.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from salver.codecs.python_source import Candidate
     from salver.config import ModelConfig
     from salver.interfaces import Caller, Emit, LoadSpec, Results
-    from salver.runtimes.python_source import Candidate
     from salver.types import Work
 
 log = logging.getLogger("salver.runtimes.python")
@@ -55,7 +55,7 @@ class PythonRuntime:
             found = candidates(file)
             if not _is_meant(found, config):
                 return None
-            choose(found, file, config.class_name)
+            declared(found, file, config)
         except LoadFailed as error:
             # It is a Python model; `load` refuses it for this reason.
             problem = error.message
@@ -75,12 +75,14 @@ class PythonRuntime:
             )
         must_be_trusted(spec, _why_trust(file))
         file = file.resolve()
-        name = spec.config.class_name.rpartition(":")[2] or choose(candidates(file), file, "")
+        found = declared(candidates(file), file, spec.config)
+        for message in found.unread:
+            spec.warn(message)
         module = f"{OWN_PREFIX}{next(_serial)}_{re.sub(r'[^0-9A-Za-z]', '_', spec.ref.name)}"
         token = CURRENT.set(Scope(spec.caller))
         try:
             with importable(file.parent), own_registry(module):
-                return _open(file, module, name, spec)
+                return _open(file, module, found.target, spec)
         except BaseException:
             sys.modules.pop(module, None)
             raise
@@ -187,7 +189,7 @@ def _traits(config: ModelConfig, declaration: Declaration) -> Traits:
         holds_gil=True,
         idempotent=declaration.idempotent if idempotent is None else idempotent,
         thread_safe=declaration.thread_safe,
-        max_batch=declaration.max_batch,
+        max_batch=config.batching.max_size or declaration.max_batch,
     )
 
 

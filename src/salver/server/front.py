@@ -77,7 +77,6 @@ class Front:
 
     async def drain(self) -> None:
         """Takes no new connections, ends accepted calls, at most `drain_timeout_s`."""
-        self._sweeper.cancel()
         for server in self._servers:
             server.close()
         self._app.drain()
@@ -85,7 +84,9 @@ class Front:
         for _ in range(50):
             if not self._app.connections:
                 break
+            self._app.sweep()
             await asyncio.sleep(0.02)
+        self._sweeper.cancel()
         if self._access is not None:
             self._access.close()
 

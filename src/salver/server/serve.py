@@ -43,6 +43,6 @@ def _running(
         from salver.server.single import Server
 
         return Server(config, source).run(started)
-    from salver.server.fronts import Fronts
+    from salver.server.fronts.parent import Fronts
 
     return Fronts(config, source).run(started)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from salver.codecs.python_source import candidates, declared
+from salver.codecs.recent import Recent
 from salver.config import ModelConfig, read
 from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import VersionOnDisk
@@ -33,6 +35,8 @@ DATA_SUFFIXES: Final = (*SURE_SUFFIXES, ".json", ".txt", ".bin")
 """Model files may end so, but most files that end like the last ones are none."""
 CODE_SUFFIX: Final = ".py"
 _TRIES: Final = 3
+_MOST_READ: Final = 1024
+"""Python files of which is remembered what they said: a look at the files reads them but once."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class FolderSource:
         self._places = tuple(places)
         self._overrides = dict(overrides)
         self._last_good: dict[Path, ModelConfig] = {}
+        self._last_names: dict[Path, str] = {}
+        self._read: Recent[tuple[Path, str], ModelConfig] = Recent(_MOST_READ)
 
     def scan(self) -> Mapping[ModelRef, VersionOnDisk]:
         """Every version to serve, as its model's policy has it.
@@ -85,9 +91,9 @@ class FolderSource:
     def _below(self, place: Place) -> Iterator[VersionOnDisk]:
         path = place.path
         if path.is_file():
-            yield self._single(path, place.name or path.stem, path.parent, trusted=True)
+            yield self._single(path, path.parent, place.name, trusted=True)
         elif is_model(path):
-            yield from self._model(path, place.name or path.resolve().name)
+            yield from self._model(path, path.resolve().name, place.name)
         else:
             for child in sorted(path.iterdir()):
                 if child.name.startswith((".", "_")):
@@ -96,42 +102,56 @@ class FolderSource:
                     if is_model(child):
                         yield from self._model(child, child.name)
                 elif child.suffix in SURE_SUFFIXES:
-                    yield self._single(child, child.stem, path, trusted=False)
+                    yield self._single(child, path, trusted=False)
 
-    def _single(self, file: Path, name: str, root: Path, *, trusted: bool) -> VersionOnDisk:
+    def _single(self, file: Path, root: Path, given: str = "", *, trusted: bool) -> VersionOnDisk:
         """One file as version 1. A `model.yaml` beside it counts if it does not mean another."""
         config, problem = self._config(root)
         if config.file not in ("", file.name):
             config, problem = self._convert(ModelConfig()), None
-        ref = ModelRef(config.name or name, config.version or "1")
-        is_code = trusted and file.suffix == CODE_SUFFIX
         # Weights may lie beside the graph that names them, such as `model.onnx.data`.
         files = sorted(path for path in root.iterdir() if path.name.startswith(file.name))
         changed = stamp(root, [*files, root / CONFIG_FILE])
+        config = self._declared(file, file, changed, config)
+        ref = ModelRef(given or config.name or file.stem, config.version or "1")
+        is_code = trusted and file.suffix == CODE_SUFFIX
         return VersionOnDisk(ref, file, changed, config, problem, is_code)
 
-    def _model(self, folder: Path, name: str) -> Iterator[VersionOnDisk]:
+    def _model(self, folder: Path, name: str, given: str = "") -> Iterator[VersionOnDisk]:
+        """The versions of a model in a folder. A name that is `given` counts before all others."""
         config, problem = self._config(folder)
-        name = config.name or name
         present = [path.name for path in version_folders(folder)]
-        if not present:
-            ref = ModelRef(name, config.version or "1")
-            file, missing = model_file(folder, config.file)
-            yield VersionOnDisk(ref, file, stamp(folder, [folder]), config, problem or missing)
-            return
-        for version in chosen_versions(present, config.versions):
-            ref, inside = ModelRef(name, version), folder / version
+        versions = chosen_versions(present, config.versions) if present else [config.version or "1"]
+        for version in versions:
+            inside = folder / version if present else folder
             changed = stamp(folder, [inside, folder / CONFIG_FILE])
-            if version in present:
+            if version in present or not present:
                 file, missing = model_file(inside, config.file)
             else:
-                file, missing = (
-                    inside,
-                    LoadFailed(
-                        f"there is no version folder {version!r}; there are: {', '.join(present)}"
-                    ),
-                )
-            yield VersionOnDisk(ref, file, changed, config, problem or missing)
+                there = ", ".join(present)
+                missing = LoadFailed(f"there is no version folder {version!r}; there are: {there}")
+                file = inside
+            own = self._declared(folder, file, changed, config)
+            ref = ModelRef(given or own.name or name, version)
+            yield VersionOnDisk(ref, file, changed, own, problem or missing)
+
+    def _declared(self, model: Path, file: Path, changed: str, config: ModelConfig) -> ModelConfig:
+        """`config` with what a Python file says of itself.
+
+        One with a mistake, which its runtime will tell, leaves `model` the name that it had.
+        """
+        if file.suffix != CODE_SUFFIX and file.is_file():
+            return config
+        if (known := self._read.get((file, changed))) is not None:
+            return known
+        try:
+            own = declared(candidates(file), file, config).config
+            self._last_names[model] = own.name
+        except LoadFailed:
+            name = config.name or self._last_names.get(model, "")
+            own = msgspec.structs.replace(config, name=name)
+        self._read.put((file, changed), own)
+        return own
 
     def _config(self, folder: Path) -> tuple[ModelConfig, SalverError | None]:
         """A folder's `model.yaml`. One with a mistake goes on naming what it named before."""

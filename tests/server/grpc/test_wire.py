@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
@@ -44,19 +44,24 @@ def opened(messages: Sequence[object]) -> list[bytes]:
     ]
 
 
+def fed(deframer: Deframer, data: bytes | memoryview) -> list[Any]:
+    """The messages that a piece of a body ends."""
+    found, rest = [], memoryview(data)
+    while rest:
+        one, rest = deframer.take(rest)
+        found += [] if one is None else [one]
+    return found
+
+
 def test_reads_a_call() -> None:
     call = CallHead(
         head(
             ("grpc-timeout", "250m"),
             ("grpc-encoding", "gzip"),
-            ("user-agent", "x"),
-            ("tenant", "a"),
-            ("key-bin", "AAH/"),
         )
     )
     assert (call.path, call.timeout_ns) == ("/package.Service/Method", 250_000_000)
     assert call.encoding == "gzip"
-    assert call.metadata() == {"tenant": "a", "key-bin": b"\x00\x01\xff"}
 
 
 def test_a_head_without_options_has_none() -> None:
@@ -105,17 +110,6 @@ def test_refuses_timeouts(text: str) -> None:
         wire.parse_timeout(text)
 
 
-@given(st.binary(max_size=100))
-def test_binary_metadata_round_trip(value: bytes) -> None:
-    assert wire.decode_binary(wire.encode_binary(value)) == value
-
-
-def test_binary_metadata_of_several_values_and_with_padding() -> None:
-    assert wire.decode_binary("YQ==, Yg") == b"a,b"
-    with pytest.raises(InvalidInput):
-        wire.decode_binary("a%b")
-
-
 @given(
     st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=6),
     st.sampled_from(["gzip", "deflate"]),
@@ -132,7 +126,7 @@ def test_messages_survive_any_division_into_pieces(
         body += bytes((compressed,)) + framed[1:]
     deframer, found = Deframer(1000, encoding, BufferPool()), []
     for size in [*sizes, len(body) + 1]:
-        found += opened(deframer.feed(body[:size]))
+        found += opened(fed(deframer, body[:size]))
         body = body[size:]
     assert deframer.is_between_messages
     assert found == [message for message, _ in messages]
@@ -143,13 +137,13 @@ def test_a_large_message_in_many_pieces_is_one_buffer() -> None:
     body = memoryview(b"".join(wire.frame([message])))
     deframer, found = Deframer(1 << 22, "identity", BufferPool()), []
     for start in range(0, len(body), 10_000):
-        found += deframer.feed(body[start : start + 10_000])
+        found += fed(deframer, body[start : start + 10_000])
     assert [bytes(one) for one in found] == [message]
 
 
 def test_memory_grows_with_what_came() -> None:
     deframer = Deframer(1 << 40, "identity", BufferPool())
-    deframer.feed(b"\0\xff\xff\xff\xff" + bytes(100))
+    fed(deframer, b"\0\xff\xff\xff\xff" + bytes(100))
     assert len(deframer._message or b"") == 1 << 20
 
 
@@ -164,13 +158,13 @@ def test_memory_grows_with_what_came() -> None:
 )
 def test_refuses_messages(body: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        Deframer(100, "identity", BufferPool()).feed(body)
+        fed(Deframer(100, "identity", BufferPool()), body)
 
 
 @pytest.mark.parametrize("body", [b"\0", b"\0\0\0\0\x05", b"\0\0\0\0\x05abc"])
 def test_tells_an_unfinished_body(body: bytes) -> None:
     deframer = Deframer(100, "identity", BufferPool())
-    assert not deframer.feed(body)
+    assert not fed(deframer, body)
     assert not deframer.is_between_messages
 
 
@@ -197,12 +191,10 @@ def test_other_content_types_are_no_grpc() -> None:
 
 def test_statuses() -> None:
     decode = hpack.Decoder(1 << 16, 100).decode
-    assert wire.status_block(0) is wire.OK_BLOCK
     assert decode(wire.OK_BLOCK) == [("grpc-status", "0")]
-    assert decode(wire.status_block(5, "no model 'ä'", {"a": "b"})) == [
+    assert decode(wire.status_block(5, "no model 'ä'")) == [
         ("grpc-status", "5"),
         ("grpc-message", "no model '%C3%A4'"),
-        ("a", "b"),
     ]
     assert decode(wire.error_block(12, "no")) == [
         (":status", "200"),

@@ -15,7 +15,7 @@ from salver.server.grpc.wire import frame
 from salver.server.http2.socket import Http2Socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tests.server.conftest import Door
 
@@ -176,6 +176,13 @@ class Http2Client:
     @property
     def goaways(self) -> int:
         return sum(isinstance(e, h2.events.ConnectionTerminated) for e in self.events)
+
+
+def held(door: Callable[..., Door], **options: Any) -> Http2Client:
+    """A client of an engine that answers when it is told to."""
+    client = Http2Client(door(**options))
+    client.door.engine.holds = True
+    return client
 
 
 def framed(data: bytes) -> bytes:

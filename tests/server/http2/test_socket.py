@@ -211,6 +211,47 @@ def test_draining_ends_after_the_present_answers(client: Http2Client) -> None:
     assert client.transport.ended == "closed"
 
 
+def test_draining_does_not_wait_for_a_client_that_ignores_it(client: Http2Client) -> None:
+    client.socket.drain()
+    client.door.turn()
+    assert not client.transport.ended
+    client.door.pass_time(1)
+    assert client.transport.ended == "closed"
+
+
+def test_an_idle_client_that_ignores_its_end_is_closed(client: Http2Client) -> None:
+    client.door.pass_time(121)
+    assert not client.transport.ended
+    client.door.pass_time(1)
+    assert client.transport.ended == "closed"
+
+
+def test_the_last_answer_waits_for_a_reader_that_reads_on(client: Http2Client) -> None:
+    client.transport.window = 0
+    client.call(INFER, infer(bytes(1 << 14)))
+    client.turn()
+    client.socket.drain()
+    for _ in range(3):
+        client.door.pass_time(4)
+        client.transport.read_on(1000)
+        assert client.transport.ended != "aborted"
+    client.door.pass_time(1)
+    assert client.transport.ended == "closed"
+    client.door.pass_time(6)
+    assert client.transport.ended == "aborted"
+
+
+def test_a_client_that_stops_reading_is_cut_off(client: Http2Client) -> None:
+    client.transport.window = 0
+    client.call(INFER, infer(bytes(1 << 14)))
+    client.turn()
+    client.door.pass_time(1)
+    client.door.pass_time(30)
+    assert not client.transport.ended
+    client.door.pass_time(1)
+    assert client.transport.ended == "aborted"
+
+
 def test_a_slow_reader_is_served_at_its_own_pace(client: Http2Client) -> None:
     client.transport.window = 1000
     row = bytes(1 << 19)

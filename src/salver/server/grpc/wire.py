@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
@@ -13,7 +11,7 @@ from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.server.http2 import hpack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from salver.server.bodies import BufferPool
     from salver.server.http2.head import RequestHead
@@ -22,10 +20,9 @@ if TYPE_CHECKING:
 CONTENT_TYPE: Final = "application/grpc"
 _ENCODINGS: Final = ("identity", "deflate", "gzip")
 ACCEPTED_ENCODINGS: Final = ", ".join(_ENCODINGS)
-OK: Final = 0
 
 _SUBTYPES: Final = (f"{CONTENT_TYPE}+", f"{CONTENT_TYPE};")
-_PREFIX_BYTES: Final = 5
+PREFIX_BYTES: Final = 5
 _MAX_STATUS_MESSAGE_BYTES: Final = 4096
 _FIRST_BUFFER_BYTES: Final = 1 << 20
 _INFLATED_AT_ONCE: Final = 4096
@@ -40,8 +37,6 @@ _UNIT_NS: Final = {
 }
 _PLAIN_IN_STATUS: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _CUT_ESCAPE: Final = re.compile(r"%.?$")
-# Headers that concern the transport and are no metadata of the call.
-_NO_METADATA: Final = frozenset({"content-type", "host", "te", "user-agent", "content-length"})
 
 _ANSWER_FIELDS: Final = (
     (":status", "200"),
@@ -80,17 +75,6 @@ class CallHead:
                 f"{ACCEPTED_ENCODINGS}"
             )
 
-    def metadata(self) -> dict[str, str | bytes]:
-        """The call's custom metadata; values of keys that end in `-bin` are decoded bytes.
-
-        Raises: InvalidInput.
-        """
-        return {
-            name: decode_binary(value) if name.endswith("-bin") else value
-            for name, value in self.headers.items()
-            if name not in _NO_METADATA and not name.startswith("grpc-")
-        }
-
 
 class Compressed(NamedTuple):
     """A message as it travelled; `decompress` it off the loop if it `is_large`."""
@@ -105,9 +89,9 @@ class Compressed(NamedTuple):
 
 def whole_message(data: Buffer, max_bytes: int) -> bytes | None:
     """The message if `data` is just one that needs no further care, as most often; else None."""
-    size = len(data) - _PREFIX_BYTES
-    if 0 <= size <= max_bytes and int.from_bytes(data[:_PREFIX_BYTES], "big") == size:
-        return bytes(data[_PREFIX_BYTES:])
+    size = len(data) - PREFIX_BYTES
+    if 0 <= size <= max_bytes and int.from_bytes(data[:PREFIX_BYTES], "big") == size:
+        return bytes(data[PREFIX_BYTES:])
     return None
 
 
@@ -134,27 +118,23 @@ class Deframer:
         """Nothing of a further message has come."""
         return not self._head
 
-    def feed(self, data: Buffer) -> Sequence[Buffer | Compressed]:
-        """Takes a piece of the body, which may be reused after; returns the messages it ends.
+    def take(self, data: memoryview) -> tuple[Buffer | Compressed | None, memoryview]:
+        """Takes the next bytes of the body, which may be reused after, up to a message's end.
 
+        Returns the message, None if more of it is to come, and what of `data` comes after it.
         Raises: InvalidInput, TooLarge.
         """
-        data = memoryview(data)
-        messages: list[Buffer | Compressed] = []
-        while data:
-            if self._message is None:
-                missing = _PREFIX_BYTES - len(self._head)
-                self._head += bytes(data[:missing])
-                data = data[missing:]
-                if len(self._head) < _PREFIX_BYTES:
-                    break
-                self._size = self._read_prefix(self._head)
-                self._message = self._buffer(len(data))
-                self._filled = 0
-            data = self._fill(self._message, data)
-            if self._filled == self._size:
-                messages.append(self._take(self._message))
-        return messages
+        if self._message is None:
+            missing = PREFIX_BYTES - len(self._head)
+            self._head += bytes(data[:missing])
+            data = data[missing:]
+            if len(self._head) < PREFIX_BYTES:
+                return None, data
+            self._size = self._read_prefix(self._head)
+            self._message = self._buffer(len(data))
+            self._filled = 0
+        data = self._fill(self._message, data)
+        return (self._finish(self._message) if self._filled == self._size else None), data
 
     def _read_prefix(self, prefix: bytes) -> int:
         flag, size = prefix[0], int.from_bytes(prefix[1:], "big")
@@ -183,7 +163,7 @@ class Deframer:
         self._filled = stop
         return data[stop - filled :]
 
-    def _take(self, message: memoryview) -> Buffer | Compressed:
+    def _finish(self, message: memoryview) -> Buffer | Compressed:
         compressed = self._head[0]
         self._head, self._message = b"", None
         return Compressed(bytes(message), self._encoding) if compressed else message
@@ -206,49 +186,26 @@ def parse_timeout(text: str) -> int:
     return int(digits) * unit_ns
 
 
-def decode_binary(value: str) -> bytes:
-    """A `-bin` value: base64 with or without padding; of several, joined by commas.
-
-    Raises: InvalidInput.
-    """
-    try:
-        return b",".join(
-            base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
-            for part in re.split(r", ?", value)
-        )
-    except (binascii.Error, ValueError):
-        raise InvalidInput("binary metadata is not valid base64") from None
-
-
-def encode_binary(value: bytes) -> str:
-    """Bytes as the value of a `-bin` key."""
-    return base64.b64encode(value).decode().rstrip("=")
-
-
 def frame(parts: Sequence[Buffer]) -> list[Buffer]:
     """One uncompressed message, its prefix in front of its parts."""
-    return [sum(map(len, parts)).to_bytes(_PREFIX_BYTES, "big"), *parts]
+    return [sum(map(len, parts)).to_bytes(PREFIX_BYTES, "big"), *parts]
 
 
-def status_block(code: int, message: str = "", metadata: Mapping[str, str] | None = None) -> bytes:
+def status_block(code: int, message: str = "") -> bytes:
     """The trailer block that ends a call whose answer has begun."""
-    if code == OK and not metadata:
-        return OK_BLOCK
-    return hpack.encode(_status_fields(code, message, metadata))
+    return hpack.encode(_status_fields(code, message))
 
 
-def error_block(code: int, message: str = "", metadata: Mapping[str, str] | None = None) -> bytes:
+def error_block(code: int, message: str = "") -> bytes:
     """The only header block of a call that fails before its first message (`Trailers-Only`)."""
-    return hpack.encode((*_ANSWER_FIELDS, *_status_fields(code, message, metadata)))
+    return hpack.encode((*_ANSWER_FIELDS, *_status_fields(code, message)))
 
 
-def _status_fields(
-    code: int, message: str, metadata: Mapping[str, str] | None
-) -> list[hpack.Field]:
+def _status_fields(code: int, message: str) -> list[hpack.Field]:
     fields = [("grpc-status", str(code))]
     if message:
         fields.append(("grpc-message", encode_status_message(message)))
-    return [*fields, *metadata.items()] if metadata else fields
+    return fields
 
 
 def encode_status_message(message: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from salver.clock import NS_PER_MS
 from salver.server.http2 import frames, hpack
 from salver.server.http2.blocks import BlockReader, PartialBlock, strip
 from salver.server.http2.control import SHUTDOWN_PING, ControlFrames
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from salver.types import Buffer
 
 MAX_FRAME_BYTES: Final = 1 << 20
+ROUND_TRIP_NS: Final = 500 * NS_PER_MS
+"""For requests that come after a shutdown from a client that does not answer our PING."""
 
 _UNPACK_HEAD: Final = frames.HEAD.unpack_from
 _MAX_CONTROL_BYTES: Final = 64 * frames.SETTING.size
@@ -34,11 +37,10 @@ class Http2Connection:
     """Reads one client's frames and keeps its streams. Answers go through `sender`.
 
     After `receive` and after answering, the transport writes what `sender.take_output()` gives, and
-    closes once `finished` is true.
+    closes once `finished` is true. It calls `sweep` now and then.
     """
 
     def __init__(self, handler: Handler, limits: Http2Limits, now: int) -> None:
-        self.num_requests = 0
         self.failed = False
         """The peer broke the protocol: nothing more is read."""
         self.draining = False
@@ -47,6 +49,7 @@ class Http2Connection:
         self.streams = self._streams.open
         self.sender = self._streams.sender
         self._windows = self._streams.windows
+        self._shutdown_at = 0
         self._handler = handler
         self._limits = limits
         self._blocks = BlockReader(limits.header_bytes, limits.headers)
@@ -104,16 +107,18 @@ class Http2Connection:
         stream.paused = False
         self._windows.top_up(stream, self._streams.is_lone(stream))
 
-    def reset(self, stream: Stream, code: int) -> None:
-        """Ends one stream at once; the handler is not told."""
-        self._streams.reset(stream, code)
-
-    def shutdown(self) -> None:
+    def shutdown(self, now: int) -> None:
         """Ends gracefully: requests on their way are still taken for one round trip."""
-        if not self.draining and not self.failed:
+        if not (self._shutdown_at or self.draining):
+            self._shutdown_at = now
             control = self.sender.control
             control(frames.goaway(frames.MAX_WINDOW_BYTES, ErrorCode.NO_ERROR))
             control(SHUTDOWN_PING)
+
+    def sweep(self, now: int) -> None:
+        """Goes on with a shutdown that the peer does not answer."""
+        if self._shutdown_at and now - self._shutdown_at >= ROUND_TRIP_NS:
+            self.goaway(ErrorCode.NO_ERROR)
 
     def goaway(self, code: ErrorCode, message: str = "") -> None:
         """Takes no further requests; unless the code is NO_ERROR, reads nothing more at all."""
@@ -314,16 +319,16 @@ class Http2Connection:
             streams.count_noise()
             streams.reset_id(stream_id, ErrorCode.REFUSED_STREAM)
             return False
+        length = head.content_length
+        if ends and length > 0:
+            streams.count_noise()
+            streams.reset_id(stream_id, ErrorCode.PROTOCOL_ERROR)
+            return False
         stream = Stream(stream_id, self.sender.initial_window, STREAM_WINDOW_BYTES)
         self.streams[stream_id] = stream
-        self.num_requests += 1
-        length = head.content_length
         if ends:
             stream.receiving = False
-            if length > 0:
-                streams.reset(stream, ErrorCode.PROTOCOL_ERROR)
-            else:
-                self._handler.on_request(stream, head, b"")
+            self._handler.on_request(stream, head, b"")
             return False
         if body is None or len(body) > self._windows.left or length not in (-1, len(body)):
             stream.body_left = length

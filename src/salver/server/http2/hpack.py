@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from salver.errors import TooLarge
@@ -203,10 +202,6 @@ def encode(fields: Iterable[Field]) -> bytes:
     Names must be lower-case; strings are sent as Latin-1, without Huffman coding.
     """
     return b"".join(map(_encode_field, fields))
-
-
-encode_cached = lru_cache(maxsize=256)(encode)
-"""`encode` for a tuple of fields that comes again."""
 
 
 def _encode_field(field: Field) -> bytes:

@@ -11,7 +11,8 @@ from salver.codecs.status import grpc_status
 from salver.errors import SalverError, Unsupported
 from salver.protocols.kserve_v2_grpc import methods
 from salver.server.bodies import compressed
-from salver.server.grpc.calls import CALLS
+from salver.server.grpc.stream import StreamCall, WatchCall
+from salver.server.grpc.unary import UnaryCall
 from salver.server.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
 from salver.server.head import check_key
 from salver.server.http2.connection import Http2Connection
@@ -34,7 +35,10 @@ _COPIED_BYTES: Final = 16 << 10
 _JOINED_BYTES: Final = 1 << 16
 _KEPT_BACK_BYTES: Final = 1 << 20
 """Unsent bytes of a stream at which its further pieces wait in the exchange."""
+_CLOSE_S: Final = 5
+"""Longest wait for a client to read on when all is said."""
 _HEALTH: Final = "/grpc.health.v1.Health/"
+_CALLS: Final = {"unary": UnaryCall, "stream": StreamCall, "watch": WatchCall}
 METHODS: Final = {method.path: method for method in methods()}
 
 
@@ -57,6 +61,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         )
         self._http2 = Http2Connection(self, own, self.now)
         self._sender = self._http2.sender
+        self._unsent = self._unsent_since = 0
 
     # The transport's side.
 
@@ -120,11 +125,12 @@ class Http2Socket(asyncio.BufferedProtocol):
         """Ends streams and connections that have been silent for too long."""
         limits, http2 = self.app.config.limits, self._http2
         silent_s = (now - self.now) / NS_PER_S
-        if http2.mid_head and silent_s > limits.header_timeout_s:
+        if self._is_stuck(now) or (http2.mid_head and silent_s > limits.header_timeout_s):
             self.transport.abort()
             return
+        http2.sweep(now)
         if not http2.streams and silent_s > limits.idle_timeout_s:
-            http2.shutdown()
+            http2.shutdown(now)
         for stream in tuple(http2.streams.values()):
             call = stream.call
             if call is None:
@@ -134,9 +140,17 @@ class Http2Socket(asyncio.BufferedProtocol):
                 call.expire()
         self.app.dirty(self)
 
+    def _is_stuck(self, now: int) -> bool:
+        """Whether the client has stopped reading."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._unsent_since = unsent, now
+        limit_s = _CLOSE_S if self._http2.finished else self.app.config.limits.body_timeout_s
+        return unsent > 0 and (now - self._unsent_since) / NS_PER_S > limit_s
+
     def drain(self) -> None:
         """The server stops: GOAWAY, then the end once the last stream is answered."""
-        self._http2.shutdown()
+        self._http2.shutdown(self.app.clock())
         for stream in tuple(self._http2.streams.values()):
             if stream.call is not None:
                 stream.call.drain()
@@ -175,7 +189,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         method = call_head.method = METHODS.get(head.path)
         if method is None:
             raise Unsupported(f"there is no gRPC method {head.path[:200]!r}")
-        head.note = note = (CALLS[method.kind], call_head)
+        head.note = note = (_CALLS[method.kind], call_head)
         return note
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:

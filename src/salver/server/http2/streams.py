@@ -50,13 +50,6 @@ class Streams:
             self._close(stream)
             self._handler.on_reset(stream, code)
 
-    def reset(self, stream: Stream, code: int) -> None:
-        """Ends a stream at once; the handler is not told."""
-        if not stream.closed:
-            self.reset_id(stream.id, code)
-            self._close(stream)
-            stream.call = None
-
     def reset_id(self, stream_id: int, code: int) -> None:
         """Tells the peer that a stream has ended, whether it was open or not."""
         self.sender.control(rst_stream(stream_id, code))

@@ -20,7 +20,7 @@ import uvloop
 from onnx import TensorProto, helper
 
 from salver.config import ServerConfig
-from salver.server.fronts import Fronts
+from salver.server.fronts.parent import Fronts
 from salver.sources.folder import FolderSource, Place
 
 if TYPE_CHECKING:
@@ -278,6 +278,27 @@ def test_a_front_that_dies_takes_only_its_own_connections(polling: Any) -> None:
     with both_fronts(polling) as clients:
         assert dying not in {client.pid() for client in clients}
         assert [client.scale() for client in clients] == [factor, factor]
+
+
+def test_a_new_front_goes_on_from_what_was_counted(explicit: Any) -> None:
+    def total(client: Client) -> int:
+        pattern = r'inference_requests_total\{model="scaling",status="success"\} (\d+)'
+        found = re.search(pattern, client.ask("GET", "/metrics")[1])
+        assert found
+        return int(found.group(1))
+
+    with both_fronts(explicit) as (one, other):
+        for _ in range(2):
+            assert one.ask("POST", "/v2/repository/models/scaling/load")[0] == 200
+            for client in (one, other):
+                client.scale()
+        before, dying = total(one), other.pid()
+        assert before >= 4
+        os.kill(dying, signal.SIGKILL)
+        until(lambda: dying not in children(explicit.pid), "its end")
+        until(lambda: is_ready(explicit), "a new front")
+    with both_fronts(explicit) as clients:
+        assert [total(client) for client in clients] == [before, before]
 
 
 def test_a_front_that_hangs_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,11 @@ from salver.control.reload import Repository
 from salver.engine.frames import Fault, fault_of
 from salver.errors import Internal, SalverError
 from salver.observe.slab import Slab
-from salver.server.fleet import Fleet, Link, share_server
+from salver.server.fronts.fleet import Fleet
+from salver.server.fronts.link import Link
+from salver.server.fronts.orders import Accept, Answer, Ask, Setup, Stop, orders
+from salver.server.fronts.pulse import HEARTBEAT_S
+from salver.server.fronts.shares import share_server
 from salver.server.listen import (
     listening_sockets,
     on_signals,
@@ -29,16 +33,14 @@ from salver.server.listen import (
     tls_context,
     unless_stopped,
 )
-from salver.server.orders import Accept, Answer, Ask, Setup, Stop, orders
-from salver.server.pulse import HEARTBEAT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from salver.config import ServerConfig
     from salver.interfaces import Source
-    from salver.server.fleet import FleetModel
-    from salver.server.orders import AnyOrder
+    from salver.server.fronts.fleet import FleetModel
+    from salver.server.fronts.orders import AnyOrder
 
 log = logging.getLogger("salver.server")
 FIRST_BACKOFF_S: Final = 0.1
@@ -254,7 +256,7 @@ def execute(
     descriptors = (control.fileno(), slab_fd, *(listener.fileno() for listener in listeners))
     return subprocess.Popen(
         # -P: a file in the working directory must not stand in for a module of the same name.
-        [sys.executable, "-P", "-m", "salver.server.follower", str(os.getpid())]
+        [sys.executable, "-P", "-m", "salver.server.fronts.follower", str(os.getpid())]
         + [str(fd) for fd in descriptors],
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,

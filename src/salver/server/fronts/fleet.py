@@ -17,80 +17,28 @@ from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
 from salver.observe.statistics import Gauges
-from salver.server.orders import (
+from salver.server.fronts.orders import (
     Applied,
     Change,
     Discard,
     Health,
-    Ping,
     Prepare,
     Prepared,
     Wanted,
-    packed,
 )
-from salver.server.pulse import Pulse
+from salver.server.fronts.shares import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from salver.config import ModelConfig, ServerConfig
     from salver.interfaces import VersionOnDisk
     from salver.observe.slab import Slab
-    from salver.server.orders import AnyOrder
+    from salver.server.fronts.link import Link
+    from salver.server.fronts.orders import AnyOrder
     from salver.types import ModelRef
 
 
 log = logging.getLogger("salver.models")
-
-
-class Link:
-    """A running front as the parent hears of it. `applied` is 0 until it serves the document."""
-
-    def __init__(self, index: int, writer: asyncio.StreamWriter) -> None:
-        self.index = index
-        self.applied = 0
-        self.missing: tuple[ModelRef, ...] = ()
-        self.prepared: dict[int, Prepared] = {}
-        self.is_open = True
-        self._pulse = Pulse()
-        self._preparing: set[int] = set()
-        self._loads_until = 1
-        self._writer = writer
-
-    @property
-    def is_loading(self) -> bool:
-        """It may hold the GIL for long."""
-        return bool(self._preparing) or self.applied < self._loads_until
-
-    def send(self, order: AnyOrder) -> None:
-        """Sends without waiting; to a front that is gone it does nothing."""
-        if isinstance(order, Prepare):
-            self._preparing.add(order.wanted.generation)
-        elif isinstance(order, Change) and any(wanted.generation for wanted in order.wanted):
-            self._loads_until = order.number
-        if self.is_open:
-            self._writer.write(packed(order))
-
-    def beat(self) -> bool:
-        """Asks for a sign of life if there was one since the last beat; whether the front turns out
-        to be hung.
-        """
-        if self._pulse.beat(is_loading=self.is_loading):
-            self.send(Ping())
-        return self._pulse.is_lost
-
-    def heard(self, order: AnyOrder) -> None:
-        """Notes what came from the front."""
-        self._pulse.heard()
-        if isinstance(order, Prepared):
-            self._preparing.discard(order.generation)
-            self.prepared[order.generation] = order
-        elif isinstance(order, Applied):
-            self.applied, self.missing = order.number, order.missing
-
-    def close(self) -> None:
-        self.is_open = False
-        self._writer.close()
 
 
 class FleetModel(NamedTuple):
@@ -116,6 +64,7 @@ class Fleet:
         self._wanted: dict[ModelRef, Wanted] = {}
         self._number = 1
         self._generation = 0
+        self._past: dict[str, list[int]] = {}
         self._preparing: set[int] = set()
         self._changing: dict[str, asyncio.Lock] = {}
         self._news = asyncio.Event()
@@ -151,7 +100,8 @@ class Fleet:
     def join(self, link: Link) -> None:
         """A front is there: it gets the whole document."""
         self.links[link.index] = link
-        link.send(Change(self._number, tuple(self.names()), tuple(self._wanted.values())))
+        wanted = tuple(self._wanted.values())
+        link.send(Change(self._number, tuple(self.names()), wanted, past=self._past))
         link.send(Health(self._is_ready))
 
     def leave(self, link: Link) -> None:
@@ -211,6 +161,8 @@ class Fleet:
         """Drops a version that is not in service, so that it counts as unknown."""
         if ref in self._wanted and not self._wanted[ref].generation:
             del self._wanted[ref]
+            if all(other.name != ref.name for other in self._wanted):
+                self._past.pop(ref.name, None)
             self._publish(gone=(ref,))
 
     async def _prepare(self, version: VersionOnDisk) -> Wanted:
@@ -251,9 +203,12 @@ class Fleet:
         used = {wanted.generation for wanted in self._wanted.values()} | self._preparing
         slots = {generation % NUM_SLOTS for generation in used}
         for generation in range(self._generation + 1, self._generation + NUM_SLOTS):
-            if generation % NUM_SLOTS not in slots:
+            slot = generation % NUM_SLOTS
+            if slot not in slots:
                 self._generation = generation
                 self._slab.clear(generation)
+                for name, past in self._past.items():
+                    self._past[name] = [each for each in past if each % NUM_SLOTS != slot]
                 return generation
         raise LoadFailed(f"more than {NUM_SLOTS - 2} versions cannot be served at once")
 
@@ -272,12 +227,21 @@ class Fleet:
     def _publish(self, *wanted: Wanted, gone: tuple[ModelRef, ...] = ()) -> int:
         """Makes the next document and sends every front what is new in it; its number."""
         self._number += 1
+        for one in wanted:
+            self._note_past(one)
         self._wanted |= {one.ref: one for one in wanted}
         change = Change(self._number, tuple(self.names()), wanted, gone)
         for link in self.links.values():
             link.send(change)
         self._notify()
         return self._number
+
+    def _note_past(self, successor: Wanted) -> None:
+        """Notes the generation that another takes the place of."""
+        ref = successor.ref
+        number = self._wanted[ref].generation if ref in self._wanted else 0
+        if number not in (0, successor.generation):
+            self._past.setdefault(ref.name, []).append(number)
 
     def _notify(self) -> None:
         """Something changed: whoever waits looks again, and the fronts hear of their health."""
@@ -297,31 +261,3 @@ class Fleet:
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():
             await self._news.wait()
-
-
-def share(config: ModelConfig, num_fronts: int, num_cores: int) -> ModelConfig:
-    """A model's configuration in each of several fronts, so that together they are as configured:
-    its instances and its queue are divided, at least one for each, and so are the machine's cores.
-    """
-    replace, instances, queue = msgspec.structs.replace, config.instances, config.queue
-    count = _part(instances.count, num_fronts)
-    threads = instances.threads or max(1, num_cores // (num_fronts * max(count, 1)))
-    return replace(
-        config,
-        instances=replace(instances, count=count, threads=threads),
-        queue=replace(queue, max_calls=_part(queue.max_calls, num_fronts)),
-    )
-
-
-def share_server(config: ServerConfig) -> ServerConfig:
-    """The server's configuration in each of its fronts: its connections are divided, at least one
-    for each.
-    """
-    limits = config.limits
-    part = _part(limits.connections, config.processes)
-    shared = msgspec.structs.replace(limits, connections=part)
-    return msgspec.structs.replace(config, limits=shared)
-
-
-def _part(whole: int, num_fronts: int) -> int:
-    return -(-whole // num_fronts)

@@ -13,8 +13,9 @@ from salver.errors import LoadFailed
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
 from salver.observe.statistics import Gauges
-from salver.server.fleet import Fleet, Link, share, share_server
-from salver.server.orders import (
+from salver.server.fronts.fleet import Fleet
+from salver.server.fronts.link import Link
+from salver.server.fronts.orders import (
     Applied,
     Change,
     Discard,
@@ -23,6 +24,7 @@ from salver.server.orders import (
     Prepared,
     Wanted,
 )
+from salver.server.fronts.shares import share, share_server
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
@@ -126,6 +128,47 @@ def test_a_front_that_ends_meanwhile_is_not_waited_for(fd: int) -> None:
         await fleet.all_joined()
         assert again.shown() == [1]
         assert one.is_healthy()
+
+    with_two(fd, test)
+
+
+def past_of(link: FakeLink) -> dict[str, list[int]]:
+    """What the front heard of past generations when it last joined."""
+    change = [order for order in link.sent if isinstance(order, Change)][-1]
+    return {name: list(numbers) for name, numbers in change.past.items()}
+
+
+def test_what_lies_in_a_slot_that_is_used_again_is_forgotten(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salver.server.fronts.fleet.NUM_SLOTS", 4)
+
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        for _ in range(6):
+            await fleet.load(VERSION)
+        fleet.leave(other)
+        fleet.join(other)
+        assert past_of(other) == {"model": [3, 4, 5]}
+
+    with_two(fd, test)
+
+
+def test_a_new_front_hears_which_generations_counted_before(fd: int) -> None:
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        for _ in range(3):
+            await fleet.load(VERSION)
+        again = FakeLink(fleet, 1)
+        fleet.leave(other)
+        fleet.join(again)
+        assert past_of(again) == {"model": [1, 2]}
+        await fleet.unload(REF)
+        fleet.leave(again)
+        fleet.join(again)
+        assert past_of(again) == {"model": [1, 2, 3]}
+        fleet.forget(REF)
+        fleet.leave(again)
+        fleet.join(again)
+        assert past_of(again) == {}
 
     with_two(fd, test)
 

@@ -22,8 +22,7 @@ from salver.errors import SalverError
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
 from salver.server.front import Front, tune_process
-from salver.server.listen import on_signals
-from salver.server.orders import (
+from salver.server.fronts.orders import (
     Accept,
     Answer,
     Applied,
@@ -41,12 +40,13 @@ from salver.server.orders import (
     packed,
     read,
 )
+from salver.server.listen import on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from salver.engine.generation import Generation
-    from salver.server.orders import AnyOrder, Wanted
+    from salver.server.fronts.orders import AnyOrder, Wanted
     from salver.types import ModelRef
 
 log = logging.getLogger("salver.server")
@@ -146,6 +146,9 @@ class Follower:
         while True:
             change = await self._changes.get()
             self._names = change.names
+            for name, generations in change.past.items():
+                for number in generations:
+                    self._engine.remember(name, self._slab.statistics(number, self._index))
             await asyncio.gather(
                 *(self._apply(wanted) for wanted in change.wanted),
                 *(self._forget(ref) for ref in change.gone),
@@ -248,7 +251,10 @@ async def follow(control: socket.socket, slab_fd: int, listeners: list[socket.so
 
 
 def main() -> None:
-    """`python -m salver.server.follower PARENT CONTROL SLAB LISTENER…`: process id, descriptors."""
+    """`python -m salver.server.fronts.follower PARENT CONTROL SLAB LISTENER…`.
+
+    The first is a process id, the others are descriptors.
+    """
     parent, *descriptors = map(int, sys.argv[1:])
     die_with(parent)
     for fd in descriptors:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from salver.server.pulse import SILENT_BEATS, SILENT_LOADING_BEATS, Pulse
+from salver.server.fronts.pulse import SILENT_BEATS, SILENT_LOADING_BEATS, Pulse
 
 
 def beats_until_lost(pulse: Pulse, *, is_loading: bool) -> int:

@@ -58,13 +58,15 @@ class Discard(Order, frozen=True, tag=3):
 class Change(Order, frozen=True, tag=4):
     """To a front: the document's next version, as what changed. The first one holds everything.
 
-    `names` is what the source offers.
+    `names` is what the source offers; `past`, of the first one, the generations of each name that
+    counted before the present ones.
     """
 
     number: int
     names: tuple[str, ...]
     wanted: tuple[Wanted, ...]
     gone: tuple[ModelRef, ...] = ()
+    past: dict[str, list[int]] = {}
 
 
 class Health(Order, frozen=True, tag=5):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from salver.config import ServerConfig
 from salver.observe.slab import Slab
-from salver.server.follower import Follower
-from salver.server.orders import Ping, Pong, Setup, Stop, packed, read
+from salver.server.fronts.follower import Follower
+from salver.server.fronts.orders import Ping, Pong, Setup, Stop, packed, read
 
 if TYPE_CHECKING:
     import pytest
