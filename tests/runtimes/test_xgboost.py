@@ -167,6 +167,16 @@ def test_a_damaged_file(tmp_path, load):
         load(RUNTIME, tmp_path / "m.json")
 
 
+def test_a_file_that_is_cut_off(tmp_path, load):
+    rows, classes = iris()
+    path = saved(xgboost.XGBClassifier(n_estimators=2).fit(rows, classes), tmp_path / "m.ubj")
+    content = path.read_bytes()
+    for size in range(100, len(content), 97):
+        path.write_bytes(content[:size])
+        with pytest.raises(LoadFailed, match=r"^m\.ubj is damaged"):
+            load(RUNTIME, path)
+
+
 def test_a_missing_framework(tmp_path, load, monkeypatch):
     (tmp_path / "m.json").write_text('{"learner": {}}')
     monkeypatch.setitem(sys.modules, "xgboost", None)

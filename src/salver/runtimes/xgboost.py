@@ -21,6 +21,7 @@ from salver.runtimes.tabular import (
     matrix_input,
     row_method,
 )
+from salver.runtimes.ubjson import is_whole
 from salver.signature import ANY, Signature, TensorSpec
 from salver.types import FP32, Rows, Tensor, Tensors
 
@@ -57,9 +58,12 @@ class XgboostRuntime:
         xgboost = require("xgboost", "xgboost")
         stays_on_cpu(spec, "XGBoost")
         content = bytearray(file.read_bytes())  # XGBoost tells formats of files by suffix only
+        # XGBoost reads beyond the end of UBJSON that is cut off.
+        if content.startswith(b"{L") and not is_whole(content):
+            raise LoadFailed(f"{file.name} is damaged: it does not go to its end")
         try:
             booster = xgboost.Booster({"nthread": spec.threads}, model_file=content)
-        except xgboost.core.XGBoostError:
+        except (xgboost.core.XGBoostError, UnicodeDecodeError):
             raise LoadFailed(
                 f"{file.name} is damaged, or of a newer XGBoost than {xgboost.__version__}"
             ) from None
