@@ -233,6 +233,15 @@ def test_a_classifier_names_its_classes():
     }
 
 
+def test_classes_without_names_go_by_their_numbers():
+    label = TensorSpec(name="label", dtype=INT64, shape=(-1,), role="label")
+    scores = TensorSpec(name="scores", dtype=FP32, shape=(-1, 2), role="probabilities")
+    value = answered(decode(b"[[1, 2], [3, 4]]"), CLASSES, (label, scores))
+    assert value["predictions"] == [1, 0]
+    assert value["labels"] == ["1", "0"]
+    assert value["probabilities"][0] == {"0": 0.25, "1": 0.75}
+
+
 def test_probabilities_alone_give_the_best_class():
     scores = TensorSpec(name="scores", dtype=FP32, shape=(-1, 2), role="probabilities")
     value = answered(decode(b"[[1, 2]]"), {"scores": np.float32([[0.25, 0.75]])}, (scores,))

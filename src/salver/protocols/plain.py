@@ -245,7 +245,7 @@ def _classes(response: Response) -> tuple[list[str], list[dict[str, Any]]]:
     """Every row's class name and its probabilities by class name, as far as the model has them."""
     label, scores = response.method.output("label"), response.method.output("probabilities")
     labels: list[str] = []
-    if label is not None and label.name in response.names and label.labels:
+    if label is not None and label.name in response.names and (label.labels or scores):
         labels = _words(response, label)
     if label is None and scores is None:
         scores = _labelled(response)

@@ -22,13 +22,11 @@ function bars(probabilities) {
   return el("ol", { class: "bars" }, ...rows);
 }
 
-// As many digits as FP32 has; whole numbers have all of theirs.
-const figure = (value) => (Number.isInteger(value) ? value : +value.toPrecision(7));
-
 export function showAnswer(answer, known) {
   const nodes = [];
   const { label, probabilities, text } = partsOf(answer, known);
-  const headline = label ?? (typeof answer.prediction === "number" && figure(answer.prediction));
+  const { prediction } = answer;
+  const headline = label ?? (typeof prediction === "number" && +prediction.toPrecision(9));
   if (headline !== false) nodes.push(el("p", { class: "big" }, String(headline)));
   if (text && text !== label) nodes.push(el("p", { class: "said" }, String(text)));
   if (probabilities) nodes.push(bars(probabilities));

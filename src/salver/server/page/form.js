@@ -31,7 +31,7 @@ function labelled(name, control, read, note = "", ...more) {
 function scalarField(name, spec, example, blank) {
   if (spec.datatype === "BOOL") {
     const box = el("input", { type: "checkbox", checked: example === true });
-    box.indeterminate = spec.optional && example == null; // until one clicks on it
+    box.indeterminate = spec.optional && example == null;
     return labelled(name, box, () => (box.indeterminate ? undefined : box.checked));
   }
   const numeric = isNumeric(spec) && typeof example !== "string";
@@ -89,11 +89,11 @@ function fieldOf(spec, method, example) {
   if (isFile(spec)) return fileField(spec);
   if (spec.content === "text" && !isCell) {
     const control = el("textarea", { rows: 3 }, String(example ?? ""));
-    const read = () => (spec.optional && !control.value ? undefined : control.value);
+    const read = () => control.value || (spec.optional ? undefined : "");
     return labelled(spec.name, control, read, "text");
   }
   if (spec.content === "json") return jsonField(spec, shape, example);
-  const isTable = spec.columns?.length > 0;
+  const isTable = spec.columns?.length;
   if (isTable && method.inputs.length === 1) return columnsField(spec, example);
   if (shape.some((length) => length !== 1)) return jsonField(spec, shape, example);
   const blank = isTable ? null : spec.optional ? undefined : "";
@@ -114,7 +114,7 @@ const oneInput = ({ inputs }, values) =>
 // Gives the fields' `node`; `values()`, one per input; and `request()`, what `predict` sends.
 export function buildForm({ example }, method) {
   const { inputs } = method;
-  // Undefined without an example, null for what an example leaves out: it is missing.
+  // What an example leaves out is missing.
   const given = ({ name }) =>
     isObject(example) && (name in example || inputs.length > 1)
       ? (example[name] ?? null) : (example ?? undefined);
@@ -128,9 +128,8 @@ export function buildForm({ example }, method) {
     const sent = await Promise.all(found.map((v) => (v instanceof File ? asBase64(v) : v)));
     return { body: JSON.stringify({ input: oneInput(method, sent) }), type: "application/json" };
   }
-  const nodes = fields.map((field) => field.node);
-  const isGrid = nodes.length > 1 && !nodes.some((node) => node.querySelector("textarea, .preview"));
-  return { node: el("div", isGrid ? { class: "grid" } : {}, ...nodes), values, request };
+  const node = el("div", { class: "inputs" }, ...fields.map((field) => field.node));
+  return { node, values, request };
 }
 
 function v2Tensor(spec, method, value) {
