@@ -366,21 +366,22 @@ class Engine:
         self._retiring[generation] = asyncio.ensure_future(self._end(model, generation, why))
 
     async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
-        started, size = self._clock(), generation.memory_bytes
+        started, ref, size = self._clock(), generation.ref, generation.memory_bytes
         await generation.drain(self.config.drain_timeout_s)
         if not self._closed_bytes:
             self._bytes_before = resident_bytes()
         self._closed_bytes += generation.loaded_bytes
         await generation.retire(0)
-        model.settle(generation.ref.version)
+        model.settle(ref.version)
         del self._retiring[generation]
+        del generation  # it holds the models, whose memory is to be given back now
         if not self._retiring and not self.is_draining:
             # Once for many, because it stops everything for tens of milliseconds.
             goal_bytes = self._bytes_before - int(0.8 * self._closed_bytes) + _SLACK_BYTES
             self._closed_bytes = 0
             await asyncio.to_thread(reclaim_memory, goal_bytes)
         seconds = (self._clock() - started) / NS_PER_S
-        log.info("%s is unloaded, %s: %.0f MB, in %.2f s", generation.ref, why, size / 1e6, seconds)
+        log.info("%s is unloaded, %s: %.0f MB, in %.2f s", ref, why, size / 1e6, seconds)
 
     def served(self) -> Iterable[ModelRef]:
         """Every version in service."""

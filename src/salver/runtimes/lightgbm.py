@@ -157,6 +157,7 @@ class LightgbmModel:
 
     def close(self) -> None:
         self._predict.close()
+        del self._predict
 
 
 def _categories(booster: Any) -> dict[int, dict[Any, float]]:

@@ -125,7 +125,7 @@ class XgboostModel:
         pass
 
     def close(self) -> None:
-        pass
+        del self._predict
 
 
 def _iteration_end(booster: Any) -> int:
