@@ -85,11 +85,12 @@ def xgboost_trees(folder: Path) -> Path:
     options = {"max_depth": 14, "lambda": 0, "min_child_weight": 0, "tree_method": "exact"}
     booster = xgboost.train(options, xgboost.DMatrix(*noise(4096)), 1)
     model = json.loads(booster.save_raw("json"))
+    num_trees = 900
     trees = model["learner"]["gradient_booster"]["model"]
-    trees["trees"] = [trees["trees"][0] | {"id": number} for number in range(300)]
-    trees["tree_info"] = [0] * 300
-    trees["iteration_indptr"] = list(range(301))
-    trees["gbtree_model_param"]["num_trees"] = "300"
+    trees["trees"] = [trees["trees"][0] | {"id": number} for number in range(num_trees)]
+    trees["tree_info"] = [0] * num_trees
+    trees["iteration_indptr"] = list(range(num_trees + 1))
+    trees["gbtree_model_param"]["num_trees"] = str(num_trees)
     (folder / "model.json").write_text(json.dumps(model))
     return folder / "model.json"
 
@@ -122,7 +123,7 @@ TAKES = "inputs: [{name: x, dtype: FP32, shape: [-1, 2048]}]"
         (torch_script, TAKES, 60e6),
         (torch_weights, f"{TAKES}\nclass_name: net:Net", 60e6),
         (forest, "instances: {isolation: thread}", 20e6),
-        (xgboost_trees, "", 20e6),
+        (xgboost_trees, "", 40e6),
         (lightgbm_trees, "", 20e6),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
