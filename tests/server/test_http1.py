@@ -238,6 +238,22 @@ def test_a_body_that_is_too_large_costs_no_memory(door):
     assert client.connection._rest == b""
 
 
+def test_large_bodies_are_not_held_by_the_dozen_for_a_client_that_pipelines(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    raw = here.request(here.infer(1) + b" " * 200_000)
+    client.send(raw * 20)
+    assert len(here.engine.calls) == 6
+    for _ in range(20):
+        for call in here.engine.calls:
+            if not call.ended:
+                here.engine.answer(call)
+        here.turn()
+        client.feed(b"")
+    assert len(client.answers()) == 20
+
+
 def test_a_body_of_several_reads_is_received_in_place(door):
     here = door()
     client = here.connect()

@@ -15,7 +15,7 @@ from salver.server.head import HeadReader
 from salver.server.polling import BusyPolling
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from salver.clock import Clock
     from salver.config import ServerConfig
@@ -110,6 +110,10 @@ class App:
         for connection in dirty:
             connection.flush()
         self._polling.answered()
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Calls it in the next turn of the loop."""
+        self._loop.call_soon(function)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs slow work, such as a load, beside the data plane."""

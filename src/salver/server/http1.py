@@ -36,6 +36,8 @@ _OK_JSON: Final = _STATUS[200] + JSON_HEADERS
 _JOINED_BYTES: Final = 1 << 16
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _MAX_REST: Final = 1 << 18
+_MAX_PIPELINED_BYTES: Final = 1 << 20
+"""Of bodies whose answers are due on one connection, before a further request is started."""
 _LINGER_S: Final = 10
 _LINGER_SILENT_S: Final = 1
 
@@ -185,6 +187,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             len(self._exchanges) >= self._max_pipelined
             or len(self._out) >= 2 * self._max_pipelined
             or not self._is_writable
+            or sum([exchange.head.length for exchange in self._exchanges]) > _MAX_PIPELINED_BYTES
         )
 
     def _read_head(self, raw: bytes) -> HttpHead | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from tests.server.http2.client import INFER, ROW, STREAM, WATCH, Http2Client, fr
 from salver.codecs.protobuf import message
 from salver.errors import DeadlineExceeded, InvalidInput
 from salver.server.grpc import stream as stream_module
+from salver.server.grpc.stream import StreamCall
 from salver.server.http2.windows import LONG_BODY_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from salver.types import Tensor
 
@@ -188,6 +190,33 @@ def test_a_burst_in_one_frame_is_read_in_turns(
 def test_a_burst_of_thousands_is_answered(client: Http2Client) -> None:
     stream = client.call(STREAM, *[infer()] * 3000)
     assert len(client.answer(stream).messages(STREAM_ANSWER)) == 3000
+
+
+def test_no_turn_of_the_loop_takes_more_than_some_of_a_burst(
+    client: Http2Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, seen = client.door.engine, [0]
+    read_on = StreamCall._read_on
+
+    def counted(call: StreamCall) -> None:
+        seen.append(len(engine.calls))
+        read_on(call)
+
+    monkeypatch.setattr(StreamCall, "_read_on", counted)
+    stream = client.call(STREAM, ends=False)
+    client.send(stream, framed(infer()) * 600, end=True)
+    client.turn()
+    steps = [after - before for before, after in itertools.pairwise([*seen, len(engine.calls)])]
+    assert sum(steps) == 600
+    assert max(steps) == 256
+
+
+def test_a_stream_that_stops_within_a_message_ends(client: Http2Client) -> None:
+    stream = client.call(STREAM, ends=False)
+    client.send(stream, framed(infer())[:-3])
+    client.turn()
+    client.door.pass_time(31)
+    assert client.answer(stream).status == "4"
 
 
 def test_a_burst_whose_answers_are_empty_is_read_on(small: Http2Client) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +42,8 @@ MAX_ASKED_BYTES: Final = 16 << 20
 """The same in bytes of their messages, as they came and decompressed."""
 MAX_INFLATING: Final = 4
 """Messages of one stream that are decompressed in threads at the same time."""
+MAX_TAKEN: Final = 256
+"""Requests of one stream that are taken in one turn of the loop."""
 READ_BYTES: Final = 1 << 18
 """Read in one turn of the loop of what has waited, which is no more than a socket brings."""
 
@@ -78,7 +79,7 @@ class StreamCall(GrpcCall):
 
     __slots__ = (
         "_asked", "_asked_bytes", "_ends_later", "_has_begun", "_has_ended", "_has_paused",
-        "_is_draining", "_later", "_num_inflating",
+        "_is_draining", "_later", "_num_inflating", "_num_taken", "_reads_soon", "_turn",
     )  # fmt: skip
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
@@ -92,6 +93,9 @@ class StreamCall(GrpcCall):
         self._later = bytearray()
         self._ends_later = False
         self._num_inflating = 0
+        self._num_taken = 0
+        self._reads_soon = False
+        self._turn = 0
 
     def _feed(self, data: Buffer, end_stream: bool) -> None:
         read = 0 if self.is_full else self._read(data)
@@ -116,6 +120,9 @@ class StreamCall(GrpcCall):
                 self._run_inflated(asked, self.open(message))
         except Exception as error:
             self.answer(asked, self.explain(error), True)
+        if self._is_enough_for_now():
+            self.is_full = True
+            self._read_on_soon()
         if (
             len(self._asked) >= MAX_ASKED
             or self._asked_bytes > MAX_ASKED_BYTES
@@ -124,6 +131,13 @@ class StreamCall(GrpcCall):
         ):
             self.is_full = True
             self.socket.pause(self.stream)
+
+    def _is_enough_for_now(self) -> bool:
+        """Counts a request; whether the others of this turn of the loop must wait for the next."""
+        if self._turn != self.socket.now:
+            self._turn, self._num_taken = self.socket.now, 0
+        self._num_taken += 1
+        return self._num_taken >= MAX_TAKEN
 
     def _run(self, asked: Asked, message: Buffer) -> None:
         operation = asked.operation = self.head.method.decode(message)
@@ -210,10 +224,13 @@ class StreamCall(GrpcCall):
         self._send_done()
 
     def _read_on_soon(self) -> None:
-        asyncio.get_running_loop().call_soon(self._read_on)
+        if not self._reads_soon:
+            self._reads_soon = True
+            self.socket.app.call_soon(self._read_on)
 
     def _read_on(self) -> None:
         """Takes some of the requests that have waited; behind the last the client may send more."""
+        self._reads_soon = False
         if (
             self.is_over
             or not self.is_full
@@ -223,6 +240,7 @@ class StreamCall(GrpcCall):
         ):
             return
         self.is_full = False
+        self._num_taken = 0
         # The time of these requests begins here.
         self.socket.now = self.socket.app.clock()
         try:
@@ -271,7 +289,9 @@ class StreamCall(GrpcCall):
                 call.lease.target.cancel(call, GONE)
 
     def expire(self) -> None:
-        """A stream of messages may be quiet."""
+        """A stream of messages may be quiet, but not in the middle of one."""
+        if self._deframer is not None and not self.is_full:
+            super().expire()
 
     def drain(self) -> None:
         self._is_draining = True
