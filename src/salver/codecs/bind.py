@@ -95,6 +95,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
             value = [value]
     if not isinstance(value, list | np.ndarray):
         raise InvalidInput(f"expected a list of inputs, got {shown(value)}")
+    method.check_rows(len(value))
     first = value[0] if len(value) else None
     if isinstance(first, dict) and table is not None and table.columns:
         return Tensors({table.name: _table(table, value)})
@@ -166,6 +167,7 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
         raise UnsupportedMedia(
             f"this model takes one input per request, not a table; {_remedy(method)}"
         )
+    method.check_rows(num_rows)
     missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
