@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from salver.errors import InvalidInput, NotFound, did_you_mean
 from salver.types import DType, Tensor, Tensors, len_of
@@ -97,7 +98,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
                 if self.batching != "rows":
                     return 1
                 rows = tensor.shape[0]
-                return self._rows(rows) if self.max_rows else rows
+                return self.check_rows(rows) if self.max_rows else rows
         self._check_names(tensors)
         rows = -1
         for spec in inputs:
@@ -112,7 +113,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
                         f"have {rows}"
                     )
                 rows = tensor.shape[0]
-        return self._rows(rows) if rows >= 0 else 1
+        return self.check_rows(rows) if rows >= 0 else 1
 
     @property
     def has_fixed_rows(self) -> bool:
@@ -127,10 +128,12 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
             return next(iter(tensors.values())).shape[0]
         return sum(len_of(tensor.shape) for tensor in tensors.values())
 
-    def _rows(self, rows: int) -> int:
+    def check_rows(self, rows: int) -> int:
+        """Returns `rows`. Raises: InvalidInput if they are too many for one request."""
         if self.max_rows and rows > self.max_rows:
             raise InvalidInput(
-                f"{rows} rows in one request; this model takes at most {self.max_rows}"
+                f"{rows} rows in one request; this model takes at most {self.max_rows}: "
+                "send them in several"
             )
         return rows
 
@@ -184,6 +187,16 @@ class Signature(msgspec.Struct, frozen=True):
                 f"There are: {', '.join(self.methods)}"
             )
         return name, found
+
+
+def one_row(method: Method) -> Method:
+    """`method` by rows, one in each run, where every tensor is fixed to one row, as exporters
+    write it that are not told of a batch dimension; any other method as it is.
+    """
+    specs = (*method.inputs, *method.outputs)
+    if not method.inputs or any(spec.shape[:1] != (1,) for spec in specs):
+        return method
+    return replace(method, batching="rows", max_rows=1)
 
 
 def num_bytes(spec: TensorSpec, rows: int) -> int:

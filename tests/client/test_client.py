@@ -340,6 +340,16 @@ def test_what_is_left_of_the_time_is_passed_on() -> None:
     assert [r.headers["x-request-timeout-ms"] for r in script.requests] == ["5000", "5000", "3000"]
 
 
+def test_a_row_for_a_model_of_one_row() -> None:
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    y = {"name": "y", "datatype": "FP32", "shape": [1]}
+    told = httpx.Response(200, json={"name": "m", "inputs": [x], "outputs": [y]})
+    script = Script(told, answer(), answer())
+    client = script.client()
+    assert client.predict("m", [1.0, 2.0]) == 7.0
+    assert client.predict("m", [[1.0, 2.0]]) == [7.0]
+
+
 def test_without_a_bound_no_deadline_is_sent() -> None:
     script = Script(metadata(), answer())
     script.client(timeout_s=None).predict("m", [1.0])

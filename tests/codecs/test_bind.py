@@ -95,6 +95,23 @@ def test_rows_as_objects_by_input():
             bound(rows(AGE, CITY), "rows", wrong)
 
 
+def test_one_object_may_hold_whole_tensors():
+    value = {"age": [[1], [2]], "city": [["Ulm"], ["Bonn"]]}
+    expected = {"age": [[1.0], [2.0]], "city": [[b"Ulm"], [b"Bonn"]]}
+    assert bound(rows(AGE, CITY), "row", value) == (expected, False)
+    documents = TensorSpec(name="x", dtype=BYTES, shape=(-1,), content="json")
+    assert bound(rows(documents), "row", {"x": [1]}) == ({"x": [b"[1]"]}, True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"), [("rows", [[1, 2]] * 2), ("columns", {"a": ["1"] * 2, "b": ["2"] * 2})]
+)
+def test_more_rows_than_a_model_takes_are_refused(schema, value):
+    method = Method(inputs=(MATRIX,), outputs=(), batching="rows", max_rows=1)
+    with pytest.raises(InvalidInput, match="2 rows in one request; this model takes at most 1: "):
+        bound(method, schema, value)
+
+
 def test_what_is_missing_in_a_table_of_columns():
     age = TensorSpec(name="age", dtype=FP32, shape=(-1,), columns=("age",))
     given = [{"city": None}, {"age": 2, "city": "Ulm"}, {"age": None, "city": ""}]

@@ -81,7 +81,7 @@ def onnx_text(folder: Path) -> Case:
 
 def onnx_of_one_row(folder: Path) -> Case:
     path = onnx_identity(folder, TensorProto.FLOAT, [1, 2])
-    return Case("onnx", path, [[[1.0, 2.0]], [[3.0, 4.0]]])
+    return Case("onnx", path, [[1.0, 2.0], [3.0, 4.0]])
 
 
 def sklearn_pickle(folder: Path) -> Case:

@@ -252,7 +252,8 @@ def test_text_that_is_not_utf8_fails_its_call(tmp_path: Path, text: Any) -> None
         (["n", 2], ["n", 2], "rows"),
         ([None, 2], [None, 2], "rows"),
         (["n", 2], ["m", 2], "single"),
-        ([1, 2], [1, 2], "single"),
+        ([1, 2], ["n", 2], "single"),
+        ([2, 2], [2, 2], "single"),
         (["n", 2], [], "single"),
     ],
 )
@@ -267,6 +268,13 @@ def test_batching_needs_one_varying_first_dimension(
         [value("c", FLOAT, first), value("d", FLOAT, second)],
     )
     assert load(tmp_path).signature.methods["predict"].batching == batching
+
+
+def test_a_model_fixed_to_one_row_takes_rows_singly(tmp_path: Path) -> None:
+    model = load(identity(tmp_path, shape=[1, 2]))
+    method = model.signature.methods["predict"]
+    assert (method.batching, method.max_rows, model.traits.max_batch) == ("rows", 1, 1)
+    assert [spec.shape for spec in (*method.inputs, *method.outputs)] == [(1, 2), (1, 2)]
 
 
 def test_the_configuration_overrides_shapes(tmp_path: Path) -> None:

@@ -321,6 +321,14 @@ def test_values_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
         load(tmp_path, trusted=True)
 
 
+def test_a_program_of_one_row_takes_rows_singly(tmp_path: Path) -> None:
+    example = (torch.zeros(1, 4),)
+    model = load(export(torch.nn.Linear(4, 3), tmp_path, example), trusted=True)
+    method = model.signature.methods["predict"]
+    assert (method.batching, method.max_rows, model.traits.max_batch) == ("rows", 1, 1)
+    assert [spec.shape for spec in (*method.inputs, *method.outputs)] == [(1, 4), (1, 3)]
+
+
 def test_a_program_with_fixed_shapes_is_not_batched(tmp_path: Path) -> None:
     model = load(export(Pair(), tmp_path, (torch.zeros(3), torch.zeros(3))), trusted=True)
     method = model.signature.methods["predict"]

@@ -19,10 +19,12 @@ LIMITS = Limits()
 ROUTER = Router([PlainDoor(LIMITS), KserveV2(LIMITS), Pages()])
 
 
-def generation(name: str, *inputs: TensorSpec, batching: Any = "rows", **config: Any) -> Any:
+def generation(
+    name: str, *inputs: TensorSpec, batching: Any = "rows", max_rows: int = 0, **config: Any
+) -> Any:
     """As much of a generation as a description needs."""
     output = TensorSpec(name="y", dtype=FP32, shape=(-1, 3))
-    method = Method(inputs=inputs, outputs=(output,), batching=batching)
+    method = Method(inputs=inputs, outputs=(output,), batching=batching, max_rows=max_rows)
     return SimpleNamespace(
         ref=ModelRef(name, "3"),
         config=ModelConfig(**config),
@@ -118,6 +120,12 @@ def test_a_picture_is_sent_as_it_is() -> None:
     assert body_of(spec, batching="items") == {
         "image/*": {"schema": {"type": "string", "format": "binary"}}
     }
+
+
+def test_no_example_has_more_rows_than_the_model_takes() -> None:
+    x = rows("x", FP32, 2)
+    assert list(body_of(x)["application/json"]["examples"]) == ["one", "several"]
+    assert list(body_of(x, max_rows=1)["application/json"]["examples"]) == ["one"]
 
 
 def test_large_inputs_have_no_example() -> None:

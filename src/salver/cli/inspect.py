@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from salver.engine.loader import Placement
     from salver.interfaces import Probe, VersionOnDisk
     from salver.signature import Signature, TensorSpec
+
+_BATCHING: Final = {
+    "rows": "batched by rows",
+    "items": "batched by items",
+    "single": "one call per run",
+}
 
 
 @click.command()
@@ -105,6 +111,7 @@ def facts(
             {
                 "name": name,
                 "batching": method.batching,
+                "max_rows": method.max_rows,
                 "streams": method.streams,
                 "inputs": [_tensor(spec) for spec in method.inputs],
                 "outputs": [_tensor(spec) for spec in method.outputs],
@@ -162,13 +169,8 @@ def show(console: Console, entry: dict[str, Any]) -> None:
             table.add_row(key, escape(value))
     for method in entry["methods"] or ():
         streams = ", streams" if method["streams"] else ""
-        table.add_row(
-            f"method {escape(method['name'])}",
-            {"rows": "batched by rows", "items": "batched by items", "single": "one call per run"}[
-                method["batching"]
-            ]
-            + streams,
-        )
+        batching = "one row per run" if method["max_rows"] == 1 else _BATCHING[method["batching"]]
+        table.add_row(f"method {escape(method['name'])}", batching + streams)
         for kind, key in (("takes", "inputs"), ("gives", "outputs")):
             for spec in method[key]:
                 table.add_row(f"  {kind}", escape(tensor_text(spec)))

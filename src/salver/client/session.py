@@ -282,11 +282,16 @@ def _is_single_row(named: Mapping[str, Any], metadata: Mapping[str, Any]) -> boo
     return (
         bool(named)
         and all(
-            name in shapes and shapes[name][:1] == [-1] and _ndim(value) + 1 == len(shapes[name])
+            name in shapes and _counts_rows(shapes[name]) and _ndim(value) + 1 == len(shapes[name])
             for name, value in named.items()
         )
-        and all(spec["shape"][:1] == [-1] for spec in metadata["outputs"])
+        and all(_counts_rows(spec["shape"]) for spec in metadata["outputs"])
     )
+
+
+def _counts_rows(shape: list[int]) -> bool:
+    """Any number of rows, or one: many models are exported for one row only."""
+    return shape[:1] in ([-1], [1])
 
 
 def _ndim(value: Any) -> int:

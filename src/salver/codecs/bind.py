@@ -88,6 +88,8 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     specs = method.inputs
     table = specs[0] if len(specs) == 1 else None
     if payload.schema != "rows":
+        if _is_whole_tensors(method, value):
+            return _bind_one(method, value)
         rank = rank_of(value)
         wanted = max((len(spec.shape) for spec in specs), default=0)
         if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
@@ -95,6 +97,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
             value = [value]
     if not isinstance(value, list | np.ndarray):
         raise InvalidInput(f"expected a list of inputs, got {shown(value)}")
+    method.check_rows(len(value))
     first = value[0] if len(value) else None
     if isinstance(first, dict) and table is not None and table.columns:
         return Tensors({table.name: _table(table, value)})
@@ -105,6 +108,14 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
             f"expected each input as an object with {', '.join(spec.name for spec in specs)}"
         )
     return Tensors({table.name: tensor_of_value(table, value)})
+
+
+def _is_whole_tensors(method: Method, value: Any) -> bool:
+    """Whether an object gives every input by name with all its dimensions, also that of rows."""
+    specs = [spec for spec in method.inputs if isinstance(value, dict) and spec.name in value]
+    return bool(specs) and all(
+        spec.content != "json" and rank_of(value[spec.name]) == len(spec.shape) for spec in specs
+    )
 
 
 def _is_value(spec: TensorSpec, value: dict[str, Any]) -> bool:
@@ -166,6 +177,7 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
         raise UnsupportedMedia(
             f"this model takes one input per request, not a table; {_remedy(method)}"
         )
+    method.check_rows(num_rows)
     missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]

@@ -129,13 +129,14 @@ def _inferred(graph: Graph, session: Any) -> Graph:
 class OnnxModel:
     """One session, which all instances share: it runs in many threads at once, without the GIL."""
 
-    traits = Traits(holds_gil=False, idempotent=True, thread_safe=True)
-
     def __init__(self, session: Any, graph: Graph, config: ModelConfig) -> None:
         from onnxruntime import RunOptions
 
         self.signature = signature_of(graph, config)
         method = self.signature.methods[self.signature.default]
+        self.traits = Traits(
+            holds_gil=False, idempotent=True, thread_safe=True, max_batch=method.max_rows
+        )
         classes = class_keys(graph)
         self._run_options = RunOptions
         self._running: dict[int, tuple[Any, set[int]]] = {}

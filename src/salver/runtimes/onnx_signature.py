@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from salver.errors import LoadFailed
 from salver.runtimes.files import refuse_unknown
-from salver.signature import ANY, Method, Signature, TensorSpec
+from salver.signature import ANY, Method, Signature, TensorSpec, one_row
 from salver.types import (
     BF16,
     BOOL,
@@ -73,7 +73,7 @@ def signature_of(graph: Graph, config: ModelConfig) -> Signature:
     """One method, `predict`.
 
     It is batched by rows if the first dimension of every input and output varies, under one name
-    where they have names.
+    where they have names, and takes one row if all of them are 1.
 
     Raises: LoadFailed for a type that cannot be served, or a configuration that does not fit.
     """
@@ -95,7 +95,7 @@ def signature_of(graph: Graph, config: ModelConfig) -> Signature:
         ),
         batching=_batching((*inputs, *outputs)),
     )
-    return Signature({"predict": method})
+    return Signature({"predict": one_row(method)})
 
 
 def _overridden(

@@ -25,7 +25,7 @@ from salver.runtimes.torch_signature import (
     method_by_trial,
     named,
 )
-from salver.signature import Signature
+from salver.signature import Signature, one_row
 from salver.types import BF16, Rows, Tensor, Tensors
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class TorchModel:
         self, call: Callable[[Mapping[str, Any]], Any], method: Method, config: ModelConfig,
         device: Any,
     ) -> None:  # fmt: skip
-        method = configured(method, config)
+        method = one_row(configured(method, config))
         self.signature = Signature({"predict": method})
         self.traits = Traits(
             holds_gil=False, idempotent=True, thread_safe=True, max_batch=method.max_rows

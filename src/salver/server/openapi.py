@@ -197,10 +197,11 @@ def _content(generation: Generation, method: Method) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": schema}
     example = _example(generation, method)
     if example is not None:
-        content["examples"] = {
-            "one": {"summary": "one input", "value": {"input": example}},
-            "several": {"summary": "several inputs", "value": {"inputs": [example, example]}},
-        }
+        examples = {"one": {"summary": "one input", "value": {"input": example}}}
+        if method.max_rows != 1:
+            value = {"inputs": [example, example]}
+            examples["several"] = {"summary": "several inputs", "value": value}
+        content["examples"] = examples
     return {"application/json": content}
 
 

@@ -50,7 +50,7 @@ def _check_spec(where: str, method: Method, spec: TensorSpec) -> None:
     is_shape = type(spec.shape) is tuple and all(type(d) is int and d >= ANY for d in spec.shape)
     expect(is_shape, clause, f"{where}: {spec.shape!r}")
     expect(
-        method.batching != "rows" or spec.shape[:1] == (ANY,),
+        method.batching != "rows" or spec.shape[:1] in ((ANY,), (method.max_rows or ANY,)),
         "Dimension 0 of every input and output counts rows where batching is 'rows'",
         f"{where}: {list(spec.shape)}",
     )
