@@ -26,7 +26,7 @@ from salver.sources.folder import FolderSource, Place
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-GUARD_S = 20.0
+GUARD_S = 60.0
 FRONTS = ("--processes", "2", "--access-log", "off")
 GATE = """
 class Gate:
