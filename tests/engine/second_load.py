@@ -15,6 +15,7 @@ from salver.config import ModelConfig, ServerConfig, parse
 from salver.engine.engine import Engine
 from salver.interfaces import VersionOnDisk
 from salver.observe.memory import resident_bytes
+from salver.server.front import tune_process
 from salver.types import ModelRef
 
 
@@ -35,4 +36,5 @@ async def main(path: Path, config: str) -> None:
     await engine.stop(1)
 
 
+tune_process()
 asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
