@@ -88,7 +88,7 @@ def test_a_long_text_is_read_in_one_pass(piece: str) -> None:
         (OSError("/srv/w.bin is bad"), "OSError: w.bin is bad"),
         (KeyError("/srv/w"), "KeyError: 'w'"),
         (ValueError(), "ValueError"),
-        (InvalidInput("nothing at '/v2/x'"), "nothing at '/v2/x'"),
+        (InvalidInput("nothing at '/v2/x'"), "InvalidInput: nothing at '/v2/x'"),
     ],
 )
 def test_an_exception_is_told_by_its_type_and_text(error: Exception, shown: str) -> None:

@@ -188,20 +188,17 @@ _FOLDERS: Final = re.compile(
 
 
 def told(error: BaseException) -> str:
-    """What a client may hear of any exception: its type and its text without places.
-
-    Errors of this tree speak for themselves.
-    """
-    if isinstance(error, SalverError):
-        return error.message
+    """What a client may hear of any exception: its type and its text without places."""
     name, text = type(error).__name__, text_of(error)
     return f"{name}: {text}" if text else name
 
 
 def text_of(error: BaseException) -> str:
     """An exception's own text without places; of a failed system call what failed and on which
-    file.
+    file. Errors of this tree were written for clients.
     """
+    if isinstance(error, SalverError):
+        return error.message
     if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
         files = [_last(name) for name in (error.filename, error.filename2)]
         text = ": ".join([str(error.strerror), *filter(None, files)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,13 +33,16 @@ def server(
     for name, source in FILES.items():
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.py").write_text(source)
-    return serve(folder, "--trust")
+    server = serve(folder, "--trust", "--mode", "explicit")
+    for name in FILES:
+        httpx.post(f"{server.url}/v2/repository/models/{name}/load", timeout=30)
+    return server
 
 
 def test_a_failed_run_does_not_tell_where_a_file_should_be(server: ServerProcess) -> None:
-    answer = httpx.post(f"{server.url}/v1/models/running:predict", json={"x": 1})
+    answer = httpx.post(f"{server.url}/v1/models/running:predict", json={"instances": [1]})
     assert answer.status_code == 500
-    assert TOLD in answer.json()["error"]["message"]
+    assert TOLD in answer.json()["error"]
     assert "secret" not in answer.text
     assert "/nowhere/secret/weights.bin" in server.output
 
@@ -57,7 +59,7 @@ def test_a_failed_run_does_not_tell_where_a_file_should_be(server: ServerProcess
 def test_a_failed_load_does_not_tell_where_a_file_should_be(
     server: ServerProcess, method: str, path: str
 ) -> None:
-    answer = httpx.request(method, server.url + path, content=json.dumps({}), timeout=30)
+    answer = httpx.request(method, server.url + path, content=b'{"instances": [1]}', timeout=30)
     assert "model.py:3" in answer.text
     assert TOLD in answer.text
     assert "secret" not in answer.text
