@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 httpx = pytest.importorskip("httpx")
 
-BODY = "        open('/nowhere/secret/weights.bin')\n"
+BODY = "        open(f'/nowhere/secret/{type(self).__name__}/weights.bin')\n"
 FILES = {
-    "running": f"class Net:\n    def predict(self, x: float) -> float:\n{BODY}",
+    "running": f"class Running:\n    def predict(self, x: float) -> float:\n{BODY}",
     "loading": (
-        f"class Net:\n    def __init__(self) -> None:\n{BODY}"
+        f"class Loading:\n    def __init__(self) -> None:\n{BODY}"
         "    def predict(self, x: float) -> float:\n        return x\n"
     ),
 }
@@ -44,7 +44,7 @@ def test_a_failed_run_does_not_tell_where_a_file_should_be(server: ServerProcess
     assert answer.status_code == 500
     assert TOLD in answer.json()["error"]
     assert "secret" not in answer.text
-    assert "/nowhere/secret/weights.bin" in server.output
+    assert "/nowhere/secret/Running/weights.bin" in server.output
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_a_failed_load_does_not_tell_where_a_file_should_be(
     assert "model.py:3" in answer.text
     assert TOLD in answer.text
     assert "secret" not in answer.text
-    assert "/nowhere/secret/weights.bin" in server.output
+    assert "/nowhere/secret/Loading/weights.bin" in server.output

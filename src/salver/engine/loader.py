@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import traceback
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -131,7 +132,8 @@ class Loader:
             raise
         except SalverError as error:
             if (cause := error.__cause__) is not None:
-                log.error("loading %s failed: %s: %s", version.ref, type(cause).__name__, cause)
+                text = "".join(traceback.format_exception_only(cause)).rstrip()
+                log.error("loading %s failed: %s", version.ref, text)
             raise
         except Exception as error:
             log.exception("loading %s failed", version.ref)

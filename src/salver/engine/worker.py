@@ -140,7 +140,7 @@ class Worker:
                 self._model = _runtime(order.runtime).load(spec)
         except SalverError as error:
             if (cause := error.__cause__) is not None:
-                print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
+                sys.stderr.writelines(traceback.format_exception_only(cause))
             self._channel.send(Failed(fault_of(error)))
             return False
         except Exception as error:
