@@ -9,7 +9,7 @@ import msgspec
 
 from salver.authoring import Declaration
 from salver.config import ModelConfig
-from salver.errors import LoadFailed, did_you_mean, listed
+from salver.errors import LoadFailed, did_you_mean, listed, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,7 @@ def candidates(file: Path) -> list[Candidate]:
     except SyntaxError as error:
         raise LoadFailed(f"{file.name}:{error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise LoadFailed(f"{file.name}: not Python source: {error}") from None
+        raise LoadFailed(f"{file.name}: not Python source: {text_of(error)}") from None
     except OSError as error:
         raise LoadFailed(f"{file.name} cannot be read: {error.strerror}") from None
     return [candidate for candidate in found if candidate is not None]
@@ -140,7 +140,7 @@ def _checked(candidate: Candidate, file: Path) -> dict[str, Any]:
             typed = msgspec.convert({key: value}, Declaration)
             checked[key] = plain if key == "example" else getattr(typed, key)
         except (TypeError, ValueError, OverflowError) as error:
-            why = str(error).partition(" - at ")[0]
+            why = text_of(error).partition(" - at ")[0]
             where = f"{file.name}:{candidate.lines[key]}"
             raise LoadFailed(f"{where}: @salver.model: {key}: {why}") from None
     return checked

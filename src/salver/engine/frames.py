@@ -281,7 +281,7 @@ def fault_of(error: Exception) -> Fault:
     """Any exception as one that can travel; what is not ours counts as the model's failure."""
     if isinstance(error, errors.SalverError):
         return Fault(type(error).__name__, error.message, error.retry_after_ms)
-    return Fault("ModelFailed", f"{type(error).__name__}: {error}")
+    return Fault("ModelFailed", errors.told(error))
 
 
 def error_of(fault: Fault) -> errors.SalverError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import traceback
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -17,7 +18,7 @@ from salver.engine.instances import InlineInstance, ThreadInstance, run
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
-from salver.errors import LoadFailed, SalverError
+from salver.errors import LoadFailed, SalverError, told
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
 from salver.observe.memory import giving_back, resident_bytes
@@ -129,11 +130,14 @@ class Loader:
         except asyncio.CancelledError:
             is_cancelled.set()
             raise
-        except SalverError:
+        except SalverError as error:
+            if (cause := error.__cause__) is not None:
+                text = "".join(traceback.format_exception_only(cause)).rstrip()
+                log.error("loading %s failed: %s", version.ref, text)
             raise
         except Exception as error:
             log.exception("loading %s failed", version.ref)
-            raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
+            raise LoadFailed(f"{version.ref}: {told(error)}") from error
         return self._generation(spec, number, runtime, loaded, statistics)
 
     async def _load(self, runtime: Runtime, spec: LoadSpec) -> Loaded:

@@ -17,7 +17,7 @@ from salver.clock import NS_PER_S
 from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
-from salver.errors import DeadlineExceeded, ModelFailed, SalverError, Unavailable
+from salver.errors import DeadlineExceeded, ModelFailed, SalverError, Unavailable, told
 from salver.interfaces import Slot
 from salver.types import Batch, Response, Rows, Tensors
 
@@ -374,7 +374,7 @@ class BatchedTarget:
             return
         if not isinstance(error, SalverError):
             log.error("%s failed", self._ref, exc_info=error)
-            error = ModelFailed(f"{self._ref} failed: {type(error).__name__}: {error}")
+            error = ModelFailed(f"{self._ref} failed: {told(error)}")
         self._finish(calls[0], error, self._clock())
 
     def _finish(self, call: Call, item: Response | SalverError, now: int) -> None:

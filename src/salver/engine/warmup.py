@@ -9,7 +9,7 @@ import numpy as np
 
 from salver.codecs.bind import bind
 from salver.engine.gather import check_outputs, check_results
-from salver.errors import LoadFailed, SalverError
+from salver.errors import LoadFailed, SalverError, text_of
 from salver.types import BYTES, Object, Rows, Tensor, Tensors, Work
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ async def warm_up(run: Run, signature: Signature, config: ModelConfig) -> list[C
             results, ns = await run(work)
             if (error := error_in(results, work)) is not None:
                 if has_example:
-                    raise LoadFailed(f"the model fails on its own example: {error}")
+                    raise LoadFailed(
+                        f"the model fails on its own example: {text_of(error)}"
+                    ) from error
                 log.debug("warm-up of %s failed on made-up input: %s", name, error)
                 best = 0
                 break

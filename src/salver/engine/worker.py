@@ -47,7 +47,7 @@ from salver.engine.frames import (
 )
 from salver.engine.instances import run
 from salver.engine.packing import pack_request, pack_results, unpack_work
-from salver.errors import Cancelled, ModelFailed, SalverError
+from salver.errors import Cancelled, ModelFailed, SalverError, told
 from salver.interfaces import LoadSpec
 from salver.observe.memory import giving_back
 from salver.observe.user_metrics import exposition
@@ -139,11 +139,13 @@ class Worker:
             with giving_back():
                 self._model = _runtime(order.runtime).load(spec)
         except SalverError as error:
+            if (cause := error.__cause__) is not None:
+                sys.stderr.writelines(traceback.format_exception_only(cause))
             self._channel.send(Failed(fault_of(error)))
             return False
         except Exception as error:
             traceback.print_exc()
-            self._channel.send(Failed(Fault("LoadFailed", f"{type(error).__name__}: {error}")))
+            self._channel.send(Failed(Fault("LoadFailed", told(error))))
             return False
         self._channel.send(Loaded(self._model.signature, self._model.traits))
         return True
@@ -248,7 +250,7 @@ def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done
         failed = error
         if not isinstance(error, SalverError):
             traceback.print_exc()
-            failed = ModelFailed(f"the model failed: {type(error).__name__}: {error}")
+            failed = ModelFailed(f"the model failed: {told(error)}")
         # A traceback holds the frames, which hold the inputs and their slot.
         error.__traceback__ = None
         return Done(number, cost_ns, fault=fault_of(failed)), Payload()

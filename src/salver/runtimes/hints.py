@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from salver.authoring import ROWS, ArrayHint, Image
-from salver.errors import InvalidInput, MissingExtra, ModelFailed
+from salver.errors import InvalidInput, MissingExtra, ModelFailed, text_of
 from salver.signature import ANY
 from salver.types import BF16, BOOL, BYTES, FP64, INT64, Tensor, bf16_bits, bf16_floats
 
@@ -80,7 +80,7 @@ class ArrayConverter(Converter):
         try:
             array = np.asarray(value, wanted if self.dtype is BYTES else None)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelFailed(f"{where}: {_kind(value)} is no array: {error}") from None
+            raise ModelFailed(f"{where}: {_kind(value)} is no array: {text_of(error)}") from None
         if self.dtype is BYTES and not all(isinstance(x, str | bytes) for x in array.flat):
             raise ModelFailed(f"{where}: every element must be {self.content} (str or bytes)")
         if self.dtype is BF16 and array.dtype.kind == "f":
@@ -180,13 +180,13 @@ class JsonConverter(Converter):
         try:
             return self._decoder.decode(array.item())
         except msgspec.DecodeError as error:
-            raise InvalidInput(f"input {name!r}: {error}") from None
+            raise InvalidInput(f"input {name!r}: {text_of(error)}") from None
 
     def encode(self, value: Any, where: str) -> Tensor:
         try:
             return Tensor(BYTES, SCALAR, [self._encoder.encode(value)])
         except (TypeError, ValueError) as error:
-            raise ModelFailed(f"{where}: {_kind(value)} cannot be JSON: {error}") from None
+            raise ModelFailed(f"{where}: {_kind(value)} cannot be JSON: {text_of(error)}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
+import logging
 import typing
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from salver.authoring import ROWS
-from salver.errors import ModelFailed, SalverError
+from salver.errors import ModelFailed, SalverError, text_of, told
 from salver.runtimes.hints import REMEDY, HintError, converter, without_none
 from salver.signature import Method, TensorSpec
 from salver.types import Rows, Tensors
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from salver.signature import Batching
     from salver.types import Work
 
+log = logging.getLogger("salver.runtimes.python")
 _ASYNC_STREAMS: Final = {
     collections.abc.AsyncIterator,
     collections.abc.AsyncIterable,
@@ -124,7 +126,8 @@ class ServedMethod:
         if isinstance(item, SalverError):
             return item
         if isinstance(item, Exception):
-            return ModelFailed(f"{self.name}: {type(item).__name__}: {item}")
+            log.error("%s: an item failed", self.name, exc_info=item)
+            return ModelFailed(f"{self.name}: {told(item)}")
         try:
             return self._encode(item, names)
         except ModelFailed as error:
@@ -190,7 +193,7 @@ def _hints(annotated: Any) -> dict[str, Any]:
     except NameError as error:
         raise HintError(f"a type hint names {error.name!r}, which is not imported") from None
     except (TypeError, AttributeError, SyntaxError) as error:
-        raise HintError(f"a type hint is wrong: {error}") from None
+        raise HintError(f"a type hint is wrong: {text_of(error)}") from None
 
 
 def _parameters(

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from salver.codecs.onnx_graph import Graph, Value, read_graph
-from salver.errors import Cancelled, InvalidInput, LoadFailed, ModelFailed, SalverError
+from salver.errors import (
+    Cancelled,
+    InvalidInput,
+    LoadFailed,
+    ModelFailed,
+    SalverError,
+    without_places,
+)
 from salver.interfaces import Probe, Traits
 from salver.runtimes.files import find_file, must_exist
 from salver.runtimes.onnx_options import (
@@ -97,7 +104,7 @@ def _session(file: Path, spec: LoadSpec) -> Any:
             enable_fallback=0,
         )
     except Exception as error:
-        raise LoadFailed(f"{file.name}: {_shorten(error)}") from None
+        raise LoadFailed(f"{file.name}: {_shorten(error)}") from error
     present = session.get_providers()
     missing = [name for name, _ in wanted if name not in present]
     if missing and not may_fall_back(wanted):
@@ -272,6 +279,5 @@ def _shorten(error: Exception) -> str:
         r"Non-zero status .* running (\w+) node\. Name:'.*?' Status Message:", r"\1:", text
     )
     text = re.sub(r"\S*/\S+:\d+ .*?\)(?: const)?(?: \[with .*?\])? ", "", text)
-    text = re.sub(r"(?:/[^\s/]+)+/", "", text)
     text = text.replace("Please fix either the inputs/outputs or the model.", "")
-    return " ".join(text.split())[:_MAX_MESSAGE]
+    return " ".join(without_places(text).split())[:_MAX_MESSAGE]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from salver.authoring import CURRENT, Declaration, Scope
 from salver.codecs.python_source import candidates, declared, model_file
-from salver.errors import LoadFailed, did_you_mean
+from salver.errors import LoadFailed, did_you_mean, told
 from salver.interfaces import Probe, Traits
 from salver.observe.user_metrics import forget, own_registry
 from salver.runtimes.files import must_be_trusted
@@ -265,13 +265,13 @@ def _blamed_on_author(file: Path) -> Iterator[None]:
 
 def _explain(error: BaseException, folder: Path) -> str:
     """The error as its author sees it: the last line of their own code that led to it."""
-    where, message = "", str(error).replace(f"{folder}/", "")
+    where, message = "", told(error)
     for frame in traceback.extract_tb(error.__traceback__):
         if is_authors(frame.filename, folder):
             where = f"{Path(frame.filename).relative_to(folder)}:{frame.lineno}: "
     if isinstance(error, SyntaxError) and is_authors(error.filename, folder):
         where = f"{Path(str(error.filename)).relative_to(folder)}:{error.lineno}: "
-        message = error.msg
+        message = f"{type(error).__name__}: {error.msg}"
     if isinstance(error, FileNotFoundError) and (folder / str(error.filename)).exists():
         message += "; it lies beside the model: use Path(__file__).parent / ..."
-    return f"{where}{type(error).__name__}: {message}"
+    return f"{where}{message}"

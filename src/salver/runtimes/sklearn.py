@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.errors import InvalidInput, LoadFailed, MissingExtra, SalverError, TrustRequired
+from salver.errors import (
+    InvalidInput,
+    LoadFailed,
+    MissingExtra,
+    SalverError,
+    TrustRequired,
+    text_of,
+)
 from salver.interfaces import Probe, Traits
 from salver.runtimes.files import find_file, must_be_trusted, must_exist, require, stays_on_cpu
 from salver.runtimes.sklearn_estimators import last, make_quick
@@ -178,7 +185,7 @@ class SklearnModel:
         try:
             return Rows(self._answers[work.method](rows, work.outputs))
         except ValueError as error:
-            raise InvalidInput(str(error).partition("\n")[0]) from error
+            raise InvalidInput(text_of(error).partition("\n")[0]) from error
 
     def cancel(self, work: Work, index: int) -> None:
         pass

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.errors import InvalidInput, LoadFailed, ModelFailed, SalverError
+from salver.errors import (
+    InvalidInput,
+    LoadFailed,
+    ModelFailed,
+    SalverError,
+    text_of,
+    without_places,
+)
 from salver.interfaces import Probe, Traits
 from salver.runtimes.files import find_file, must_be_trusted, refuse_unknown, require
 from salver.runtimes.imports import importable
@@ -200,12 +206,12 @@ def _with_weights(state: Mapping[str, Any], file: Path, spec: LoadSpec, device: 
         try:
             found = getattr(importlib.import_module(module_name), attribute)
         except (ModuleNotFoundError, AttributeError) as error:
-            raise LoadFailed(f"class_name {name!r}: {error}") from None
+            raise LoadFailed(f"class_name {name!r}: {text_of(error)}") from error
         module = found(**spec.config.options.get("arguments", {}))
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line.strip() for line in text_of(error).splitlines()]
         raise LoadFailed(f"{file.name} does not fit {name}: {lines[-1]}") from None
     if missing or unexpected:
         parts = [
@@ -351,4 +357,4 @@ def _shorten(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     text = lines[-1] if "TorchScript" in lines[0] else lines[0]
-    return re.sub(r"(?:/[^\s/:\"']+)+/", "", text)[:_MAX_MESSAGE]
+    return without_places(text)[:_MAX_MESSAGE]
