@@ -28,9 +28,7 @@ Protocols map classes to their own codes in one place: `codecs/status.py`.
 from __future__ import annotations
 
 import difflib
-import os
-import re
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -158,69 +156,3 @@ def listed(names: Sequence[str], nothing: str = "none") -> str:
     more = len(names) - _MOST_LISTED
     rest = f" and {more} more" if more > 0 else ""
     return ", ".join(names[:_MOST_LISTED]) + rest or nothing
-
-
-_TRACE: Final = re.compile(r"(?:Original )?Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*")
-_ADDRESS: Final = re.compile(r" at (?:address )?0x[0-9a-fA-F]+")
-_FOLDERS: Final = re.compile(
-    r"""
-    # URLs that name a host, and closing tags, are no paths.
-    (?P<kept> \b (?!file:) [a-zA-Z][\w+.-]{1,20}:// [^\s/'"`<>] [^\s'"`<>]* | </\w+> )
-
-    # Within quotes a path ends where the quotes do.
-    | (?P<quote> ['"`])
-      (?: (?:[a-zA-Z][\w+.-]{1,20}://|~\w*)? /+ | [a-zA-Z]:[\\/]+ | \\\\ )
-      (?! [\s\\/] )
-      (?: (?:\\.|(?!(?P=quote))[^\n\\])* [\\/]+ )?
-      (?! (?P=quote) | [\\/] )
-
-    # Elsewhere folders may hold spaces, but neither end nor begin with one.
-    | (?<! [\w.…)\]}*/\\] )
-      (?: (?:[a-zA-Z][\w+.-]{1,20}:(?=///)|~(?:[a-zA-Z]\w*)?)? /+
-          (?: (?! \s | [^\s/.]*\.[^\s/]*+\s ) [^\n/'"`,;:<>|]+ (?<! \s ) /+ )*
-        | (?: [a-zA-Z]:[\\/]+ | \\\\+ (?=[\w.$-]+\\) )
-          (?: (?! \s ) [^\n\\/'"`,;:<>|]+ (?<! \s ) [\\/]+ )*
-      )
-      (?= [^\s\\/'"`,;:)\]}>|] )
-    """,
-    re.VERBOSE,
-)
-
-
-def told(error: BaseException) -> str:
-    """What a client may hear of any exception: its type and its text without places."""
-    name, text = type(error).__name__, text_of(error)
-    return f"{name}: {text}" if text else name
-
-
-def text_of(error: BaseException) -> str:
-    """An exception's own text without places; of a failed system call what failed and on which
-    file. Errors of this tree were written for clients.
-    """
-    if isinstance(error, SalverError):
-        return error.message
-    if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
-        files = [_last(name) for name in (error.filename, error.filename2)]
-        text = ": ".join([str(error.strerror), *filter(None, files)])
-    else:
-        try:
-            text = str(error)
-        except Exception:  # somebody else's __str__
-            text = ""
-    return without_places(text)
-
-
-def _last(path: object) -> str:
-    """The last component, quoted; nothing for what is no path, such as a descriptor."""
-    if not isinstance(path, str | bytes):
-        return ""
-    whole = os.fsdecode(path)
-    return repr(re.split(r"[\\/]", whole.rstrip("\\/"))[-1] or whole)
-
-
-def without_places(text: str) -> str:
-    """Text as clients may see it: of absolute paths the last component, no addresses in memory,
-    of tracebacks the last line.
-    """
-    text = _ADDRESS.sub("", _TRACE.sub("", text))
-    return _FOLDERS.sub(lambda found: found["kept"] or found["quote"] or "", text)

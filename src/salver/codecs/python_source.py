@@ -9,7 +9,8 @@ import msgspec
 
 from salver.authoring import Declaration
 from salver.config import ModelConfig
-from salver.errors import LoadFailed, did_you_mean, listed, text_of
+from salver.errors import LoadFailed, did_you_mean, listed
+from salver.places import text_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,6 +14,7 @@ import numpy as np
 from salver import errors
 from salver.config import ModelConfig  # noqa: TC001 - msgspec reads the annotations
 from salver.interfaces import Traits  # noqa: TC001
+from salver.places import told
 from salver.signature import Signature  # noqa: TC001
 from salver.types import (
     BYTES,
@@ -281,7 +282,7 @@ def fault_of(error: Exception) -> Fault:
     """Any exception as one that can travel; what is not ours counts as the model's failure."""
     if isinstance(error, errors.SalverError):
         return Fault(type(error).__name__, error.message, error.retry_after_ms)
-    return Fault("ModelFailed", errors.told(error))
+    return Fault("ModelFailed", told(error))
 
 
 def error_of(fault: Fault) -> errors.SalverError:

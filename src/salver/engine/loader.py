@@ -18,10 +18,11 @@ from salver.engine.instances import InlineInstance, ThreadInstance, run
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
-from salver.errors import LoadFailed, SalverError, told
+from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
 from salver.observe.memory import giving_back, resident_bytes
+from salver.places import told
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler

@@ -17,8 +17,9 @@ from salver.clock import NS_PER_S
 from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
-from salver.errors import DeadlineExceeded, ModelFailed, SalverError, Unavailable, told
+from salver.errors import DeadlineExceeded, ModelFailed, SalverError, Unavailable
 from salver.interfaces import Slot
+from salver.places import told
 from salver.types import Batch, Response, Rows, Tensors
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy as np
 
 from salver.codecs.bind import bind
 from salver.engine.gather import check_outputs, check_results
-from salver.errors import LoadFailed, SalverError, text_of
+from salver.errors import LoadFailed, SalverError
+from salver.places import text_of
 from salver.types import BYTES, Object, Rows, Tensor, Tensors, Work
 
 if TYPE_CHECKING:

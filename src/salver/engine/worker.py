@@ -47,10 +47,11 @@ from salver.engine.frames import (
 )
 from salver.engine.instances import run
 from salver.engine.packing import pack_request, pack_results, unpack_work
-from salver.errors import Cancelled, ModelFailed, SalverError, told
+from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.memory import giving_back
 from salver.observe.user_metrics import exposition
+from salver.places import told
 from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
 

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from salver.authoring import ROWS, ArrayHint, Image
-from salver.errors import InvalidInput, MissingExtra, ModelFailed, text_of
+from salver.errors import InvalidInput, MissingExtra, ModelFailed
+from salver.places import text_of
 from salver.signature import ANY
 from salver.types import BF16, BOOL, BYTES, FP64, INT64, Tensor, bf16_bits, bf16_floats
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from salver.authoring import ROWS
-from salver.errors import ModelFailed, SalverError, text_of, told
+from salver.errors import ModelFailed, SalverError
+from salver.places import text_of, told
 from salver.runtimes.hints import REMEDY, HintError, converter, without_none
 from salver.signature import Method, TensorSpec
 from salver.types import Rows, Tensors

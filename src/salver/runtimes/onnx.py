@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from salver.codecs.onnx_graph import Graph, Value, read_graph
-from salver.errors import (
-    Cancelled,
-    InvalidInput,
-    LoadFailed,
-    ModelFailed,
-    SalverError,
-    without_places,
-)
+from salver.errors import Cancelled, InvalidInput, LoadFailed, ModelFailed, SalverError
 from salver.interfaces import Probe, Traits
+from salver.places import without_places
 from salver.runtimes.files import find_file, must_exist
 from salver.runtimes.onnx_options import (
     available,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from salver.authoring import CURRENT, Declaration, Scope
 from salver.codecs.python_source import candidates, declared, model_file
-from salver.errors import LoadFailed, did_you_mean, told
+from salver.errors import LoadFailed, did_you_mean
 from salver.interfaces import Probe, Traits
 from salver.observe.user_metrics import forget, own_registry
+from salver.places import told
 from salver.runtimes.files import must_be_trusted
 from salver.runtimes.hints import HintError
 from salver.runtimes.imports import OWN_PREFIX, importable, is_authors

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.errors import (
-    InvalidInput,
-    LoadFailed,
-    MissingExtra,
-    SalverError,
-    TrustRequired,
-    text_of,
-)
+from salver.errors import InvalidInput, LoadFailed, MissingExtra, SalverError, TrustRequired
 from salver.interfaces import Probe, Traits
+from salver.places import text_of
 from salver.runtimes.files import find_file, must_be_trusted, must_exist, require, stays_on_cpu
 from salver.runtimes.sklearn_estimators import last, make_quick
 from salver.runtimes.sklearn_inputs import inputs_of

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from salver.errors import (
-    InvalidInput,
-    LoadFailed,
-    ModelFailed,
-    SalverError,
-    text_of,
-    without_places,
-)
+from salver.errors import InvalidInput, LoadFailed, ModelFailed, SalverError
 from salver.interfaces import Probe, Traits
+from salver.places import text_of, without_places
 from salver.runtimes.files import find_file, must_be_trusted, refuse_unknown, require
 from salver.runtimes.imports import importable
 from salver.runtimes.torch_files import kind_of, safetensors_names, why_trust
