@@ -7,7 +7,7 @@ from salver.engine.inline import INLINE_BUDGET_NS, InlineCosts, LoopBudget
 def test_nothing_is_short_before_it_was_measured() -> None:
     costs = InlineCosts()
     assert costs.size is None
-    costs.learn(1, INLINE_BUDGET_NS * 2)
+    costs.start(1, INLINE_BUDGET_NS * 2)
     assert costs.size == 0
 
 
@@ -17,8 +17,19 @@ def test_the_limit_grows_one_step_beyond_what_was_tried() -> None:
     assert costs.size == 3
     costs.learn(3, 2000)
     assert costs.size == 7
-    costs.learn(7, INLINE_BUDGET_NS * 2)
+    for _ in range(3):
+        assert costs.size == 7
+        costs.learn(7, INLINE_BUDGET_NS * 2)
     assert costs.size == 3
+
+
+def test_an_unlucky_first_run_of_a_size_is_tried_again() -> None:
+    costs = InlineCosts()
+    costs.start(1, 10_000)
+    costs.learn(3, 50 * INLINE_BUDGET_NS)
+    assert costs.size == 3
+    costs.learn(3, 12_000)
+    assert costs.size == 7
 
 
 def test_what_was_found_short_is_not_driven_out_by_noise() -> None:
@@ -71,7 +82,7 @@ def test_sizes_that_are_passed_over_are_tried_step_by_step() -> None:
 
 def test_what_only_seemed_long_gets_another_chance_after_a_while() -> None:
     costs = InlineCosts()
-    costs.learn(1, 2 * INLINE_BUDGET_NS)
+    costs.start(1, 2 * INLINE_BUDGET_NS)
     assert costs.size == 0
     passes = 0
     while not costs.size:
@@ -83,7 +94,7 @@ def test_what_only_seemed_long_gets_another_chance_after_a_while() -> None:
 
 def test_what_is_far_too_long_gets_none() -> None:
     costs = InlineCosts()
-    costs.learn(1, 5 * INLINE_BUDGET_NS)
+    costs.start(1, 5 * INLINE_BUDGET_NS)
     for _ in range(10_000):
         costs.pass_over()
     assert costs.size == 0

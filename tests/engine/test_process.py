@@ -23,6 +23,7 @@ from salver.engine.inline import LoopBudget
 from salver.engine.process import ProcessInstance
 from salver.engine.rerun import WorkerDied
 from salver.engine.target import BatchedTarget
+from salver.engine.worker import NICENESS
 from salver.errors import (
     InvalidInput,
     LoadFailed,
@@ -203,6 +204,13 @@ async def test_what_a_model_raises_ends_its_run_only(tmp_path: Path) -> None:
             assert words in error.message
         assert numbers(await Outcome(instance, single("print")).end) == [0]
         assert instance.pid == pid
+
+
+@on_loop
+async def test_a_worker_yields_to_the_server(tmp_path: Path) -> None:
+    async with launched(tmp_path) as instance:
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, instance.pid) == min(own + NICENESS, 19)
 
 
 @on_loop

@@ -12,6 +12,8 @@ _STAYING_FACTOR: Final = 2
 """What was found short stays so up to this times the budget, or noise would drive it to and fro."""
 MAYBE_SHORT_NS: Final = 4 * INLINE_BUDGET_NS
 """What seems this long may still be short: it was seen on a busy machine, or in a first run."""
+_TRIALS: Final = 3
+"""Runs of a size before it is found long: first ones are slower, and one may be unlucky."""
 _PASSED_BEFORE_TRIAL: Final = 8
 _PASSED_BEFORE_FADING: Final = 32
 _WINDOW_NS: Final = 100 * NS_PER_MS
@@ -20,20 +22,32 @@ _WINDOW_NS: Final = 100 * NS_PER_MS
 class InlineCosts:
     """One method's costs, and the largest size that is taken for short: `size`, None if unknown."""
 
-    __slots__ = ("_costs", "_is_short", "_passed", "size")
+    __slots__ = ("_costs", "_is_short", "_passed", "_trials", "size")
 
     def __init__(self) -> None:
         self._costs = CostModel()
         self._is_short: dict[int, bool] = {}
+        self._trials: dict[int, list[int]] = {}
         self._passed = 0
         self.size: int | None = None
 
+    def start(self, size: int, cost_ns: int) -> bool:
+        """Notes the best of several runs in a warm-up; whether `size` changes by it."""
+        return self._judge(size, self._costs.learn(size, cost_ns))
+
     def learn(self, size: int, cost_ns: int) -> bool:
-        """Notes what a run on the loop, or alone in a warm-up, took; whether `size` changes by it.
+        """Notes what a run on the loop took; whether `size` changes by it.
 
         Runs in threads say nothing: much of their time is waiting for the interpreter.
         """
         self._passed = 0
+        bucket = size.bit_length()
+        if bucket not in self._is_short:
+            trials = self._trials.setdefault(bucket, [])
+            trials.append(cost_ns)
+            if cost_ns > INLINE_BUDGET_NS and len(trials) < _TRIALS:
+                return False
+            cost_ns = min(self._trials.pop(bucket))
         return self._judge(size, self._costs.learn(size, cost_ns))
 
     def pass_over(self) -> bool:

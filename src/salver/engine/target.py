@@ -112,8 +112,8 @@ class BatchedTarget:
         return not (self._is_stopped or self._is_given_up)
 
     def learn(self, method: str, size: int, cost_ns: int) -> None:
-        """Tells what a run of that size cost, such as a warm-up."""
-        if self._costs[method].learn(size, cost_ns):
+        """Tells what a run of that size cost in a warm-up, at best."""
+        if self._costs[method].start(size, cost_ns):
             self._judge_sizes()
 
     def _judge_sizes(self) -> None:
@@ -290,8 +290,10 @@ class BatchedTarget:
         else:
             size = sum([call.size for call in batch.calls])
             if running.instance is self._inline:
-                self.learn(work.method, size, cost)
-            elif self._inline is not None and self._costs[work.method].pass_over():
+                is_changed = self._costs[work.method].learn(size, cost)
+            else:
+                is_changed = self._inline is not None and self._costs[work.method].pass_over()
+            if is_changed:
                 self._judge_sizes()
             self._statistics.batch(batch.rows, batch.reason, cost)
             self._answer(running, results, now)

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from salver.types import Array, CallContext, ModelRef, Request, Work
 
 MAX_HOME_CALLS: Final = 64
+NICENESS: Final = 5
+"""Added to the server's own: its loop must get a core at once, whatever models compute."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -268,6 +270,7 @@ def main() -> None:
     """`python -m salver.engine.worker PARENT WORK CONTROL OUT IN`: process id and descriptors."""
     parent, work_fd, control_fd, out_fd, in_fd = map(int, sys.argv[1:])
     _die_with(parent)
+    os.nice(NICENESS)
     out_slots, in_slots = OutSlots(out_fd), InSlots(in_fd)
     os.close(out_fd)
     os.close(in_fd)
