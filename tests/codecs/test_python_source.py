@@ -97,7 +97,9 @@ def test_of_several_classes_the_chosen_one_speaks(tmp_path: Path) -> None:
 
 def test_several_that_are_meant_are_refused(tmp_path: Path) -> None:
     other = marked("name='b'").replace("class A", "class B")
-    with pytest.raises(LoadFailed, match=r"several models: A, B; choose one with class_name$"):
+    with pytest.raises(
+        LoadFailed, match=r"several models: A, B; choose one with --class or class_name$"
+    ):
         read(tmp_path, marked("name='a'") + other)
     with pytest.raises(LoadFailed, match=r"or mark it with @salver\.model$"):
         read(tmp_path, CLASS.format("A") + CLASS.format("B"))

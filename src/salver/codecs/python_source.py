@@ -109,7 +109,8 @@ def _choose(found: list[Candidate], file: Path, class_name: str) -> str:
     if len(best) > 1:
         marked = "" if lowest == _MARKED else ", or mark it with @salver.model"
         raise LoadFailed(
-            f"{file.name} has several models: {', '.join(best)}; choose one with class_name{marked}"
+            f"{file.name} has several models: {', '.join(best)}; choose one with --class or "
+            f"class_name{marked}"
         )
     if not best:
         raise LoadFailed(
