@@ -6,12 +6,10 @@ server has to say meanwhile. So no piece of work has to be handed from thread to
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import itertools
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -46,6 +44,7 @@ from salver.engine.frames import (
     tensors_of,
 )
 from salver.engine.instances import run
+from salver.engine.lifeline import die_with
 from salver.engine.packing import pack_request, pack_results, unpack_work
 from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
@@ -63,7 +62,6 @@ if TYPE_CHECKING:
 MAX_HOME_CALLS: Final = 64
 NICENESS: Final = 5
 """Added to the server's own: its loop must get a core at once, whatever models compute."""
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Turn:
@@ -259,17 +257,10 @@ def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done
         return Done(number, cost_ns, fault=fault_of(failed)), Payload()
 
 
-def _die_with(parent: int) -> None:
-    """Asks the kernel to end this process with its parent, also if the parent just ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def main() -> None:
     """`python -m salver.engine.worker PARENT WORK CONTROL OUT IN`: process id and descriptors."""
     parent, work_fd, control_fd, out_fd, in_fd = map(int, sys.argv[1:])
-    _die_with(parent)
+    die_with(parent)
     os.nice(NICENESS)
     out_slots, in_slots = OutSlots(out_fd), InSlots(in_fd)
     os.close(out_fd)

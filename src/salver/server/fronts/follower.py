@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from salver.clock import system_clock
 from salver.engine.engine import Engine
 from salver.engine.frames import error_of, fault_of
+from salver.engine.lifeline import die_with
 from salver.errors import SalverError
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from salver.types import ModelRef
 
 log = logging.getLogger("salver.server")
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Follower:
@@ -224,13 +222,6 @@ class Follower:
             answered.set_result(None)
         else:
             answered.set_exception(error_of(order.fault))
-
-
-def die_with(parent: int) -> None:
-    """Asks the kernel to end this process with its parent, also if the parent just ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 async def follow(control: socket.socket, slab_fd: int, listeners: list[socket.socket]) -> None:
