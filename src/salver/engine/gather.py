@@ -24,8 +24,6 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
     Raises: InvalidInput for a value that does not fit its type.
     """
     first = calls[0]
-    if len(calls) == 1:
-        return _alone(method, first)
     inputs: dict[str, Any] = {}
     for spec in method.inputs:
         name = spec.name
@@ -33,33 +31,25 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
             continue
         if method.batching == "items":
             inputs[name] = [call.inputs[name].array(name) for call in calls]
+        elif len(calls) == 1:
+            inputs[name] = first.inputs[name].array(name)
         else:
             inputs[name] = _concatenate(spec, [call.inputs[name] for call in calls])
+    if len(calls) == 1:
+        # A call alone waits for every step, and needs none of the sums.
+        offsets, outputs, deadline = [0, first.rows], first.outputs, first.deadline
+    else:
+        offsets = list(accumulate([call.rows for call in calls], initial=0))
+        outputs, deadline = _outputs(calls), _last_deadline(calls)
     return Work(
         method=first.method,
         inputs=inputs,
-        offsets=list(accumulate([call.rows for call in calls], initial=0)),
-        outputs=_outputs(calls),
+        offsets=offsets,
+        outputs=outputs,
         parameters=[call.request.parameters for call in calls],
-        deadline=_last_deadline(calls),
+        deadline=deadline,
         context=first.context,
         depth=first.depth,
-    )
-
-
-def _alone(method: Method, call: Call) -> Work:
-    inputs: dict[str, Any] = {name: tensor.array(name) for name, tensor in call.inputs.items()}
-    if method.batching == "items":
-        inputs = {name: [item] for name, item in inputs.items()}
-    return Work(
-        method=call.method,
-        inputs=inputs,
-        offsets=[0, call.rows],
-        outputs=call.outputs,
-        parameters=[call.request.parameters],
-        deadline=call.deadline,
-        context=call.context,
-        depth=call.depth,
     )
 
 

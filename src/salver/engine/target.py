@@ -130,8 +130,7 @@ class BatchedTarget:
         if self._is_given_up:
             raise self._crashed()
         self._scheduler.add(call, now)
-        if not self._is_pump_scheduled:
-            self._schedule_pump()
+        self._schedule_pump()
 
     def _schedule_pump(self) -> None:
         if not self._is_pump_scheduled:
@@ -348,11 +347,7 @@ class BatchedTarget:
             call.ended = True
             call.lease.end()
             start, stop = offsets[index], offsets[index + 1]
-            response = Response(rows, ref, method, call.outputs, start, stop)
-            try:
-                call.sink.push(call, response, True)
-            except Exception:
-                self._lost()
+            self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool
@@ -396,11 +391,8 @@ class BatchedTarget:
         try:
             call.sink.push(call, item, final)
         except Exception:
-            self._lost()
-
-    def _lost(self) -> None:
-        """One sink's bug must not cost the rest of the batch their answers."""
-        log.exception("%s: an answer was lost", self._ref)
+            # One sink's bug must not cost the rest of the batch their answers.
+            log.exception("%s: an answer was lost", self._ref)
 
     def pause(self, call: Call) -> None:
         """Lets a stream wait, after a few more items, until its reader resumes it.

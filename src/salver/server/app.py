@@ -89,8 +89,7 @@ class App:
     def dirty(self, connection: Connection) -> None:
         """The connection has something to write; all write together at the end of the turn."""
         self._dirty.add(connection)
-        if not self._is_flush_scheduled:
-            self.flush_soon()
+        self.flush_soon()
 
     def flush_soon(self) -> None:
         """Has everything written that is ready by then.
