@@ -41,8 +41,8 @@ class InlineCosts:
         Runs in threads say nothing: much of their time is waiting for the interpreter.
         """
         self._passed = 0
-        bucket = size.bit_length()
-        if bucket not in self._is_short:
+        if not self._is_judged(size):
+            bucket = size.bit_length()
             trials = self._trials.setdefault(bucket, [])
             trials.append(cost_ns)
             if cost_ns > INLINE_BUDGET_NS and len(trials) < _TRIALS:
@@ -59,7 +59,7 @@ class InlineCosts:
             return False
         self._passed += 1
         blocked = self.size + 1
-        if self._passed % _PASSED_BEFORE_FADING or not self._costs.knows(blocked):
+        if self._passed % _PASSED_BEFORE_FADING or not self._is_judged(blocked):
             return False
         if self._costs.predict(blocked) > MAYBE_SHORT_NS:
             return False
@@ -71,8 +71,11 @@ class InlineCosts:
         return (
             self._passed >= _PASSED_BEFORE_TRIAL
             and self.size is not None
-            and not self._costs.knows(self.size)
+            and not self._is_judged(self.size)
         )
+
+    def _is_judged(self, size: int) -> bool:
+        return size.bit_length() in self._is_short
 
     def _judge(self, size: int, cost_ns: int) -> bool:
         """Works the limit out anew when a size becomes known or changes sides."""

@@ -24,10 +24,6 @@ class CostModel:
         self._costs[bucket] = new or 1
         return new
 
-    def knows(self, size: int) -> bool:
-        """Whether a run of about that size was seen."""
-        return bool(self._costs[_bucket(size)])
-
     def fade(self, size: int) -> int:
         """Makes what is known of a size count for a little less, so that it is tried again."""
         bucket = _bucket(size)
