@@ -71,8 +71,10 @@ class Front:
         while True:
             await asyncio.sleep(1)
             self._app.sweep()
-            for generation in self._engine.generations():
-                generation.observe()
+            if self._config.processes > 1:
+                # Whichever front is asked tells of all.
+                for generation in self._engine.generations():
+                    generation.observe()
             statistics = {name: model.statistics for name, model in self._engine.models.items()}
             self._rates.sample(statistics, system_clock())
 
