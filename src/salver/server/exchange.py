@@ -11,7 +11,7 @@ from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
-from salver.server.bodies import decompress
+from salver.server.bodies import INFLATED_AT_ONCE, decompress
 from salver.types import CallContext
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ GONE: Final = Cancelled("the client went away")
 _MAX_UNSENT: Final = 16 << 20
 _PAUSE_UNSENT: Final = 1 << 20
 """Unsent bytes of a stream at which its model is asked to wait."""
-_INFLATED_AT_ONCE: Final = 4096
 _DECODED_AT_ONCE: Final = 256 << 10
 _BINARY: Final = "inference-header-content-length"
 """Says that tensors come as bytes, which take no time to decode."""
@@ -96,14 +95,13 @@ class Exchange:
 
     def _run_long(self, endpoint: Endpoint, body: Any, encoding: str) -> None:
         """The same for a body that may be long to decode: compressed, or much text."""
-        head = self.head
-        at_once = _INFLATED_AT_ONCE if encoding else _DECODED_AT_ONCE
-        if len(body) > at_once and (encoding or _BINARY not in head.headers):
+        if encoding and len(body) <= INFLATED_AT_ONCE:
+            body, encoding = self._inflate(body, encoding), ""
+        is_much_text = len(body) > _DECODED_AT_ONCE and _BINARY not in self.head.headers
+        if encoding or is_much_text:
             self.app.spawn(self._run_aside(endpoint, body, encoding))
-        elif encoding:
-            self._run_long(endpoint, self._inflate(body, encoding), "")
         else:
-            self._run(endpoint, endpoint.decode(head, head.arguments, body))
+            self._run(endpoint, self._decode(endpoint, body, encoding))
 
     async def _run_aside(self, endpoint: Endpoint, body: Any, encoding: str) -> None:
         """Off the loop, which a table of some megabytes, or of some kilobytes of compressed ones,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 from salver.clock import NS_PER_MS, NS_PER_S
+from salver.codecs.status import MAX_MESSAGE_LENGTH
 from salver.errors import InvalidInput, TooLarge, Unsupported
+from salver.server.bodies import INFLATED_AT_ONCE
 from salver.server.http2 import hpack
 
 if TYPE_CHECKING:
@@ -23,9 +25,7 @@ ACCEPTED_ENCODINGS: Final = ", ".join(_ENCODINGS)
 
 _SUBTYPES: Final = (f"{CONTENT_TYPE}+", f"{CONTENT_TYPE};")
 PREFIX_BYTES: Final = 5
-_MAX_STATUS_MESSAGE_BYTES: Final = 4096
 _FIRST_BUFFER_BYTES: Final = 1 << 20
-_INFLATED_AT_ONCE: Final = 4096
 _BUFFER_GROWTH: Final = 8
 _UNIT_NS: Final = {
     "H": 3600 * NS_PER_S,
@@ -84,7 +84,7 @@ class Compressed(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        return len(self.data) > _INFLATED_AT_ONCE
+        return len(self.data) > INFLATED_AT_ONCE
 
 
 def whole_message(data: Buffer, max_bytes: int) -> bytes | None:
@@ -210,7 +210,7 @@ def _status_fields(code: int, message: str) -> list[hpack.Field]:
 
 def encode_status_message(message: str) -> str:
     """Percent-encodes the UTF-8 of a `grpc-message`, and cuts it to 4 kB."""
-    text = quote(message[:_MAX_STATUS_MESSAGE_BYTES], safe=_PLAIN_IN_STATUS, errors="replace")
-    if len(text) <= _MAX_STATUS_MESSAGE_BYTES:
+    text = quote(message[:MAX_MESSAGE_LENGTH], safe=_PLAIN_IN_STATUS, errors="replace")
+    if len(text) <= MAX_MESSAGE_LENGTH:
         return text
-    return _CUT_ESCAPE.sub("", text[:_MAX_STATUS_MESSAGE_BYTES])
+    return _CUT_ESCAPE.sub("", text[:MAX_MESSAGE_LENGTH])
