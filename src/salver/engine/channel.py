@@ -22,6 +22,7 @@ from salver.engine.frames import Payload, decoder, encoder
 from salver.errors import TooLarge
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
     from collections.abc import Callable, Iterator
 
@@ -247,6 +248,41 @@ class Channel:
     def close(self) -> None:
         self.backlog = []
         self._socket.close()
+
+
+class LoopChannel(Channel):
+    """A channel on a non-blocking socket, for the loop, which writes what the socket did not take.
+
+    `on_broken` is called when the peer turns out to be gone in the middle of that.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        out_slots: OutSlots,
+        in_slots: InSlots,
+        loop: asyncio.AbstractEventLoop,
+        on_broken: Callable[[], None],
+    ) -> None:
+        super().__init__(sock, out_slots, in_slots, self._wait)
+        self._loop = loop
+        self._on_broken = on_broken
+
+    def _wait(self) -> None:
+        self._loop.add_writer(self._socket, self._on_writable)
+
+    def _on_writable(self) -> None:
+        try:
+            self.flush()
+        except OSError:
+            self.backlog = []
+            self._on_broken()
+        if not self.backlog:
+            self._loop.remove_writer(self._socket)
+
+    def close(self) -> None:
+        self._loop.remove_writer(self._socket)
+        super().close()
 
 
 def _padded(payload: Payload) -> Iterator[Buffer]:

@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from salver.engine.channel import Channel, InSlots, OutSlots, create_arena
+from salver.engine.channel import InSlots, LoopChannel, OutSlots, create_arena
 
 if TYPE_CHECKING:
     import asyncio
@@ -66,8 +66,8 @@ class WorkerProcess:
             self._end = os.pidfd_open(self._process.pid)
             on_failure.pop_all()
         os.set_blocking(self._output, False)
-        self._channel = self._open(self._socket, *slots)
-        self._control = self._open(self._control_socket, *slots)
+        self._channel = LoopChannel(self._socket, *slots, loop, self.kill)
+        self._control = LoopChannel(self._control_socket, *slots, loop, self.kill)
         self._line = b""
         loop.add_reader(self._socket, self._on_readable)
         loop.add_reader(self._output, self._on_output)
@@ -88,7 +88,7 @@ class WorkerProcess:
         """As `send`, for what the worker hears while it runs the model."""
         self._send(self._control, frame, payload)
 
-    def _send(self, channel: Channel, frame: AnyFrame, payload: Payload | None) -> None:
+    def _send(self, channel: LoopChannel, frame: AnyFrame, payload: Payload | None) -> None:
         if self.exited.done():
             return
         try:
@@ -104,22 +104,6 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
-
-    def _open(self, sock: socket.socket, out_slots: OutSlots, in_slots: InSlots) -> Channel:
-        def on_backlog() -> None:
-            self._loop.add_writer(sock, on_writable)
-
-        def on_writable() -> None:
-            try:
-                channel.flush()
-            except OSError:
-                channel.backlog = []
-                self.kill()
-            if not channel.backlog:
-                self._loop.remove_writer(sock)
-
-        channel = Channel(sock, out_slots, in_slots, on_backlog)
-        return channel
 
     def _on_readable(self) -> bool:
         """Handles what one read gives; False when there is nothing more."""
@@ -172,9 +156,7 @@ class WorkerProcess:
         for _ in range(PIPE_BYTES // MAX_LINE_BYTES):
             self._on_output()
         self._print(self._line)
-        for sock in (self._socket, self._control_socket):
-            self._loop.remove_writer(sock)
-            self._loop.remove_reader(sock)
+        self._loop.remove_reader(self._socket)
         for fd in (self._output, self._end):
             self._loop.remove_reader(fd)
             os.close(fd)
