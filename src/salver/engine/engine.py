@@ -219,8 +219,10 @@ class Engine:
         sink: Sink,
         context: CallContext = NO_CONTEXT,
         depth: int = 0,
+        generation: Generation | None = None,
     ) -> Call:
-        """Accepts a call: on return its sink will get exactly one final.
+        """Accepts a call: on return its sink will get exactly one final. It is for `generation` if
+        another process has already chosen that.
 
         Raises: SalverError if the call is not accepted; then the sink gets nothing.
         """
@@ -229,7 +231,8 @@ class Engine:
             raise Unavailable("the server is shutting down; send the request elsewhere")
         if depth > MAX_DEPTH:
             raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
-        generation = self.find(ref)
+        if generation is None:
+            generation = self.find(ref)
         plan = generation.plan(request.method)
         payload = request.payload
         inputs = payload if type(payload) is Tensors else bind(plan.method, payload)
@@ -295,12 +298,16 @@ class Engine:
         return model
 
     async def prepare(
-        self, version: VersionOnDisk, counters: ModelStatistics | None = None
+        self,
+        version: VersionOnDisk,
+        counters: ModelStatistics | None = None,
+        *,
+        has_host: bool = False,
     ) -> Generation:
         """Loads a version that no call reaches yet: `show` it, or retire it. It counts in
         `counters`, or goes on where the version's last generation left off.
 
-        Raises: LoadFailed and its kinds.
+        Raises: LoadFailed and its kinds; with `has_host` NeedsHost for what belongs there.
         """
         ref = version.ref
         model = self._named(ref.name)
@@ -311,7 +318,9 @@ class Engine:
         loop = asyncio.get_running_loop()
         reminder = loop.call_later(LONG_LOAD_S, log.warning, "%s is still loading", ref)
         try:
-            generation = await self._loader.load(version, self._generations, counters)
+            generation = await self._loader.load(
+                version, self._generations, counters, has_host=has_host
+            )
         finally:
             reminder.cancel()
         generation.load_s = (self._clock() - started) / NS_PER_S
@@ -323,13 +332,14 @@ class Engine:
         model = self._named(ref.name)
         old = model.put(generation)
         log.info(
-            "%s %s: %s, instances %d, %.0f MB, loaded in %.2f s",
+            "%s %s: %s, %s",
             ref,
             "is ready" if old is None else "is swapped",
             generation.runtime,
-            generation.target.num_instances,
-            generation.memory_bytes / 1e6,
-            generation.load_s,
+            f"instances {generation.target.num_instances}, {generation.memory_bytes / 1e6:.0f} MB, "
+            f"loaded in {generation.load_s:.2f} s"
+            if generation.target.num_instances
+            else "in another process",
         )
         if old is not None:
             self._retire(model, old, "its successor is ready")

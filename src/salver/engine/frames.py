@@ -1,4 +1,5 @@
-"""What server and worker say to each other: one struct per kind of message, and tensors as parts.
+"""What the processes of a server say to each other about calls: one struct per kind of message, and
+tensors as parts.
 
 Written as MessagePack, never as pickle: a worker runs user code and cannot be trusted with objects.
 """
@@ -57,7 +58,9 @@ Parts: TypeAlias = dict[str, Part]
 
 
 class Frame(msgspec.Struct, array_like=True):
-    """Base of all messages. `run` numbers the runs, so that a late message is known as one."""
+    """Base of all messages. `run` numbers the runs of a worker and the calls between peers, so that
+    a late message is known as one; a call between peers has the `index` 0.
+    """
 
 
 class Load(Frame, tag=1):
@@ -125,21 +128,23 @@ class Done(Frame, tag=7):
 
 
 class Cancel(Frame, tag=8):
-    """To the worker: nobody waits for call `index` any more."""
+    """Nobody waits for call `index` any more."""
 
     run: int
     index: int
 
 
 class Credit(Frame, tag=9):
-    """To the worker: `count` stream items were consumed and may be followed by as many."""
+    """`count` stream items were consumed and may be followed by as many."""
 
     run: int
     count: int
 
 
 class HomeCall(Frame, tag=10):
-    """The model calls another one. `is_loose` says which kind of tensors it sends."""
+    """A call for another process: of a model in a worker, by name, or for a `generation` whose home
+    is there. `is_loose` says which kind of tensors it sends.
+    """
 
     id: int
     ref: ModelRef
@@ -152,10 +157,11 @@ class HomeCall(Frame, tag=10):
     request_id: str
     context: CallContext
     depth: int
+    generation: int = 0
 
 
 class Answer(Frame, tag=11):
-    """To the worker: what became of a home call."""
+    """What became of a home call."""
 
     id: int
     tensors: Parts | None = None
@@ -171,17 +177,40 @@ class Pong(Frame, tag=13):
 
 
 class MetricsQuery(Frame, tag=14):
-    """To the worker: what do user code's own metrics say?"""
+    """What do user code's own metrics say? A peer is asked for those of one generation."""
+
+    id: int = 0
+    generation: int = 0
 
 
 class Metrics(Frame, tag=15):
-    """The Prometheus text exposition; empty if user code counts nothing."""
+    """Prometheus text expositions, one after the other; empty if user code counts nothing."""
 
     text: bytes
+    id: int = 0
 
 
 class Stop(Frame, tag=16):
     """To the worker: finish what runs, close the model and end."""
+
+
+class Offer(Frame, tag=17):
+    """To a peer: a generation has its home here, or why it should have but has not."""
+
+    generation: int
+    fault: Fault | None = None
+
+
+class Hold(Frame, tag=18):
+    """To the home of a generation: there may be calls for it."""
+
+    generation: int
+
+
+class LetGo(Frame, tag=19):
+    """To the home of a generation: there will be no more."""
+
+    generation: int
 
 
 AnyFrame: TypeAlias = (
@@ -201,23 +230,26 @@ AnyFrame: TypeAlias = (
     | MetricsQuery
     | Metrics
     | Stop
+    | Offer
+    | Hold
+    | LetGo
 )
 
 
-def _encode_hook(value: Any) -> Any:
+def encode_hook(value: Any) -> Any:
     if isinstance(value, DType):
         return value.name
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be sent to a worker")
+    raise TypeError(f"{type(value).__name__} cannot be sent to another process")
 
 
-def _decode_hook(kind: type[Any], value: Any) -> Any:
+def decode_hook(kind: type[Any], value: Any) -> Any:
     return dtype_of(value) if kind is DType else kind(value)
 
 
-encoder: Final = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
-decoder: Final = msgspec.msgpack.Decoder[AnyFrame](AnyFrame, dec_hook=_decode_hook)
+encoder: Final = msgspec.msgpack.Encoder(enc_hook=encode_hook)
+decoder: Final = msgspec.msgpack.Decoder[AnyFrame](AnyFrame, dec_hook=decode_hook)
 
 
 class Payload:

@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from salver.observe.memory import resident_bytes
 from salver.observe.statistics import Gauges
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from salver.config import ModelConfig
-    from salver.engine.process import ProcessInstance
+    from salver.engine.home import HomeTarget
     from salver.engine.target import BatchedTarget
     from salver.observe.statistics import ModelStatistics
     from salver.signature import Method, Signature
     from salver.types import Call, ModelRef
 
 log = logging.getLogger("salver.engine")
+
+
+class Worker(Protocol):
+    """A process that runs the model."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    async def metrics(self) -> bytes:
+        """User code's own metrics as Prometheus text."""
+        ...
 
 
 class Plan:
@@ -66,11 +76,11 @@ class Generation:
         config: ModelConfig,
         runtime: str,
         signature: Signature,
-        target: BatchedTarget,
+        target: BatchedTarget | HomeTarget,
         statistics: ModelStatistics,
         batches: bool,
         close: Callable[[], Awaitable[None]],
-        workers: Sequence[ProcessInstance] = (),
+        workers: Sequence[Worker] = (),
         loaded_bytes: int = 0,
     ) -> None:
         self.ref = ref
@@ -82,6 +92,7 @@ class Generation:
         self.statistics = statistics
         self.load_s = 0.0
         self.leases = 0
+        self.holds = 0
         self.plans = {
             name: Plan(name, method, batches) for name, method in signature.methods.items()
         }
@@ -89,7 +100,7 @@ class Generation:
         self._close = close
         self._workers = tuple(workers)
         self.loaded_bytes = loaded_bytes
-        self._told: dict[ProcessInstance, bytes] = {}
+        self._told: dict[Worker, bytes] = {}
         self._unused: asyncio.Event | None = None
 
     def plan(self, method: str) -> Plan:
@@ -101,12 +112,18 @@ class Generation:
 
     def end(self) -> None:
         self.leases -= 1
-        if self._unused is not None and not self.leases:
+        if self._unused is not None and not (self.leases or self.holds):
+            self._unused.set()
+
+    def let_go(self) -> None:
+        """Ends a hold of another process, which has no more calls for it."""
+        self.holds -= 1
+        if self._unused is not None and not (self.leases or self.holds):
             self._unused.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits until no call uses it, at most so long."""
-        if not self.leases:
+        """Waits until no call uses it and nobody holds it for calls to come, at most so long."""
+        if not (self.leases or self.holds):
             return
         if self._unused is None:
             self._unused = asyncio.Event()
@@ -127,7 +144,7 @@ class Generation:
     @property
     def memory_bytes(self) -> int:
         """What its workers hold now, and what loading it into this process took."""
-        return self.loaded_bytes + sum(resident_bytes(worker.pid) for worker in self._workers)
+        return self.loaded_bytes + sum(worker.memory_bytes for worker in self._workers)
 
     def observe(self) -> None:
         """Notes how it stands in its statistics, for all that share them."""
@@ -138,7 +155,7 @@ class Generation:
         """What its code counts in workers; of one that is too busy to answer, what it last told."""
         return await asyncio.gather(*(self._ask(worker, timeout_s) for worker in self._workers))
 
-    async def _ask(self, worker: ProcessInstance, timeout_s: float) -> bytes:
+    async def _ask(self, worker: Worker, timeout_s: float) -> bytes:
         try:
             self._told[worker] = await asyncio.wait_for(worker.metrics(), timeout_s)
         except TimeoutError:

@@ -100,6 +100,10 @@ class Loaded(NamedTuple):
     """What this process grew by; other models that load at the same time count too."""
 
 
+class NeedsHost(Exception):
+    """A version that is to have one home for all fronts, and not one in each of them."""
+
+
 class Loader:
     """Turns versions on disk into generations. Blocking work happens in its own threads."""
 
@@ -114,11 +118,18 @@ class Loader:
         self._slots = asyncio.Semaphore(MAX_LOADS)
 
     async def load(
-        self, version: VersionOnDisk, number: int, statistics: ModelStatistics
+        self,
+        version: VersionOnDisk,
+        number: int,
+        statistics: ModelStatistics,
+        *,
+        has_host: bool = False,
     ) -> Generation:
         """Loads, warms up and places a version, which counts its calls in `statistics`.
 
-        Raises: LoadFailed and its kinds; then nothing is left of the attempt.
+        With `has_host` there are other fronts, and what not each of them is to have is not loaded.
+
+        Raises: LoadFailed and its kinds, NeedsHost; then nothing is left of the attempt.
         """
         if version.problem is not None:
             raise version.problem
@@ -127,9 +138,11 @@ class Loader:
             async with self._slots:
                 runtime, _ = await blocking(detect, version.path, version.config)
                 spec = self._spec(version, is_cancelled)
-                loaded = await self._load(runtime, spec)
+                loaded = await self._load(runtime, spec, has_host)
         except asyncio.CancelledError:
             is_cancelled.set()
+            raise
+        except NeedsHost:
             raise
         except SalverError as error:
             if (cause := error.__cause__) is not None:
@@ -141,11 +154,13 @@ class Loader:
             raise LoadFailed(f"{version.ref}: {told(error)}") from error
         return self._generation(spec, number, runtime, loaded, statistics)
 
-    async def _load(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+    async def _load(self, runtime: Runtime, spec: LoadSpec, has_host: bool) -> Loaded:
         isolation = spec.config.instances.isolation
+        if has_host and spec.device != "cpu":
+            raise NeedsHost
         if isolation == "process" or (isolation == "auto" and runtime.name in CODE_RUNTIMES):
-            return await self._in_workers(runtime, spec)
-        return await self._here(runtime, spec)
+            return await self._in_workers(runtime, spec, has_host)
+        return await self._here(runtime, spec, has_host)
 
     def _spec(self, version: VersionOnDisk, is_cancelled: threading.Event) -> LoadSpec:
         config = version.config
@@ -161,12 +176,14 @@ class Loader:
             warn=lambda message: log.warning("%s: %s", version.ref, message),
         )
 
-    async def _here(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+    async def _here(self, runtime: Runtime, spec: LoadSpec, has_host: bool) -> Loaded:
         """Loads into this process; goes on in workers if that turns out to be the better place."""
         size_before = resident_bytes()
         models = [await open_model(runtime, spec)]
         try:
             model, traits = models[0], models[0].traits
+            if has_host and traits.stateful:
+                raise NeedsHost
             signature = chosen(model.signature, spec.config)
             costs = await warm_up_here(model, signature, spec.config)
             placement = place(
@@ -177,7 +194,7 @@ class Loader:
             )
             if placement.processes and not placement.inline:
                 await blocking(release, [models.pop()])
-                return await self._in_workers(runtime, spec)
+                return await self._in_workers(runtime, spec, has_host)
             count = spec.config.instances.count or 1
             if placement.threads and not traits.thread_safe:
                 while len(models) < count:
@@ -199,7 +216,9 @@ class Loader:
         inline = InlineInstance(models[0]) if placement.inline else None
         return Loaded(signature, traits, costs, models, inline, instances, grown)
 
-    async def _in_workers(self, runtime: Runtime, spec: LoadSpec) -> Loaded:
+    async def _in_workers(self, runtime: Runtime, spec: LoadSpec, has_host: bool) -> Loaded:
+        if has_host:
+            raise NeedsHost
         workers, signature, costs = await self._warm_workers(runtime, spec)
         return Loaded(signature, workers[0].traits, costs, (), None, workers)
 

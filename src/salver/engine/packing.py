@@ -96,7 +96,12 @@ def unpack_results(frame: Done, payload: Array) -> Results | Exception:
 
 
 def pack_request(
-    number: int, ref: ModelRef, request: Request, context: CallContext, depth: int
+    number: int,
+    ref: ModelRef,
+    request: Request,
+    context: CallContext,
+    depth: int,
+    generation: int = 0,
 ) -> tuple[HomeCall, Payload]:
     """Raises: Unsupported for what is not tensors."""
     if not isinstance(request.payload, Tensors):
@@ -114,6 +119,7 @@ def pack_request(
         request_id=request.id,
         context=context,
         depth=depth,
+        generation=generation,
     )
     return call, payload
 

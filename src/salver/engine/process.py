@@ -36,6 +36,7 @@ from salver.engine.packing import pack_work, unpack_request, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
 from salver.errors import LoadFailed, SalverError
+from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -170,6 +171,11 @@ class ProcessInstance:
     @property
     def pid(self) -> int:
         return self._worker.pid
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its worker holds now."""
+        return resident_bytes(self.pid)
 
     async def _start_worker(self) -> None:
         spec = self._spec

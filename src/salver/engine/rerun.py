@@ -1,4 +1,4 @@
-"""What becomes of a call whose worker died."""
+"""What becomes of a call whose worker died, or the process that was its home."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 from salver.errors import ModelFailed, SalverError, Undeliverable
 
 CRASHES_TO_BLAME: Final = 2
+MAX_LOSSES: Final = 2
+"""Homes that may end with a call before it is not tried again."""
 
 
 class WorkerDied(Exception):
@@ -42,4 +44,21 @@ def judge(
             f"the model's worker {died.reason} and this model may not run a request twice; "
             "send it again, or set `idempotent: true` if that does no harm"
         )
+    return None
+
+
+def judge_lost(*, idempotent: bool, had_chunks: bool, losses: int) -> SalverError | None:
+    """The error that ends a call whose home ended, or None: it is to be sent to the next home.
+
+    Nobody can tell which of its calls ended a home, so this blames none.
+    """
+    if had_chunks:
+        return Undeliverable("the model's process ended after the answer had begun; ask again")
+    if not idempotent:
+        return Undeliverable(
+            "the model's process ended and this model may not run a request twice; send it "
+            "again, or set `idempotent: true` if that does no harm"
+        )
+    if losses >= MAX_LOSSES:
+        return Undeliverable(f"the model's process ended {losses} times; send the request again")
     return None

@@ -84,7 +84,7 @@ class BatchedTarget:
         self._budget = budget
         self._clock = clock
         self._loop = loop
-        self._is_idempotent = is_idempotent
+        self.is_idempotent = is_idempotent
         self._failed: set[Instance] = set()
         self._is_given_up = False
         self._costs = {name: InlineCosts() for name in signature.methods}
@@ -311,7 +311,7 @@ class BatchedTarget:
             call.attempt += len(calls) == 1
             error = judge(
                 died,
-                idempotent=self._is_idempotent,
+                idempotent=self.is_idempotent,
                 had_chunks=index in running.begun,
                 batch_size=len(calls),
                 crashes_alone=call.attempt,

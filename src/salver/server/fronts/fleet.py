@@ -1,7 +1,8 @@
 """What all fronts serve: the one document of wanted versions, and how it becomes true everywhere.
 
-A version is first prepared by every front, without a call reaching it, and becomes visible only
-when all have it; so a load that fails anywhere changes nothing anywhere.
+A version is first prepared by every front, or by their host if one home is to serve all, without a
+call reaching it. It becomes visible only when all have it; so a load that fails anywhere changes
+nothing anywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
+from msgspec.structs import replace
 
 from salver.engine.frames import error_of
 from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
@@ -18,6 +19,7 @@ from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
 from salver.observe.statistics import Gauges
 from salver.server.fronts.orders import (
+    About,
     Applied,
     Change,
     Discard,
@@ -29,7 +31,7 @@ from salver.server.fronts.orders import (
 from salver.server.fronts.shares import share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from salver.interfaces import VersionOnDisk
     from salver.observe.slab import Slab
@@ -54,11 +56,14 @@ class FleetModel(NamedTuple):
 
 
 class Fleet:
-    """Loads and unloads on all fronts alike. `names` tells what the source offers."""
+    """Loads and unloads on all fronts alike. `names` tells what the source offers, and
+    `host_is_wanted` that a version needs the host, whose index is `num_fronts`.
+    """
 
     def __init__(self, num_fronts: int, slab: Slab) -> None:
         self.links: dict[int, Link] = {}
         self.names: Callable[[], list[str]] = list
+        self.host_is_wanted = asyncio.Event()
         self._num_fronts = num_fronts
         self._slab = slab
         self._wanted: dict[ModelRef, Wanted] = {}
@@ -84,8 +89,18 @@ class Fleet:
 
     @property
     def joined(self) -> list[Link]:
-        """The fronts that serve."""
+        """The processes that serve."""
         return [link for link in self.links.values() if link.applied]
+
+    @property
+    def fronts(self) -> list[Link]:
+        """The fronts that serve."""
+        return [link for link in self.joined if link.index < self._num_fronts]
+
+    @property
+    def host(self) -> list[Link]:
+        """The host, if it serves."""
+        return [link for link in self.joined if link.index == self._num_fronts]
 
     @property
     def is_started(self) -> bool:
@@ -98,14 +113,14 @@ class Fleet:
         self._publish()
 
     def join(self, link: Link) -> None:
-        """A front is there: it gets the whole document."""
+        """A process is there: it gets the whole document."""
         self.links[link.index] = link
         wanted = tuple(self._wanted.values())
         link.send(Change(self._number, tuple(self.names()), wanted, past=self._past))
         link.send(Health(self._is_ready))
 
     def leave(self, link: Link) -> None:
-        """A front is gone; nobody waits for it any more, and nothing waits in it."""
+        """A process is gone; nobody waits for it any more, and nothing waits in it."""
         for wanted in self._wanted.values():
             if wanted.generation:
                 self._slab.statistics(wanted.generation, link.index).gauges = Gauges()
@@ -114,13 +129,14 @@ class Fleet:
         self._notify()
 
     def heard(self, link: Link, order: AnyOrder) -> None:
-        """A front tells how far it is, or just that it is there."""
+        """A process tells how far it is, or just that it is there."""
         link.heard(order)
         if isinstance(order, Prepared | Applied):
             self._notify()
 
     async def all_joined(self) -> None:
-        await self._until(lambda: len(self.joined) == self._num_fronts)
+        """Waits until every front serves."""
+        await self._until(lambda: len(self.fronts) == self._num_fronts)
 
     async def load(self, version: VersionOnDisk) -> None:
         """Loads a version on all fronts; returns when each of them serves it.
@@ -168,7 +184,7 @@ class Fleet:
     async def _prepare(self, version: VersionOnDisk) -> Wanted:
         if version.problem is not None:
             raise version.problem
-        await self._until(lambda: bool(self.joined))
+        await self._until(lambda: bool(self.fronts))
         wanted = Wanted(
             version.ref,
             "READY",
@@ -179,24 +195,37 @@ class Fleet:
         )
         self._preparing.add(wanted.generation)
         try:
-            return await self._prepare_everywhere(wanted)
+            about = await self._prepared_by(self.fronts, wanted)
+            if about is None:
+                wanted = replace(wanted, config=version.config, is_hosted=True)
+                self.host_is_wanted.set()
+                await self._until(lambda: bool(self.host))
+                about = await self._prepared_by(self.host, wanted)
+            return replace(wanted, about=about)
         finally:
             self._preparing.discard(wanted.generation)
 
-    async def _prepare_everywhere(self, wanted: Wanted) -> Wanted:
-        number, asked = wanted.generation, self.joined
+    async def _prepared_by(self, asked: Sequence[Link], wanted: Wanted) -> About | None:
+        """Has processes prepare a version; None if the host is to do that for all fronts.
+
+        Raises: LoadFailed and its kinds. Then, and with None, all have dropped it again.
+        """
+        number = wanted.generation
         for link in asked:
             link.send(Prepare(wanted))
         await self._until(lambda: all(number in x.prepared or not x.is_open for x in asked))
         answers = [link.prepared.pop(number) for link in asked if number in link.prepared]
         fault = next((answer.fault for answer in answers if answer.fault is not None), None)
-        if fault is None and answers:
-            return msgspec.structs.replace(wanted, runtime=answers[0].runtime)
+        is_for_host = any(answer.about is None for answer in answers)
+        if answers and fault is None and not is_for_host:
+            return answers[0].about
         for link in asked:
             link.send(Discard(number))
         if fault is not None:
             raise error_of(fault)
-        raise LoadFailed(f"{wanted.ref}: every process that loaded it came to its end")
+        if not answers:
+            raise LoadFailed(f"{wanted.ref}: every process that loaded it came to its end")
+        return None
 
     def _next_generation(self) -> int:
         """Raises: LoadFailed when there are too many versions to be counted."""
@@ -218,7 +247,7 @@ class Fleet:
         if present is None or not present.generation:
             self._publish(Wanted(ref, state, reason))
         elif present.reason != reason:
-            self._publish(msgspec.structs.replace(present, reason=reason))
+            self._publish(replace(present, reason=reason))
 
     async def _apply(self, *wanted: Wanted) -> None:
         number = self._publish(*wanted)
@@ -249,7 +278,8 @@ class Fleet:
         self._news = asyncio.Event()
         is_ready = (
             self._is_started
-            and len(self.joined) == self._num_fronts
+            and len(self.fronts) == self._num_fronts
+            and (bool(self.host) or not self.host_is_wanted.is_set())
             and not any(link.missing for link in self.joined)
             and all(model.answers for model in self.models.values())
         )

@@ -1,4 +1,6 @@
-"""The program of a front that has a parent: it serves what the parent's document says."""
+"""The program of a front that has a parent, and of their host, which is a front without sockets: it
+serves what the parent's document says.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,19 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from salver.clock import system_clock
+from salver.engine.channel import InSlots, OutSlots
 from salver.engine.engine import Engine
 from salver.engine.frames import error_of, fault_of
+from salver.engine.home import generation_elsewhere
 from salver.engine.lifeline import die_with
+from salver.engine.loader import NeedsHost
+from salver.engine.peers import Peers
 from salver.errors import SalverError
 from salver.interfaces import VersionOnDisk
 from salver.observe.slab import Slab
 from salver.server.front import Front, tune_process
 from salver.server.fronts.orders import (
+    About,
     Accept,
     Answer,
     Applied,
@@ -39,6 +46,7 @@ from salver.server.fronts.orders import (
     packed,
     read,
 )
+from salver.server.fronts.shares import num_processes
 from salver.server.listen import on_signals
 
 if TYPE_CHECKING:
@@ -55,14 +63,22 @@ class Follower:
     """Does what the parent says, and passes clients' commands on to it. Lives on the loop."""
 
     def __init__(
-        self, setup: Setup, listeners: list[socket.socket], slab: Slab, writer: asyncio.StreamWriter
+        self,
+        setup: Setup,
+        listeners: list[socket.socket],
+        slab: Slab,
+        writer: asyncio.StreamWriter,
+        passage: socket.socket,
     ) -> None:
         self._index = setup.index
+        self._is_host = setup.index == setup.config.processes
         self._listeners = listeners
         self._slab = slab
         self._writer = writer
         self._engine = Engine(setup.config, system_clock)
         self._front = Front(setup.config, self._engine, self)
+        self._peers = Peers(self._engine)
+        self._passage = passage
         self._servers: dict[int, asyncio.Server] = {}
         self._accepting = asyncio.Lock()
         self._names: tuple[str, ...] = ()
@@ -91,6 +107,7 @@ class Follower:
         applying = asyncio.ensure_future(self._apply_changes())
         stopping = asyncio.ensure_future(self._stop.wait())
         tasks = (following, applying, stopping)
+        asyncio.get_running_loop().add_reader(self._passage, self._meet)
         on_signals(self._stop.set)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -99,8 +116,10 @@ class Follower:
             applying.cancel()
             for listener in self._listeners:
                 listener.close()
+            self._peers.drop_holds()
             await self._front.drain()
             following.cancel()
+            asyncio.get_running_loop().remove_reader(self._passage)
         for task in tasks:
             if task.done() and not task.cancelled():
                 task.result()
@@ -110,6 +129,20 @@ class Follower:
             # While it drains it obeys nobody, but is not hung either.
             if isinstance(order, Ping) or not self._stop.is_set():
                 self._handlers[type(order)](order)
+
+    def _meet(self) -> None:
+        """Takes the line to another process."""
+        _, descriptors, _, _ = socket.recv_fds(self._passage, 1, 3, socket.MSG_CMSG_CLOEXEC)
+        if not descriptors:  # the parent is gone
+            asyncio.get_running_loop().remove_reader(self._passage)
+            return
+        line, out_fd, in_fd = descriptors
+        slots = OutSlots(out_fd), InSlots(in_fd)
+        os.close(out_fd)
+        os.close(in_fd)
+        sock = socket.socket(fileno=line)
+        sock.setblocking(False)
+        self._peers.connect(sock, slots)
 
     def _send(self, order: AnyOrder) -> None:
         self._writer.write(packed(order))
@@ -122,18 +155,23 @@ class Follower:
     # What is served
 
     async def _prepare(self, wanted: Wanted) -> None:
+        number = wanted.generation
         try:
-            generation = await self._load(wanted)
+            generation = await self._load(wanted, has_host=not self._is_host)
+        except NeedsHost:
+            self._send(Prepared(number))
         except Exception as error:
-            self._send(Prepared(wanted.generation, fault=fault_of(error)))
+            self._send(Prepared(number, fault=fault_of(error)))
         else:
-            self._prepared[wanted.generation] = generation
-            self._send(Prepared(wanted.generation, generation.runtime))
+            self._prepared[number] = generation
+            is_idempotent = generation.target.is_idempotent
+            about = About(generation.runtime, generation.signature, is_idempotent)
+            self._send(Prepared(number, about))
 
-    async def _load(self, wanted: Wanted) -> Generation:
+    async def _load(self, wanted: Wanted, *, has_host: bool = False) -> Generation:
         version = VersionOnDisk(wanted.ref, wanted.path, "", wanted.config, trusted=wanted.trusted)
         counters = self._slab.statistics(wanted.generation, self._index)
-        return await self._engine.prepare(version, counters)
+        return await self._engine.prepare(version, counters, has_host=has_host)
 
     def _discard(self, order: Discard) -> None:
         generation = self._prepared.pop(order.generation, None)
@@ -159,22 +197,53 @@ class Follower:
         if not number:
             await self._take_out(ref)
             self._engine.note(ref, wanted.state, wanted.reason)
-        elif self._shown.get(ref) != number:
-            try:
-                generation = self._prepared.pop(number, None) or await self._load(wanted)
-            except SalverError as error:
-                log.error("%s could not be loaded again: %s", ref, error.message)
-                self._missing.add(ref)
-                self._engine.note(ref, "UNAVAILABLE", error.message)
-            else:
-                self._engine.show(generation)
-                generation.observe()
-                self._shown[ref] = number
-        else:
+        elif self._shown.get(ref) == number:
             self._engine.note(ref, wanted.state, wanted.reason)
+        elif wanted.is_hosted != self._is_host:
+            self._show(wanted, self._elsewhere(wanted))
+        else:
+            await self._show_own(wanted)
+
+    async def _show_own(self, wanted: Wanted) -> None:
+        """Shows a version that has a home here."""
+        ref, number = wanted.ref, wanted.generation
+        try:
+            generation = self._prepared.pop(number, None) or await self._load(wanted)
+        except SalverError as error:
+            log.error("%s could not be loaded again: %s", ref, error.message)
+            self._missing.add(ref)
+            self._peers.fail(number, error)
+            self._engine.note(ref, "UNAVAILABLE", error.message)
+        else:
+            self._show(wanted, generation)
+            self._peers.offer(number, generation)
+
+    def _show(self, wanted: Wanted, generation: Generation) -> None:
+        self._peers.withdraw(self._shown.get(wanted.ref, 0))
+        self._engine.show(generation)
+        generation.observe()
+        self._shown[wanted.ref] = wanted.generation
+
+    def _elsewhere(self, wanted: Wanted) -> Generation:
+        """A version that has its home in another process."""
+        about = wanted.about
+        assert about is not None
+        return generation_elsewhere(
+            wanted.ref,
+            wanted.generation,
+            self._peers,
+            config=wanted.config,
+            runtime=about.runtime,
+            signature=about.signature,
+            is_idempotent=about.is_idempotent,
+            statistics=self._slab.statistics(wanted.generation, self._index),
+            clock=system_clock,
+            loop=asyncio.get_running_loop(),
+        )
 
     async def _take_out(self, ref: ModelRef) -> None:
-        if self._shown.pop(ref, 0):
+        if number := self._shown.pop(ref, 0):
+            self._peers.withdraw(number)
             await self._engine.unload(ref)
 
     async def _forget(self, ref: ModelRef) -> None:
@@ -224,25 +293,29 @@ class Follower:
             answered.set_exception(error_of(order.fault))
 
 
-async def follow(control: socket.socket, slab_fd: int, listeners: list[socket.socket]) -> None:
+async def follow(
+    control: socket.socket,
+    passage: socket.socket,
+    slab_fd: int,
+    listeners: list[socket.socket],
+) -> None:
     """Serves as the process at the other end of `control` says."""
     reader, writer = await asyncio.open_unix_connection(sock=control)
     setup = await read(reader)
     assert isinstance(setup, Setup)
     logger = logging.getLogger("salver")
     logger.addHandler(logging.StreamHandler(sys.stderr))
-    logger.handlers[0].setFormatter(
-        logging.Formatter(f"%(levelname)s front {setup.index}: %(message)s")
-    )
+    name = f"front {setup.index}" if setup.index < setup.config.processes else "host"
+    logger.handlers[0].setFormatter(logging.Formatter(f"%(levelname)s {name}: %(message)s"))
     logger.setLevel(setup.log_level)
-    slab = Slab(slab_fd, setup.config.processes)
+    slab = Slab(slab_fd, num_processes(setup.config))
     os.close(slab_fd)
-    await Follower(setup, listeners, slab, writer).run(reader)
+    await Follower(setup, listeners, slab, writer, passage).run(reader)
     writer.close()
 
 
 def main() -> None:
-    """`python -m salver.server.fronts.follower PARENT CONTROL SLAB LISTENER…`.
+    """`python -m salver.server.fronts.follower PARENT CONTROL PASSAGE SLAB LISTENER…`.
 
     The first is a process id, the others are descriptors.
     """
@@ -250,12 +323,13 @@ def main() -> None:
     die_with(parent)
     for fd in descriptors:
         os.set_inheritable(fd, False)
-    control, slab_fd, *listeners = descriptors
+    control, passage, slab_fd, *listeners = descriptors
     tune_process()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(
             follow(
                 socket.socket(fileno=control),
+                socket.socket(fileno=passage),
                 slab_fd,
                 [socket.socket(fileno=fd) for fd in listeners],
             )

@@ -1,14 +1,17 @@
-"""What the parent and its fronts say to each other, as length-prefixed MessagePack on a socket."""
+"""What the parent, its fronts and their host say to each other, as length-prefixed MessagePack on a
+socket.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
 from salver.config import ModelConfig, ServerConfig
-from salver.engine.frames import Fault  # noqa: TC001 - msgspec reads the annotations
+from salver.engine.frames import Fault, decode_hook, encode_hook
+from salver.signature import Signature  # noqa: TC001
 from salver.types import ModelRef  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -18,8 +21,19 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 4
 
 
+class About(msgspec.Struct, frozen=True, array_like=True):
+    """What a process that does not load a version must know of it, to send its calls elsewhere."""
+
+    runtime: str
+    signature: Signature
+    is_idempotent: bool
+
+
 class Wanted(msgspec.Struct, frozen=True, array_like=True):
-    """One version in the document of what is to be served. `generation` is 0 while it is not."""
+    """One version in the document of what is to be served. `generation` is 0 while it is not.
+
+    It has one home, the host, if it `is_hosted`, and otherwise one in each front.
+    """
 
     ref: ModelRef
     state: str
@@ -28,7 +42,12 @@ class Wanted(msgspec.Struct, frozen=True, array_like=True):
     path: Path = Path()
     config: ModelConfig = ModelConfig()
     trusted: bool = False
-    runtime: str = ""
+    is_hosted: bool = False
+    about: About | None = None
+
+    @property
+    def runtime(self) -> str:
+        return self.about.runtime if self.about is not None else ""
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
@@ -36,7 +55,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Setup(Order, frozen=True, tag=1):
-    """To a front, first of all: how to serve, and which one of them it is."""
+    """First of all: how to serve, and which front it is; the host comes after the last of them."""
 
     config: ServerConfig
     index: int
@@ -44,19 +63,19 @@ class Setup(Order, frozen=True, tag=1):
 
 
 class Prepare(Order, frozen=True, tag=2):
-    """To a front: load a version, but let no call reach it yet."""
+    """Load a version, but let no call reach it yet."""
 
     wanted: Wanted
 
 
 class Discard(Order, frozen=True, tag=3):
-    """To a front: what was prepared is not wanted; another front could not load it."""
+    """What was prepared is not wanted; another process could not load it, or is to have it."""
 
     generation: int
 
 
 class Change(Order, frozen=True, tag=4):
-    """To a front: the document's next version, as what changed. The first one holds everything.
+    """The document's next version, as what changed. The first one holds everything.
 
     `names` is what the source offers; `past`, of the first one, the generations of each name that
     counted before the present ones.
@@ -70,7 +89,7 @@ class Change(Order, frozen=True, tag=4):
 
 
 class Health(Order, frozen=True, tag=5):
-    """To a front: whether all of them serve everything that is wanted."""
+    """Whether all of them serve everything that is wanted."""
 
     is_ready: bool
 
@@ -89,19 +108,19 @@ class Answer(Order, frozen=True, tag=7):
 
 
 class Stop(Order, frozen=True, tag=8):
-    """To a front: finish what was accepted, and end."""
+    """Finish what was accepted, and end."""
 
 
 class Prepared(Order, frozen=True, tag=9):
-    """From a front: the version is loaded, or why not."""
+    """To the parent: the version is loaded, or why not; with neither, the host is to load it."""
 
     generation: int
-    runtime: str = ""
+    about: About | None = None
     fault: Fault | None = None
 
 
 class Applied(Order, frozen=True, tag=10):
-    """From a front: it serves the document of this number, but for versions that it cannot load."""
+    """To the parent: the document of this number is served, but for versions that did not load."""
 
     number: int
     missing: tuple[ModelRef, ...] = ()
@@ -116,11 +135,11 @@ class Ask(Order, frozen=True, tag=11):
 
 
 class Ping(Order, frozen=True, tag=12):
-    """To a front: say that the loop runs."""
+    """Say that the loop runs."""
 
 
 class Pong(Order, frozen=True, tag=13):
-    """From a front: it does."""
+    """To the parent: it does."""
 
 
 AnyOrder: TypeAlias = (
@@ -140,16 +159,8 @@ AnyOrder: TypeAlias = (
 )
 
 
-def _encode_hook(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be sent to a front")
-
-
-_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
-_decoder: Final = msgspec.msgpack.Decoder[AnyOrder](
-    AnyOrder, dec_hook=lambda kind, value: kind(value)
-)
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=encode_hook)
+_decoder: Final = msgspec.msgpack.Decoder[AnyOrder](AnyOrder, dec_hook=decode_hook)
 
 
 def packed(order: AnyOrder) -> bytes:

@@ -1,7 +1,8 @@
 """Several front processes: the parent owns the sockets and what is wanted, the fronts serve.
 
-A model is loaded by every front. Connections are spread by the kernel over one listening socket
-per front; as long as a front is not there, the others take the connections of its socket.
+Connections are spread by the kernel over one listening socket per front; as long as a front is not
+there, the others take the connections of its socket. A model is loaded by every front, unless one
+home is to serve all: that is in the host, which is started when a model needs it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from salver.control.reload import Repository
+from salver.engine.channel import create_arena
 from salver.engine.frames import Fault, fault_of
 from salver.errors import Internal, SalverError
 from salver.observe.slab import Slab
@@ -25,7 +27,7 @@ from salver.server.fronts.fleet import Fleet
 from salver.server.fronts.link import Link
 from salver.server.fronts.orders import Accept, Answer, Ask, Setup, Stop, orders
 from salver.server.fronts.pulse import HEARTBEAT_S
-from salver.server.fronts.shares import share_server
+from salver.server.fronts.shares import num_processes, share_server
 from salver.server.listen import (
     listening_sockets,
     on_signals,
@@ -35,7 +37,7 @@ from salver.server.listen import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from salver.config import ServerConfig
     from salver.interfaces import Source
@@ -84,7 +86,8 @@ class Fronts:
         self._stop = asyncio.Event()
         self._open()
         keepers = [asyncio.ensure_future(self._keep(i)) for i in range(config.processes)]
-        keepers.append(asyncio.ensure_future(self._watch()))
+        keepers.append(asyncio.ensure_future(self._keep_host()))
+        watcher = asyncio.ensure_future(self._watch())
         follower = None
         on_signals(self.stop)
         try:
@@ -93,11 +96,12 @@ class Fronts:
             if config.mode == "poll":
                 follower = asyncio.ensure_future(self._repository.follow())
             started(self)
-            await self._stopped(keepers)
+            await self._stopped((*keepers, watcher))
         finally:
             if follower is not None:
                 follower.cancel()
             await self._drain(keepers)
+            watcher.cancel()
 
     async def _start(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         await self._all_joined(keepers)
@@ -121,7 +125,7 @@ class Fronts:
         self._listeners = listening_sockets(config, config.processes)
         self.port = self._listeners[0].getsockname()[1]
         self._slab_fd = os.memfd_create("salver-counters", os.MFD_CLOEXEC)
-        self._fleet = Fleet(config.processes, Slab(self._slab_fd, config.processes))
+        self._fleet = Fleet(config.processes, Slab(self._slab_fd, num_processes(config)))
         self._repository = Repository(self._source, self._fleet, config)
         self._fleet.names = self._repository.names
 
@@ -134,30 +138,40 @@ class Fronts:
             raise Internal("a front process ended while the server was starting")
         self._has_joined = True
 
+    async def _keep_host(self) -> None:
+        wanted = asyncio.ensure_future(self._fleet.host_is_wanted.wait())
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((wanted, stopped), return_when=asyncio.FIRST_COMPLETED)
+        wanted.cancel()
+        stopped.cancel()
+        if not self._stop.is_set():
+            await self._keep(self.config.processes)
+
     async def _keep(self, index: int) -> None:
-        """Runs one front after the other, until the server stops."""
+        """Runs one front after the other, or one host, until the server stops."""
         loop, backoff_s = asyncio.get_running_loop(), FIRST_BACKOFF_S
         while True:
             began = loop.time()
             status = await self._run_front(index)
             if self._stop.is_set() or not self._has_joined:
                 return
-            log.error("front process %d ended (%s); it is started again", index, how(status))
+            log.error("%s ended (%s); it is started again", self._name(index), how(status))
             if loop.time() - began > STEADY_S:
                 backoff_s = FIRST_BACKOFF_S
             if await self._stops_within(backoff_s):
                 return
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
-    async def _watch(self) -> None:
-        """Ends fronts that do not answer any more, until the server stops; `_keep` starts others.
+    def _name(self, index: int) -> str:
+        return f"front process {index}" if index < self.config.processes else "the host process"
 
-        Not after that, for a front that is draining may rightly take its time.
-        """
-        while not await self._stops_within(self._heartbeat_s):
+    async def _watch(self) -> None:
+        """Ends processes that do not answer any more; `_keep` starts others."""
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
             for link in self._fleet.links.values():
                 if link.beat():
-                    log.error("front process %d does not answer any more; it is ended", link.index)
+                    log.error("%s does not answer any more; it is ended", self._name(link.index))
                     self._processes[link.index].kill()
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -166,26 +180,31 @@ class Fronts:
         return self._stop.is_set()
 
     async def _run_front(self, index: int) -> int:
-        """Runs a front to its end; its exit status."""
+        """Runs a front or the host to its end; its exit status."""
+        is_front = index < self.config.processes
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = execute(theirs, self._slab_fd, self._listeners)
+        passage, exit_of_passage = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, exit_of_passage:
+            process = execute(
+                theirs, exit_of_passage, self._slab_fd, self._listeners if is_front else ()
+            )
         # Now, for a process that has been waited for has none any more.
         pidfd = os.pidfd_open(process.pid)
         self._processes[index] = process
         ours.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        link = Link(index, writer)
+        link = Link(index, writer, passage)
         level = logging.getLogger("salver").getEffectiveLevel()
         link.send(Setup(share_server(self.config), index, level))
         self._fleet.join(link)
+        self._introduce(link)
         if self._stop.is_set():
             link.send(Stop())
         try:
             async for order in orders(reader):
                 self._on_order(link, order)
         except msgspec.MsgspecError:
-            log.exception("what front process %d sent cannot be read; it is ended", index)
+            log.exception("what %s sent cannot be read; it is ended", self._name(index))
         finally:
             self._fleet.leave(link)
             self._spread()
@@ -205,14 +224,21 @@ class Fronts:
 
     def _spread(self) -> None:
         """Gives every listening socket to its own front, or to all while that is not there."""
-        joined = self._fleet.joined
-        present = {link.index for link in joined}
+        fronts = self._fleet.fronts
+        present = {link.index for link in fronts}
         orphans = [i for i in range(len(self._listeners)) if i not in present]
-        accepting = {link: (link.index, *orphans) for link in joined}
+        accepting = {link: (link.index, *orphans) for link in fronts}
         for link, listeners in accepting.items():
             if self._accepting.get(link) != listeners:
                 link.send(Accept(listeners))
         self._accepting = accepting
+
+    def _introduce(self, newcomer: Link) -> None:
+        """Connects a front with the host, or the host with every front."""
+        host = self.config.processes
+        for link in self._fleet.links.values():
+            if link is not newcomer and host in (link.index, newcomer.index):
+                connect(link, newcomer)
 
     async def _command(self, link: Link, ask: Ask) -> None:
         """Does what a client of a front asked for, on all fronts."""
@@ -239,21 +265,36 @@ class Fronts:
         for command in tuple(self._commands):
             command.cancel()
         await asyncio.gather(*self._commands, return_exceptions=True)
-        for link in self._fleet.links.values():
-            link.send(Stop())
-        await asyncio.wait(keepers, timeout=self.config.drain_timeout_s + _STOP_MARGIN_S)
-        for process in self._processes.values():
-            process.kill()
-        await asyncio.gather(*keepers, return_exceptions=True)
+        # The host last, for what the fronts have accepted may need it.
+        *fronts, host = keepers
+        await self._end(fronts, range(len(fronts)))
+        await self._end([host], [len(fronts)])
         os.close(self._slab_fd)
         remove_socket(self.config.unix_socket)
 
+    async def _end(self, keepers: Sequence[asyncio.Task[None]], indices: Collection[int]) -> None:
+        for index, link in self._fleet.links.items():
+            if index in indices:
+                link.send(Stop())
+        await asyncio.wait(keepers, timeout=self.config.drain_timeout_s + _STOP_MARGIN_S)
+        for index, process in self._processes.items():
+            if index in indices:
+                process.kill()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
 
 def execute(
-    control: socket.socket, slab_fd: int, listeners: Sequence[socket.socket]
+    control: socket.socket,
+    passage: socket.socket,
+    slab_fd: int,
+    listeners: Sequence[socket.socket],
 ) -> subprocess.Popen[bytes]:
-    """Starts the program of a front. It dies with the thread that calls this."""
-    descriptors = (control.fileno(), slab_fd, *(listener.fileno() for listener in listeners))
+    """Starts the program of a front, or, without listeners, of the host. It dies with the thread
+    that calls this.
+    """
+    sockets = (control, passage)
+    descriptors = [each.fileno() for each in sockets]
+    descriptors += [slab_fd, *(listener.fileno() for listener in listeners)]
     return subprocess.Popen(
         # -P: a file in the working directory must not stand in for a module of the same name.
         [sys.executable, "-P", "-m", "salver.server.fronts.follower", str(os.getpid())]
@@ -263,6 +304,20 @@ def execute(
         # Ctrl-C is for the parent, which then lets the fronts finish.
         start_new_session=True,
     )
+
+
+def connect(one: Link, other: Link) -> None:
+    """Gives two processes a line for calls: a pair of sockets, and memory each way."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    to, fro = create_arena(), create_arena()
+    try:
+        one.pass_on([ours.fileno(), to, fro])
+        other.pass_on([theirs.fileno(), fro, to])
+    finally:
+        ours.close()
+        theirs.close()
+        os.close(to)
+        os.close(fro)
 
 
 async def ended(process: subprocess.Popen[bytes], pidfd: int) -> int:

@@ -34,5 +34,10 @@ def share_server(config: ServerConfig) -> ServerConfig:
     return msgspec.structs.replace(config, limits=shared)
 
 
+def num_processes(config: ServerConfig) -> int:
+    """How many serve: the fronts, and the host, whose index is the last."""
+    return config.processes + 1
+
+
 def _part(whole: int, num_fronts: int) -> int:
     return -(-whole // num_fronts)
