@@ -16,6 +16,7 @@ from salver.observe.statistics import Gauges
 from salver.server.fronts.fleet import Fleet
 from salver.server.fronts.link import Link
 from salver.server.fronts.orders import (
+    About,
     Applied,
     Change,
     Discard,
@@ -25,12 +26,14 @@ from salver.server.fronts.orders import (
     Wanted,
 )
 from salver.server.fronts.shares import share, share_server
+from salver.signature import Method, Signature
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
 REF = ModelRef("model", "1")
+ABOUT = About("onnx", Signature({"predict": Method(inputs=(), outputs=())}), is_idempotent=True)
 VERSION = VersionOnDisk(REF, Path("model.onnx"), "stamp", ModelConfig())
 
 
@@ -38,11 +41,11 @@ class FakeLink(Link):
     """A front that does as it is told, unless `answer` says otherwise."""
 
     def __init__(self, fleet: Fleet, index: int) -> None:
-        super().__init__(index, None)  # type: ignore[arg-type]
+        super().__init__(index, None, None)  # type: ignore[arg-type]
         self.fleet = fleet
         self.sent: list[Any] = []
         self.answer: Callable[[Prepare], Prepared | None] = lambda order: Prepared(
-            order.wanted.generation, "onnx"
+            order.wanted.generation, ABOUT
         )
 
     def send(self, order: Any) -> None:
@@ -216,7 +219,7 @@ def test_a_front_loads_from_what_it_is_told_to_what_it_tells() -> None:
         def write(self, data: bytes) -> None:
             pass
 
-    link = Link(0, Writer())  # type: ignore[arg-type]
+    link = Link(0, Writer(), None)  # type: ignore[arg-type]
     wanted = Wanted(REF, "READY", generation=1)
     link.send(Change(1, (), ()))
     assert link.is_loading

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from salver.config import ServerConfig
@@ -27,7 +28,8 @@ def test_a_front_that_drains_still_answers(monkeypatch: pytest.MonkeyPatch) -> N
     async def test() -> None:
         fd, writer, orders = os.memfd_create("test"), Writer(), asyncio.StreamReader()
         setup = Setup(ServerConfig(access_log="off"), 0, 0)
-        follower = Follower(setup, [], Slab(fd, 1), writer)  # type: ignore[arg-type]
+        passage, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        follower = Follower(setup, [], Slab(fd, 1), writer, passage)  # type: ignore[arg-type]
         os.close(fd)
         drain, may_end = follower._front.drain, asyncio.Event()
 
@@ -45,5 +47,7 @@ def test_a_front_that_drains_still_answers(monkeypatch: pytest.MonkeyPatch) -> N
             assert not running.done()
             may_end.set()
             await running
+        passage.close()
+        other.close()
 
     asyncio.run(test())
