@@ -59,7 +59,12 @@ class Loader:
         self.closed: list[int] = []
 
     async def load(
-        self, version: VersionOnDisk, number: int, statistics: ModelStatistics
+        self,
+        version: VersionOnDisk,
+        number: int,
+        statistics: ModelStatistics,
+        *,
+        has_host: bool = False,
     ) -> Generation:
         if self.gate is not None:
             await self.gate.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ class Answer(NamedTuple):
 
     @property
     def value(self) -> float:
+        assert self.status == 200, self.body
         return float(json.loads(self.body)["outputs"][0]["data"][0])
 
 
@@ -198,27 +200,47 @@ def python_model(*, idempotent: bool = True, pause_s: float = 0, factor: float =
     return PYTHON_MODEL.format(idempotent=idempotent, pause_s=pause_s, factor=factor)
 
 
-def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and those that they have."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += child, *descendants(child)
     return found
 
 
+def is_worker(pid: int) -> bool:
+    try:
+        return b"salver.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def workers(pid: int) -> list[int]:
+    """The workers of a server."""
+    return [each for each in descendants(pid) if is_worker(each)]
+
+
+def own_processes(pid: int) -> list[int]:
+    """The processes of a server, without its workers."""
+    return [pid, *(each for each in descendants(pid) if not is_worker(each))]
+
+
 def descriptors(pid: int) -> Counter[str]:
-    """Open files of a process, by kind."""
+    """Open files of a server, by kind."""
     kinds: Counter[str] = Counter()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            kinds[re.sub(r"[\d\[\]]+", "", os.readlink(entry))] += 1
-        except FileNotFoundError:
-            continue
+    for process in own_processes(pid):
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                kinds[re.sub(r"[\d\[\]]+", "", os.readlink(entry))] += 1
     return kinds
 
 
 def resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    """Memory of a server without its workers."""
+    statistics = [Path(f"/proc/{process}/statm").read_text() for process in own_processes(pid)]
+    pages = sum(int(text.split()[1]) for text in statistics)
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -233,7 +255,7 @@ class Tools:
     onnx_times = staticmethod(onnx_times)
     python_model = staticmethod(python_model)
     write_model = staticmethod(write_model)
-    children = staticmethod(children)
+    workers = staticmethod(workers)
     descriptors = staticmethod(descriptors)
     resident_mb = staticmethod(resident_mb)
 
@@ -241,3 +263,9 @@ class Tools:
 @pytest.fixture(scope="session")
 def tools() -> type[Tools]:
     return Tools
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two fronts"])
+def serve(serve: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Everything holds for one process and for several."""
+    return lambda *arguments: serve(*arguments, "--processes", request.param)

@@ -53,7 +53,7 @@ def test_killed_workers_cost_nobody_an_answer(
                 # Long enough for what the last kill cost to have been run again: the same call in
                 # two dying workers would rightly be blamed.
                 await load.answered(400)
-                os.kill(tools.children(server.pid)[0], signal.SIGKILL)
+                os.kill(tools.workers(server.pid)[0], signal.SIGKILL)
             await load.answered(50)
         assert load.broken == 0
         assert load.failures == []
@@ -76,7 +76,7 @@ def test_what_may_not_run_twice_is_reported_undeliverable(
         async with tools.load(server.port, connections, lambda index: 1.0) as load:
             for _ in range(kills):
                 await load.answered(50)
-                os.kill(tools.children(server.pid)[0], signal.SIGKILL)
+                os.kill(tools.workers(server.pid)[0], signal.SIGKILL)
             await load.answered(50)
         assert load.broken == 0
         assert load.sent == len(load.answers)
@@ -122,8 +122,9 @@ def test_a_model_that_always_dies_is_given_up(
         assert all(answer.status in (500, 503) for answer in answers)
         assert "crashed too often" in message(answers[-1])
         assert (await connection.ask(tools.request(2))).value == 6
-        ready = await connection.ask(tools.get("/v2/health/ready"))
-        assert ready.status != 200
+        # Of several processes, the one that answers here hears of it from another.
+        while (await connection.ask(tools.get("/v2/health/ready"))).status == 200:
+            pass
         await connection.close()
 
     tools.on_loop(test())

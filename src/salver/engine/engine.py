@@ -25,7 +25,7 @@ from salver.observe.statistics import ModelStatistics, merged
 from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from salver.clock import Clock
     from salver.config import ServerConfig
@@ -52,7 +52,8 @@ class ServedModel:
     """A name: its ready generations, and what became of the other versions.
 
     Counters belong to versions, not to generations, so that they go on counting when a version is
-    loaded anew; those of versions that are gone are summed up.
+    loaded anew; those of versions that are gone are summed up, when calls in other processes have
+    ended too.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,12 +63,14 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         self.states: dict[str, State] = {}
         self.counters: dict[str, ModelStatistics] = {}
+        self.ending: list[ModelStatistics] = []
         self._past = ModelStatistics()
 
     @property
     def statistics(self) -> ModelStatistics:
         """What all versions counted, past ones too, so that a swap takes nothing away."""
-        return merged([*(counters.total() for counters in self.counters.values()), self._past])
+        live = (*self.counters.values(), *self.ending)
+        return merged([*(counters.total() for counters in live), self._past])
 
     def put(self, generation: Generation) -> Generation | None:
         """Makes a generation visible; returns the one it takes the place of."""
@@ -76,7 +79,7 @@ class ServedModel:
         self.versions[version] = generation
         counters = self.counters.get(version, generation.statistics)
         if counters is not generation.statistics:
-            self._past.add(counters.total())
+            self.ending.append(counters)
         self.counters[version] = generation.statistics
         self.states[version] = State("READY")
         self.labels = generation.config.version_labels
@@ -95,13 +98,20 @@ class ServedModel:
         )
 
     def remember(self, counters: ModelStatistics) -> None:
-        """Takes over what a generation counted that was never in this process."""
-        self._past.add(counters.total())
+        """Takes over what a generation counts that was never in this process."""
+        self.ending.append(counters)
 
     def settle(self, version: str) -> None:
-        """A version that nobody uses any more counts among the past ones."""
+        """A version that nobody uses here any more counts among the past ones."""
         if version not in self.versions and self.states.get(version, UNLOADED).name != "LOADING":
-            self._past.add(self.counters.pop(version, ModelStatistics()).total())
+            self.ending.append(self.counters.pop(version, ModelStatistics()))
+
+    def sum_up(self, ended: Sequence[ModelStatistics]) -> None:
+        """Nobody counts in these any more."""
+        for counters in ended:
+            if counters in self.ending:
+                self.ending.remove(counters)
+                self._past.add(counters.total())
 
     @property
     def answers(self) -> bool:
@@ -271,6 +281,7 @@ class Engine:
                 why = error.message if isinstance(error, SalverError) else "it was interrupted"
                 self.note(ref, "UNAVAILABLE", f"loading failed: {why}")
                 self.models[ref.name].settle(ref.version)
+                self._sum_up_later(self.models[ref.name])
                 raise
             if self.is_draining:
                 await generation.retire(0)
@@ -280,7 +291,14 @@ class Engine:
 
     def remember(self, name: str, counters: ModelStatistics) -> None:
         """Has a name go on counting from what a generation of before, elsewhere, left."""
-        self._named(name).remember(counters)
+        model = self._named(name)
+        model.remember(counters)
+        self._sum_up_later(model)
+
+    def _sum_up_later(self, model: ServedModel) -> None:
+        """When calls in other processes have had their time to end."""
+        loop, ended = asyncio.get_running_loop(), tuple(model.ending)
+        loop.call_later(self.config.drain_timeout_s, model.sum_up, ended)
 
     def note(self, ref: ModelRef, state: str, reason: str = "") -> None:
         """Says what becomes of a version. One that is in service goes on, whatever is tried; then
@@ -383,6 +401,7 @@ class Engine:
         self._closed_bytes += generation.loaded_bytes
         await generation.retire(0)
         model.settle(ref.version)
+        self._sum_up_later(model)
         del self._retiring[generation]
         del generation  # it holds the models, whose memory is to be given back now
         if not self._retiring and not self.is_draining:

@@ -93,11 +93,12 @@ class Sent:
 class PeerSink:
     """Sends the answer of a peer's call back to it."""
 
-    __slots__ = ("_number", "_peer", "call", "unread")
+    __slots__ = ("_number", "_peer", "call", "generation", "unread")
 
-    def __init__(self, peer: Peer, number: int) -> None:
+    def __init__(self, peer: Peer, number: int, generation: int) -> None:
         self._peer = peer
         self._number = number
+        self.generation = generation
         self.call: Call
         self.unread = 0
 
@@ -255,7 +256,7 @@ class Peer:
     # Calls that it asks
 
     def _on_call(self, frame: HomeCall, payload: Array) -> None:
-        sink = PeerSink(self, frame.id)
+        sink = PeerSink(self, frame.id, frame.generation)
         try:
             home = self._peers.home(frame.generation)
             if home is None:
@@ -266,11 +267,14 @@ class Peer:
             )
             self._sinks[frame.id] = sink
         except SalverError as error:
+            self._peers.review(frame.generation, error)
             self.send(Answer(frame.id, fault=fault_of(error)))
 
     def answer(self, number: int, item: Response | SalverError) -> None:
         """Ends a call that it asked."""
-        del self._sinks[number]
+        sink = self._sinks.pop(number)
+        if isinstance(item, SalverError):
+            self._peers.review(sink.generation, item)
         try:
             if isinstance(item, SalverError):
                 raise item
@@ -379,6 +383,13 @@ class Peers:
     def fail(self, number: int, error: SalverError) -> None:
         """Tells that a generation should have its home here, but cannot be loaded."""
         self._tell(number, fault_of(error))
+
+    def review(self, number: int, error: SalverError) -> None:
+        """After a call that failed: a home that takes no more calls is offered no more."""
+        home = self._homes.get(number)
+        is_offered = number in self._offers and self._offers[number] is None
+        if is_offered and (home is None or not home.target.is_ready):
+            self.fail(number, error)
 
     def _tell(self, number: int, fault: Fault | None) -> None:
         self._offers[number] = fault
