@@ -157,6 +157,24 @@ def test_a_new_version_takes_over_when_it_serves() -> None:
     asyncio.run(test())
 
 
+def test_a_version_that_is_being_swapped_stays_until_a_newer_one_serves() -> None:
+    async def test() -> None:
+        at = Bench(m1="a")
+        await at.repository.start()
+        at.engine.held = {V1: asyncio.Event(), V2: asyncio.Event()}
+        at.source.offer(m1="b")
+        await at.look()
+        at.source.offer(m2="a")
+        await at.look(3)
+        assert at.engine.loads == [V1, V1, V2]
+        assert at.engine.in_service == {V1}
+        at.engine.held[V2].set()
+        await at.look(1)
+        assert at.engine.in_service == {V2}
+
+    asyncio.run(test())
+
+
 def test_a_failed_version_leaves_the_old_one_until_it_is_mended() -> None:
     async def test() -> None:
         at = Bench(m1="a")

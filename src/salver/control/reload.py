@@ -154,7 +154,7 @@ class Repository:
         served = set(self._engine.served())
         refs = [
             ref
-            for ref in to_unload(self._wanted, self._tried, served - self._loading.keys())
+            for ref in to_unload(self._wanted, self._tried, served)
             if name in ("", ref.name)
         ]
         for ref in refs:
