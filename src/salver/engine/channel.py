@@ -246,8 +246,10 @@ class Channel:
         self._start, self._end = 0, len(begun)
 
     def close(self) -> None:
+        """The slots' memory goes with the last array in it."""
         self.backlog = []
         self._socket.close()
+        del self._out, self._in
 
 
 class LoopChannel(Channel):

@@ -165,7 +165,8 @@ class Peer:
         try:
             self._channel.send(frame, payload)
         except OSError:
-            self.close()
+            # Not at once: what was sent is noted first, so that it counts as lost.
+            self._loop.call_soon(self.close)
 
     def close(self) -> None:
         """The other process is gone: nobody waits for what it asked, and what it was asked is
@@ -367,6 +368,11 @@ class Peers:
     def forget(self, peer: Peer) -> None:
         """A process is gone."""
         self._peers.remove(peer)
+
+    def close(self) -> None:
+        """Leaves all others."""
+        for peer in tuple(self._peers):
+            peer.close()
 
     def drop_holds(self) -> None:
         """Others need not be waited for any more."""

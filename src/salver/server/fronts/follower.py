@@ -118,6 +118,7 @@ class Follower:
                 listener.close()
             self._peers.drop_holds()
             await self._front.drain()
+            self._peers.close()
             following.cancel()
             asyncio.get_running_loop().remove_reader(self._passage)
         for task in tasks:
