@@ -156,7 +156,7 @@ def _raw(item: Any) -> bytes:
     return bytes(item) if isinstance(item, (bytearray, memoryview)) else str(item).encode()
 
 
-class Tensor:
+class Tensor(msgspec.Struct, eq=False):
     """A named value's type, shape and data.
 
     `data` stays in the form in which it came until somebody needs another: an ndarray of `shape`,
@@ -164,12 +164,9 @@ class Tensor:
     Arrays may be read-only views on a receive buffer, which lives as long as they do.
     """
 
-    __slots__ = ("data", "dtype", "shape")
-
-    def __init__(self, dtype: DType, shape: tuple[int, ...], data: Any) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self.data = data
+    dtype: DType
+    shape: tuple[int, ...]
+    data: Any
 
     def __repr__(self) -> str:
         return f"Tensor({self.dtype.name}, {list(self.shape)})"
@@ -413,31 +410,19 @@ class Rows:
         self.cache: dict[Any, Any] = {}
 
 
-class Response:
+class Response(msgspec.Struct, eq=False):
     """The answer to one call: rows `start` to `stop` of a batch, or all of its own outputs.
 
     `stop` is -1 when the tensors belong to this call alone; `names` are the outputs it asked for.
     """
 
-    __slots__ = ("method", "names", "parameters", "ref", "rows", "start", "stop")
-
-    def __init__(
-        self,
-        rows: Rows,
-        ref: ModelRef,
-        method: Method,
-        names: tuple[str, ...],
-        start: int = 0,
-        stop: int = -1,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> None:
-        self.rows = rows
-        self.ref = ref
-        self.method = method
-        self.names = names
-        self.start = start
-        self.stop = stop
-        self.parameters = parameters
+    rows: Rows
+    ref: ModelRef
+    method: Method
+    names: tuple[str, ...]
+    start: int = 0
+    stop: int = -1
+    parameters: Mapping[str, Parameter] | None = None
 
     def tensors(self) -> Tensors:
         """This call's outputs; arrays are views on the batch's."""
