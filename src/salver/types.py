@@ -328,40 +328,29 @@ class CallContext(msgspec.Struct, frozen=True, gc=False):
 NO_CONTEXT: Final = CallContext()
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request on its way through the engine; owned by whoever holds it last.
 
     `rows` counts what it adds to a batch and `size` what a run of it costs (rows, or elements where
     shapes vary); calls of one `group` may share a batch, without one it runs alone. Times are
-    monotonic nanoseconds; `tag` is the sink's.
+    monotonic nanoseconds.
     """
 
-    __slots__ = (
-        "attempt", "context", "deadline", "depth", "ended", "group", "inputs", "lease", "method",
-        "outputs", "priority", "queued", "request", "rows", "sink", "size", "started", "tag",
-    )  # fmt: skip
-
-    def __init__(
-        self, request: Request, sink: Sink, context: CallContext, lease: Lease, now: int
-    ) -> None:
-        self.request = request
-        self.sink = sink
-        self.context = context
-        self.lease = lease
-        self.deadline = context.deadline
-        self.priority = context.priority
-        self.queued = now
-        self.started = 0
-        self.attempt = 0
-        self.depth = 0
-        self.rows = 1
-        self.size = 1
-        self.group: Any = None
-        self.ended = False
-        self.tag: Any = None
-        self.inputs: Tensors
-        self.method: str
-        self.outputs: tuple[str, ...]
+    request: Request
+    sink: Sink
+    context: CallContext
+    lease: Lease
+    queued: int
+    method: str = ""
+    inputs: Tensors = msgspec.field(default_factory=Tensors)
+    outputs: tuple[str, ...] = ()
+    rows: int = 1
+    size: int = 1
+    group: Any = None
+    depth: int = 0
+    started: int = 0
+    attempt: int = 0
+    ended: bool = False
 
 
 class Batch(msgspec.Struct):

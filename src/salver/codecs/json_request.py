@@ -6,8 +6,10 @@ Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson 
 from __future__ import annotations
 
 import threading
+from functools import reduce
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar, Union
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,7 +24,7 @@ from salver.errors import InvalidInput, Unsupported
 from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors, dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from salver.types import Array, Buffer
 
@@ -33,7 +35,7 @@ _KEPT_BYTES: Final = 1 << 22
 """A parser keeps ten times its longest body; for longer ones a new one is worth its making."""
 _MAX_ELEMENTS: Final = 1 << 40
 
-I = TypeVar("I")
+Input = TypeVar("Input")
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
 
 
@@ -52,8 +54,8 @@ class JsonOutput(Struct, gc=False):
     parameters: dict[str, Any] | None = None
 
 
-class JsonRequest(Struct, Generic[I], gc=False):
-    inputs: list[I]
+class JsonRequest(Struct, Generic[Input], gc=False):
+    inputs: list[Input]
     id: str = ""
     parameters: dict[str, Any] | None = None
     outputs: list[JsonOutput] | None = None
@@ -75,12 +77,15 @@ def _item_type(dtype: DType) -> type:
 
 def _flat_input(dtype: DType) -> Any:
     """The type of inputs of `dtype` whose data are one flat list."""
-    data = list[_item_type(dtype)] | None  # type: ignore[misc]
-    fields = [("name", str), ("shape", Shape), ("data", data, None)]
-    more = ("parameters", dict[str, Any] | None, None)
+    data: Any = list[_item_type(dtype)]  # type: ignore[misc]
     return msgspec.defstruct(
         f"{dtype.name}Input",
-        [*fields, more],
+        [
+            ("name", str),
+            ("shape", Shape),
+            ("data", data | None, None),
+            ("parameters", dict[str, Any] | None, None),
+        ],
         tag_field="datatype",
         tag=dtype.name,
         namespace={"dtype": dtype},
@@ -89,7 +94,7 @@ def _flat_input(dtype: DType) -> Any:
 
 
 _FLAT: Final[dict[str, Any]] = {name: _flat_input(dtype) for name, dtype in DTYPES.items()}
-_decode_flat: Final = Decoder(JsonRequest[Union[tuple(_FLAT.values())]]).decode
+_FLAT_REQUEST: Final = Decoder(JsonRequest[reduce(or_, _FLAT.values())])  # type: ignore[misc]
 _parsers: Final = threading.local()
 _SIMD_ARRAY: Final[Any] = simdjson.Array
 
@@ -139,16 +144,17 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
 def _decode_small(body: Buffer, max_depth: int) -> JsonRequest[Any]:
     """A request whose inputs are of the types in `_FLAT`, whatever form their data have."""
     try:
-        return _decode_flat(body)
+        request: JsonRequest[Any] = _FLAT_REQUEST.decode(body)
+        return request
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         # Nested data, bare NaN and Infinity, which are not JSON but often sent, or a mistake.
         value = loads(body, max_depth)
     try:
-        request = msgspec.convert(value, JsonRequest[JsonInput])
+        loose = msgspec.convert(value, JsonRequest[JsonInput])
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the request does not fit the protocol: {error}") from None
-    flat = [_flattened(given) for given in request.inputs]
-    return JsonRequest(flat, request.id, request.parameters, request.outputs)
+    flat = [_flattened(given) for given in loose.inputs]
+    return JsonRequest(flat, loose.id, loose.parameters, loose.outputs)
 
 
 def _flattened(given: JsonInput) -> Any:

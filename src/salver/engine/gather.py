@@ -37,7 +37,7 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
             inputs[name] = _concatenate(spec, [call.inputs[name] for call in calls])
     if len(calls) == 1:
         # A call alone waits for every step, and needs none of the sums.
-        offsets, outputs, deadline = [0, first.rows], first.outputs, first.deadline
+        offsets, outputs, deadline = [0, first.rows], first.outputs, first.context.deadline
     else:
         offsets = list(accumulate([call.rows for call in calls], initial=0))
         outputs, deadline = _outputs(calls), _last_deadline(calls)
@@ -54,7 +54,7 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
 
 
 def _last_deadline(calls: Sequence[Call]) -> int:
-    deadlines = [call.deadline for call in calls]
+    deadlines = [call.context.deadline for call in calls]
     return max(deadlines) if all(deadlines) else 0
 
 

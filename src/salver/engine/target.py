@@ -54,7 +54,8 @@ class Running:
 
 def first_deadline(calls: Iterable[Call]) -> int:
     """The first deadline of calls that still wait for an answer; 0 for none."""
-    return min([call.deadline for call in calls if call.deadline and not call.ended], default=0)
+    deadlines = [call.context.deadline for call in calls if not call.ended]
+    return min(filter(None, deadlines), default=0)
 
 
 class BatchedTarget:
@@ -437,7 +438,7 @@ class BatchedTarget:
 
     def _end_late_of(self, calls: Sequence[Call], now: int) -> None:
         for call in calls:
-            if call.deadline and call.deadline <= now:
+            if 0 < call.context.deadline <= now:
                 self.cancel(call, _too_late(call))
 
     def _arm(self, now: int) -> None:
