@@ -282,7 +282,7 @@ class Command(Operation):
     arguments: Mapping[str, Any] = {}
 
 
-class HttpAnswer(NamedTuple):
+class HttpAnswer(msgspec.Struct, frozen=True):
     """One HTTP answer: status, headers as wire bytes (each line with CRLF), and body parts.
 
     The connection adds the status line, the length and what concerns the connection.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from salver.clock import NS_PER_S
@@ -32,7 +33,6 @@ _STAGING: Final = memoryview(bytearray(64 << 10))
 _STATUS: Final = {
     status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in REASONS.items()
 }
-_OK_JSON: Final = _STATUS[200] + JSON_HEADERS
 _JOINED_BYTES: Final = 1 << 16
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _MAX_REST: Final = 1 << 18
@@ -294,23 +294,23 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _answer(self, exchange: Exchange, answer: HttpAnswer) -> None:
         head = exchange.head
-        status, headers, parts = answer
-        length = sum(map(len, parts))
+        status, parts = answer.status, answer.body
+        length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if (
             head.is_plain
-            and headers is JSON_HEADERS
+            and answer.headers is JSON_HEADERS
             and status == 200
             and length < _JOINED_BYTES
             and not self._is_closing
         ):
-            text = b"".join(parts)
-            self._out.append(b"%bContent-Length: %d\r\n\r\n%b" % (_OK_JSON, length, text))
+            self._out.append(_ok_json(length) + b"".join(parts))
             self.app.answered(exchange, status, length)
             return
         if head.accepts:
-            _, headers, parts = compressed(answer, head.accepts)
+            answer = compressed(answer, head.accepts)
+            parts = answer.body
             length = sum(map(len, parts))
-        start = _start(status, headers)
+        start = _start(status, answer.headers)
         more = self._connection_headers(head)
         if status == 204:
             self._out.append(b"%b%b\r\n" % (start, more))
@@ -425,6 +425,12 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._is_closing = True
         if not (self._exchanges or self._out or self._body is not None or self._chunked):
             self.transport.close()
+
+
+@lru_cache(maxsize=1024)
+def _ok_json(length: int) -> bytes:
+    """The head of most answers."""
+    return b"%bContent-Length: %d\r\n\r\n" % (_start(200, JSON_HEADERS), length)
 
 
 def _start(status: int, headers: bytes) -> bytes:
