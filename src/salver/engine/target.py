@@ -341,7 +341,8 @@ class BatchedTarget:
         """Gives each call its rows; `_finish` for a whole batch, which is most of what happens."""
         ref, method = self._ref, self._signature.methods[work.method]
         offsets = work.offsets if len(calls) > 1 else (0, -1)
-        self._statistics.answered([call for call in calls if not call.ended], now)
+        queued = [call.queued for call in calls if not call.ended]
+        self._statistics.answered(queued, calls[0].started, now)
         for index, call in enumerate(calls):
             if call.ended:
                 continue
