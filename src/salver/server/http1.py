@@ -141,7 +141,10 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._is_discarding = True
             self.transport.abort()
             return
-        self._rest = b"" if self._is_discarding else data[position:]
+        if position == len(data) or self._is_discarding:
+            self._rest, self._rest_since = b"", 0
+            return
+        self._rest = data[position:]
         if position or not self._rest_since:
             self._rest_since = self.app.now
         if len(self._rest) > _MAX_REST:
@@ -268,11 +271,9 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def ready(self, exchange: Exchange) -> None:
         """An exchange has something to send: everything that is in order goes out."""
-        if self._exchanges and exchange is self._exchanges[0]:
-            self._send_ready()
-
-    def _send_ready(self) -> None:
         exchanges = self._exchanges
+        if not exchanges or exchange is not exchanges[0]:
+            return
         try:
             while exchanges:
                 first = exchanges[0]
@@ -394,8 +395,10 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        if self._exchanges or self._rest:
-            self._send_ready()
+        if self._exchanges:
+            self.ready(self._exchanges[0])
+        elif self._rest:
+            self.app.dirty(self)
 
     def sweep(self, now: int) -> None:
         """Ends what has been silent for too long."""
