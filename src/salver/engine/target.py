@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
@@ -343,13 +344,11 @@ class BatchedTarget:
         offsets = work.offsets if len(calls) > 1 else (0, -1)
         queued = [call.queued for call in calls if not call.ended]
         self._statistics.answered(queued, calls[0].started, now)
-        for index, call in enumerate(calls):
-            if call.ended:
-                continue
-            call.ended = True
-            call.lease.end()
-            start, stop = offsets[index], offsets[index + 1]
-            self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
+        for call, (start, stop) in zip(calls, pairwise(offsets), strict=True):
+            if not call.ended:
+                call.ended = True
+                call.lease.end()
+                self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool
