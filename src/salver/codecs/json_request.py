@@ -116,7 +116,10 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
         found = _decode_large(body)
         if found is not None:
             return found
-    request = _decode_small(body, max_depth)
+    try:
+        request = _FLAT_REQUEST.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        request = _decode_other(body, max_depth)
     tensors = Tensors()
     offset = 0
     for given in request.inputs:
@@ -141,14 +144,11 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
     return InferBody(tensors, request.id, request.parameters, request.outputs)
 
 
-def _decode_small(body: Buffer, max_depth: int) -> JsonRequest[Any]:
-    """A request whose inputs are of the types in `_FLAT`, whatever form their data have."""
-    try:
-        request: JsonRequest[Any] = _FLAT_REQUEST.decode(body)
-        return request
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        # Nested data, bare NaN and Infinity, which are not JSON but often sent, or a mistake.
-        value = loads(body, max_depth)
+def _decode_other(body: Buffer, max_depth: int) -> JsonRequest[Any]:
+    """The same for nested data, bare NaN and Infinity, which are not JSON but often sent, and for
+    mistakes, which are told here.
+    """
+    value = loads(body, max_depth)
     try:
         loose = msgspec.convert(value, JsonRequest[JsonInput])
     except msgspec.ValidationError as error:

@@ -88,6 +88,7 @@ class Http1Connection(asyncio.BufferedProtocol):
     def _switch_to_http2(self, data: bytes) -> None:
         """The client speaks HTTP/2: by TLS, or by prior knowledge (RFC 9113 section 3.3)."""
         self.app.closed(self)
+        self._is_discarding = True
         connection = Http2Socket(self.app)
         self.transport.set_protocol(connection)
         connection.take_over(self.transport, data)
@@ -128,10 +129,6 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Takes as many requests out of `data` as are complete and wanted; keeps the rest."""
-        # In a body the same bytes are just data; whoever chose them must not change the protocol.
-        if data.startswith(PREFACE_HEAD) and not self._exchanges and self._chunked is None:
-            self._switch_to_http2(data)
-            return
         try:
             position = self._take_requests(data)
             self.app.flush_soon()
@@ -170,9 +167,14 @@ class Http1Connection(asyncio.BufferedProtocol):
                 position = end
                 continue
             raw = data[position:end]
-            head = self._known_head(raw) or self._read_head(raw)
+            head = self._known_head(raw)
             if head is None:
-                break
+                if raw == PREFACE_HEAD and not (self._exchanges or self._out):
+                    self._switch_to_http2(data[position:])
+                    break
+                head = self._read_head(raw)
+                if head is None:
+                    break
             stop = end + head.length
             if head.must_close:
                 self._stop_reading()
