@@ -217,16 +217,16 @@ def len_of(shape: Iterable[int]) -> int:
     return count
 
 
+@np.errstate(over="raise")
 def numbers(dtype: DType, values: Sequence[Any], name: str) -> Array:
     """Flat Python numbers as an array of `dtype`; BF16 takes floats and rounds to its bits.
 
     Raises: InvalidInput for a number outside the type's range.
     """
     try:
-        with np.errstate(over="raise"):
-            if dtype is BF16:
-                return bf16_bits(np.asarray(values, np.float32))
-            return np.asarray(values, dtype.numpy)
+        if dtype is BF16:
+            return bf16_bits(np.asarray(values, np.float32))
+        return np.asarray(values, dtype.numpy)
     except (OverflowError, FloatingPointError, ValueError, TypeError):
         raise unfit(dtype, name) from None
 
