@@ -114,7 +114,7 @@ class Runtime(Protocol):
         ...
 
 
-class Slot(NamedTuple):
+class Slot(msgspec.Struct, frozen=True):
     """An instance that asks for work. A call of more than `max_size` is not for it; 0 takes any."""
 
     max_size: int = 0
