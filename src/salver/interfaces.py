@@ -114,7 +114,7 @@ class Runtime(Protocol):
         ...
 
 
-class Slot(NamedTuple):
+class Slot(msgspec.Struct, frozen=True):
     """An instance that asks for work. A call of more than `max_size` is not for it; 0 takes any."""
 
     max_size: int = 0
@@ -282,7 +282,7 @@ class Command(Operation):
     arguments: Mapping[str, Any] = {}
 
 
-class HttpAnswer(NamedTuple):
+class HttpAnswer(msgspec.Struct, frozen=True):
     """One HTTP answer: status, headers as wire bytes (each line with CRLF), and body parts.
 
     The connection adds the status line, the length and what concerns the connection.

@@ -156,7 +156,7 @@ def _raw(item: Any) -> bytes:
     return bytes(item) if isinstance(item, (bytearray, memoryview)) else str(item).encode()
 
 
-class Tensor:
+class Tensor(msgspec.Struct, eq=False):
     """A named value's type, shape and data.
 
     `data` stays in the form in which it came until somebody needs another: an ndarray of `shape`,
@@ -164,12 +164,9 @@ class Tensor:
     Arrays may be read-only views on a receive buffer, which lives as long as they do.
     """
 
-    __slots__ = ("data", "dtype", "shape")
-
-    def __init__(self, dtype: DType, shape: tuple[int, ...], data: Any) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self.data = data
+    dtype: DType
+    shape: tuple[int, ...]
+    data: Any
 
     def __repr__(self) -> str:
         return f"Tensor({self.dtype.name}, {list(self.shape)})"
@@ -220,16 +217,16 @@ def len_of(shape: Iterable[int]) -> int:
     return count
 
 
+@np.errstate(over="raise")
 def numbers(dtype: DType, values: Sequence[Any], name: str) -> Array:
     """Flat Python numbers as an array of `dtype`; BF16 takes floats and rounds to its bits.
 
     Raises: InvalidInput for a number outside the type's range.
     """
     try:
-        with np.errstate(over="raise"):
-            if dtype is BF16:
-                return bf16_bits(np.asarray(values, np.float32))
-            return np.asarray(values, dtype.numpy)
+        if dtype is BF16:
+            return bf16_bits(np.asarray(values, np.float32))
+        return np.asarray(values, dtype.numpy)
     except (OverflowError, FloatingPointError, ValueError, TypeError):
         raise unfit(dtype, name) from None
 
@@ -331,40 +328,29 @@ class CallContext(msgspec.Struct, frozen=True, gc=False):
 NO_CONTEXT: Final = CallContext()
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request on its way through the engine; owned by whoever holds it last.
 
     `rows` counts what it adds to a batch and `size` what a run of it costs (rows, or elements where
     shapes vary); calls of one `group` may share a batch, without one it runs alone. Times are
-    monotonic nanoseconds; `tag` is the sink's.
+    monotonic nanoseconds.
     """
 
-    __slots__ = (
-        "attempt", "context", "deadline", "depth", "ended", "group", "inputs", "lease", "method",
-        "outputs", "priority", "queued", "request", "rows", "sink", "size", "started", "tag",
-    )  # fmt: skip
-
-    def __init__(
-        self, request: Request, sink: Sink, context: CallContext, lease: Lease, now: int
-    ) -> None:
-        self.request = request
-        self.sink = sink
-        self.context = context
-        self.lease = lease
-        self.deadline = context.deadline
-        self.priority = context.priority
-        self.queued = now
-        self.started = 0
-        self.attempt = 0
-        self.depth = 0
-        self.rows = 1
-        self.size = 1
-        self.group: Any = None
-        self.ended = False
-        self.tag: Any = None
-        self.inputs: Tensors
-        self.method: str
-        self.outputs: tuple[str, ...]
+    request: Request
+    sink: Sink
+    context: CallContext
+    lease: Lease
+    queued: int
+    method: str = ""
+    inputs: Tensors = msgspec.field(default_factory=Tensors)
+    outputs: tuple[str, ...] = ()
+    rows: int = 1
+    size: int = 1
+    group: Any = None
+    depth: int = 0
+    started: int = 0
+    attempt: int = 0
+    ended: bool = False
 
 
 class Batch(msgspec.Struct):
@@ -413,31 +399,19 @@ class Rows:
         self.cache: dict[Any, Any] = {}
 
 
-class Response:
+class Response(msgspec.Struct, eq=False):
     """The answer to one call: rows `start` to `stop` of a batch, or all of its own outputs.
 
     `stop` is -1 when the tensors belong to this call alone; `names` are the outputs it asked for.
     """
 
-    __slots__ = ("method", "names", "parameters", "ref", "rows", "start", "stop")
-
-    def __init__(
-        self,
-        rows: Rows,
-        ref: ModelRef,
-        method: Method,
-        names: tuple[str, ...],
-        start: int = 0,
-        stop: int = -1,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> None:
-        self.rows = rows
-        self.ref = ref
-        self.method = method
-        self.names = names
-        self.start = start
-        self.stop = stop
-        self.parameters = parameters
+    rows: Rows
+    ref: ModelRef
+    method: Method
+    names: tuple[str, ...]
+    start: int = 0
+    stop: int = -1
+    parameters: Mapping[str, Parameter] | None = None
 
     def tensors(self) -> Tensors:
         """This call's outputs; arrays are views on the batch's."""

@@ -264,6 +264,20 @@ class TestSmallAndLarge:
             decode_request(orjson.dumps({**value, "id": 7}) + b" " * padding, 64)
 
 
+@pytest.mark.parametrize("depth", range(7))
+@pytest.mark.parametrize(("name", "value"), [("FP32", 1.5), ("INT64", 2**60), ("BYTES", b"a")])
+def test_data_nested_to_any_depth(depth, name, value):
+    data = value.decode() if name == "BYTES" else value
+    for _ in range(depth):
+        data = [data]
+    assert decoded(one(name, [1] * (depth + 1), [data])).array().ravel().tolist() == [value]
+
+
+@pytest.mark.parametrize("data", [[[1.0], 2.0], [1.0, [2.0]], [[[1.0]], [2.0]]])
+def test_data_nested_unevenly_are_refused(data):
+    refused(one("FP32", [2], data), "'x': ")
+
+
 @pytest.mark.parametrize("body", [b'{"inputs": NaN}', b'{"inputs": {"a": NaN}}', b"NaN"])
 def test_bare_words_in_requests_of_another_form(body):
     with pytest.raises(InvalidInput):

@@ -10,7 +10,7 @@ from salver.engine.generation import Generation, Plan
 from salver.errors import NotFound
 from salver.observe.statistics import ModelStatistics
 from salver.signature import Batching, Method, Signature, TensorSpec
-from salver.types import FP32, NO_CONTEXT, Call, ModelRef, Request, Tensor, Tensors
+from salver.types import FP32, ModelRef, Tensor, Tensors
 
 FIXED = TensorSpec(name="x", dtype=FP32, shape=(-1, 2))
 VARYING = TensorSpec(name="x", dtype=FP32, shape=(-1, -1))
@@ -49,26 +49,22 @@ def generation(events: list[str], fails: bool = False) -> Generation:
     )
 
 
-def placed(spec: TensorSpec, batching: Batching, shape: tuple[int, ...]) -> Call:
-    nobody = cast("Any", None)
-    call = Call(Request(Tensors()), nobody, NO_CONTEXT, nobody, 0)
-    call.inputs = Tensors(x=Tensor(FP32, shape, None))
-    call.rows = shape[0]
-    Plan("m", Method(inputs=(spec,), outputs=(spec,), batching=batching), True).place(call)
-    return call
+def placed(spec: TensorSpec, batching: Batching, shape: tuple[int, ...]) -> tuple[int, Any]:
+    plan = Plan("m", Method(inputs=(spec,), outputs=(spec,), batching=batching), True)
+    return plan.place(Tensors(x=Tensor(FP32, shape, None)), shape[0])
 
 
 def test_calls_that_may_share_a_run_are_of_one_group() -> None:
-    assert placed(FIXED, "rows", (3, 2)).group == placed(FIXED, "rows", (1, 2)).group
-    assert placed(VARYING, "rows", (3, 2)).group == placed(VARYING, "rows", (1, 2)).group
-    assert placed(VARYING, "rows", (1, 2)).group != placed(VARYING, "rows", (1, 3)).group
-    assert placed(VARYING, "items", (1, 2)).group == placed(VARYING, "items", (1, 3)).group
-    assert placed(FIXED, "single", (1, 2)).group is None
+    assert placed(FIXED, "rows", (3, 2))[1] == placed(FIXED, "rows", (1, 2))[1]
+    assert placed(VARYING, "rows", (3, 2))[1] == placed(VARYING, "rows", (1, 2))[1]
+    assert placed(VARYING, "rows", (1, 2))[1] != placed(VARYING, "rows", (1, 3))[1]
+    assert placed(VARYING, "items", (1, 2))[1] == placed(VARYING, "items", (1, 3))[1]
+    assert placed(FIXED, "single", (1, 2))[1] is None
 
 
 def test_the_size_is_rows_or_else_elements() -> None:
-    assert placed(FIXED, "rows", (3, 2)).size == 3
-    assert placed(VARYING, "rows", (3, 2)).size == 6
+    assert placed(FIXED, "rows", (3, 2))[0] == 3
+    assert placed(VARYING, "rows", (3, 2))[0] == 6
 
 
 def test_methods_are_found_by_name_or_default() -> None:

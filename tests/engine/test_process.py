@@ -510,8 +510,9 @@ class Gathered:
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
         if not final:
             return
-        assert call.tag not in self.items
-        self.items[call.tag] = item
+        index = int(call.request.id)
+        assert index not in self.items
+        self.items[index] = item
         self.left -= 1
         if not self.left:
             self.all.set()
@@ -542,16 +543,16 @@ async def served(
 async def answers(target: BatchedTarget, method: str, inputs: list[Array]) -> list[Any]:
     """Submits one call per input in one turn of the loop, so that they share a batch."""
     sink = Gathered(len(inputs))
-    for tag, value in enumerate(inputs):
-        request = Request(Tensors(), method)
+    for index, value in enumerate(inputs):
+        request = Request(Tensors(), method, id=str(index))
         call = Call(request, sink, CallContext(), Lease(), time.monotonic_ns())  # type: ignore[arg-type]
         name = target._signature.methods[method].inputs[0].name
         call.inputs = Tensors({name: Tensor.of(value)})
         call.method, call.outputs = method, (name,)
-        call.group, call.tag = method, tag
+        call.group = method
         target.submit(call, call.queued)
     await sink.all.wait()
-    return [sink.items[tag] for tag in range(len(inputs))]
+    return [sink.items[index] for index in range(len(inputs))]
 
 
 def row(value: float) -> Array:

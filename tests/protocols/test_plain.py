@@ -57,9 +57,9 @@ def answered(operation, outputs, method_outputs, batching="rows", encode=encode_
         bind(method, operation.request.payload)
     tensors = Tensors({name: Tensor.of(value) for name, value in outputs.items()})
     response = Response(Rows(tensors), ModelRef("m", "3"), method, tuple(tensors))
-    status, _, parts = encode(operation, response)
-    assert status == 200
-    return orjson.loads(b"".join(parts))
+    answer = encode(operation, response)
+    assert answer.status == 200
+    return orjson.loads(b"".join(answer.body))
 
 
 @pytest.mark.parametrize(

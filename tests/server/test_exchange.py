@@ -171,14 +171,14 @@ def test_the_earliest_deadline_counts(door, body, head, expected):
     headers = {"X_Request_Timeout_Ms": head} if head else {}
     here.connect().send(here.request(raw, **headers))
     (call,) = here.engine.calls
-    assert call.deadline == here.time + expected * 1_000_000
+    assert call.context.deadline == here.time + expected * 1_000_000
 
 
 def test_no_limit_means_no_deadline(door):
     here = door(request_timeout_s=0)
     here.engine.holds = True
     here.connect().send(here.request(here.infer()))
-    assert here.engine.calls[0].deadline == 0
+    assert here.engine.calls[0].context.deadline == 0
 
 
 def test_an_overload_says_when_to_try_again(door):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from salver.errors import Unavailable
 from salver.interfaces import Slot
@@ -136,12 +137,12 @@ class LovesCheapRuns(DynamicScheduler):
 
 class KnowsNoPriorities(DynamicScheduler):
     def add(self, call: Call, now: int) -> None:
-        priority, call.priority = call.priority, 0
+        context, call.context = call.context, replace(call.context, priority=0)
         super().add(call, now)
-        call.priority = priority
+        call.context = context
 
     def remove(self, call: Call) -> bool:
-        call.priority = 0
+        call.context = replace(call.context, priority=0)
         return super().remove(call)
 
 

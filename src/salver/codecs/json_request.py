@@ -6,14 +6,17 @@ Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson 
 from __future__ import annotations
 
 import threading
+from functools import reduce
+from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 import numpy as np
 import orjson
 import simdjson
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
 from salver.codecs.json_numbers import NON_FINITE, loads
@@ -22,23 +25,30 @@ from salver.errors import InvalidInput, Unsupported
 from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors, dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from salver.types import Array, Buffer
 
 _LARGE: Final = 1024
+_ELSEWHERE: Final = frozenset(("binary_data_size", "shared_memory_region"))
+"""Parameters of inputs that say that their data are not in the JSON."""
 _KEPT_BYTES: Final = 1 << 22
 """A parser keeps ten times its longest body; for longer ones a new one is worth its making."""
 _MAX_ELEMENTS: Final = 1 << 40
+_LEVELS: Final = 4
+"""Of lists in lists, that the fast way takes."""
 
+Input = TypeVar("Input")
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
 
 
 class JsonInput(Struct, gc=False):
+    """An input whose data may be of any form."""
+
     name: str
     datatype: str
     shape: Shape
-    data: Raw = Raw()
+    data: Any = None
     parameters: dict[str, Any] | None = None
 
 
@@ -47,8 +57,8 @@ class JsonOutput(Struct, gc=False):
     parameters: dict[str, Any] | None = None
 
 
-class JsonRequest(Struct, gc=False):
-    inputs: list[JsonInput]
+class JsonRequest(Struct, Generic[Input], gc=False):
+    inputs: list[Input]
     id: str = ""
     parameters: dict[str, Any] | None = None
     outputs: list[JsonOutput] | None = None
@@ -63,20 +73,39 @@ class InferBody(Struct, gc=False):
     outputs: list[JsonOutput] | None = None
 
 
-_REQUEST: Final = Decoder(JsonRequest)
-_parsers: Final = threading.local()
-_SIMD_ARRAY: Final[Any] = simdjson.Array
-
-
 def _item_type(dtype: DType) -> type:
     """The type that JSON's values are read as."""
     return float if dtype.is_float else bool if dtype is BOOL else str if dtype is BYTES else int
 
 
-_DECODE_LIST: Final[dict[str, Callable[[Raw], list[Any]]]] = {
-    name: Decoder(list[_item_type(dtype)]).decode  # type: ignore[misc]
-    for name, dtype in DTYPES.items()
-}
+def _typed_input(dtype: DType) -> Any:
+    """The type of inputs of `dtype`, whose data are a list of its values or, but for text, of lists
+    of them.
+    """
+    value: Any = _item_type(dtype)
+    item = value
+    for _ in range(0 if dtype is BYTES else _LEVELS):
+        item = value | list[item]  # type: ignore[valid-type]
+    return msgspec.defstruct(
+        f"{dtype.name}Input",
+        [
+            ("name", str),
+            ("shape", Shape),
+            ("data", list[item] | None, None),  # type: ignore[valid-type]
+            ("parameters", dict[str, Any] | None, None),
+        ],
+        tag_field="datatype",
+        tag=dtype.name,
+        namespace={"dtype": dtype},
+        gc=False,
+    )
+
+
+_TYPED: Final[dict[str, Any]] = {name: _typed_input(dtype) for name, dtype in DTYPES.items()}
+_TYPED_REQUEST: Final = Decoder(JsonRequest[reduce(or_, _TYPED.values())])  # type: ignore[misc]
+_ANY_REQUEST: Final = JsonRequest[JsonInput]
+_parsers: Final = threading.local()
+_SIMD_ARRAY: Final[Any] = simdjson.Array
 
 
 def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferBody:
@@ -96,22 +125,23 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
         found = _decode_large(body)
         if found is not None:
             return found
-    request = _decode_small(body, max_depth)
+    try:
+        request = _TYPED_REQUEST.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        request = _decode_other(body, max_depth)
     tensors = Tensors()
     offset = 0
     for given in request.inputs:
         parameters = given.parameters
-        if parameters is None:
-            tensor = _tensor_of_json(given, max_depth)
+        if parameters is None or not _ELSEWHERE & parameters.keys():
+            tensor = _tensor_of_json(given)
         elif "shared_memory_region" in parameters:
             raise Unsupported(f"input {given.name!r}: shared memory is not offered; send the data")
-        elif "binary_data_size" in parameters:
+        else:
             size = parameters["binary_data_size"]
             data = _binary(binary, offset, size, given.name)
             offset += size
-            tensor = tensor_of_bytes(dtype_of(given.datatype), given.shape, data, given.name)
-        else:
-            tensor = _tensor_of_json(given, max_depth)
+            tensor = tensor_of_bytes(given.dtype, given.shape, data, given.name)
         tensors[given.name] = tensor
     if len(tensors) != len(request.inputs):
         raise InvalidInput(f"an input is given twice: {', '.join(g.name for g in request.inputs)}")
@@ -123,36 +153,26 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
     return InferBody(tensors, request.id, request.parameters, request.outputs)
 
 
-def _decode_small(body: Buffer, max_depth: int) -> JsonRequest:
+def _decode_other(body: Buffer, max_depth: int) -> JsonRequest[Any]:
+    """Reads what `_TYPED_REQUEST` does not: words for non-finite numbers, bare NaN and Infinity,
+    which are not JSON but often sent, and nested text. It also tells of mistakes.
+    """
+    value = loads(body, max_depth)
     try:
-        return _REQUEST.decode(body)
+        loose = msgspec.convert(value, _ANY_REQUEST)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the request does not fit the protocol: {error}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        # Bare NaN and Infinity are not JSON, but many clients send them.
-        return _convert(loads(body, max_depth))
+    flat = [_flattened(given) for given in loose.inputs]
+    return JsonRequest(flat, loose.id, loose.parameters, loose.outputs)
 
 
-def _convert(value: Any) -> JsonRequest:
-    """The slow way: `data` of each input is put back into text that json itself wrote."""
-    inputs = value.get("inputs") if isinstance(value, dict) else None
-    if isinstance(inputs, list):
-        for given in inputs:
-            if isinstance(given, dict) and "data" in given:
-                words = orjson.dumps(_spell(given["data"]))
-                given["data"] = Raw(words)
-    try:
-        return msgspec.convert(value, JsonRequest)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"the request does not fit the protocol: {error}") from None
-
-
-def _spell(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_spell(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-    return value
+def _flattened(given: JsonInput) -> Any:
+    """The input with its data as one flat list, and with numbers for words such as NaN."""
+    name, data = given.name, given.data
+    dtype = dtype_of(given.datatype)
+    if data is not None:
+        data = _flat_values(data, dtype, name)
+    return _TYPED[dtype.name](name, given.shape, data, given.parameters)
 
 
 def _check_count(name: str, shape: Sequence[int], got: int) -> None:
@@ -167,18 +187,24 @@ def _check_count(name: str, shape: Sequence[int], got: int) -> None:
         raise InvalidInput(f"input {name!r}: shape {list(shape)} is larger than any request")
 
 
-def _tensor_of_json(given: JsonInput, max_depth: int) -> Tensor:
-    name, shape = given.datatype, given.shape
-    dtype = DTYPES.get(name) or dtype_of(name)
-    try:
-        values = _DECODE_LIST[name](given.data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        values = _nested_values(given.data, dtype, given.name, max_depth)
+def _tensor_of_json(given: Any) -> Tensor:
+    dtype, shape, values = given.dtype, given.shape, given.data
+    if values is None:
+        raise InvalidInput(f"input {given.name!r}: has neither data nor binary_data_size")
+    while values and type(values[0]) is list:
+        values = _joined(values, given.name)
     if not values or prod(shape) != len(values):
         _check_count(given.name, shape, len(values))
     if dtype is BYTES:
         return Tensor(dtype, shape, _objects([value.encode() for value in values], shape))
     return Tensor(dtype, shape, values)
+
+
+def _joined(lists: list[Any], name: str) -> list[Any]:
+    try:
+        return list(chain.from_iterable(lists))
+    except TypeError:
+        raise InvalidInput(f"input {name!r}: its data are nested unevenly") from None
 
 
 def _objects(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
@@ -187,12 +213,13 @@ def _objects(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
     return array.reshape(shape)
 
 
-def _nested_values(raw: Any, dtype: DType, name: str, max_depth: int) -> list[Any]:
-    """Nested lists, and words for non-finite floats, as one flat list."""
-    if not bytes(raw):
-        raise InvalidInput(f"input {name!r}: has neither data nor binary_data_size")
+def _flat_values(data: Any, dtype: DType, name: str) -> list[Any]:
+    """Nested lists, and words for non-finite floats, as one flat list.
+
+    Raises: InvalidInput for a value of another type.
+    """
     flat: list[Any] = []
-    _flatten(loads(bytes(raw), max_depth), flat)
+    _flatten(data, flat)
     wanted: Any = _item_type(dtype)
     if wanted is float:
         flat = [NON_FINITE.get(x, x) if isinstance(x, str) else x for x in flat]

@@ -247,17 +247,27 @@ class Engine:
         payload = request.payload
         inputs = payload if type(payload) is Tensors else bind(plan.method, payload)
         now = self._clock()
-        call = Call(request, sink, context, generation, now)
-        call.rows = plan.method.check(inputs)
-        if request.outputs:
-            plan.method.check_outputs(request.outputs)
-            call.outputs = request.outputs
+        rows = plan.method.check(inputs)
+        size, group = plan.place(inputs, rows)
+        outputs = request.outputs
+        if outputs:
+            plan.method.check_outputs(outputs)
         else:
-            call.outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
-        call.inputs = inputs
-        call.method = plan.name
-        call.depth = depth
-        plan.place(call)
+            outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
+        call = Call(
+            request,
+            sink,
+            context,
+            generation,
+            now,
+            plan.name,
+            inputs,
+            outputs,
+            rows,
+            size,
+            group,
+            depth,
+        )
         generation.leases += 1
         try:
             generation.target.submit(call, now)

@@ -25,21 +25,21 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
     """
     first = calls[0]
     inputs: dict[str, Any] = {}
+    is_alone = len(calls) == 1
+    offsets = [0, first.rows] if is_alone else list(accumulate([c.rows for c in calls], initial=0))
     for spec in method.inputs:
         name = spec.name
         if name not in first.inputs:
             continue
         if method.batching == "items":
             inputs[name] = [call.inputs[name].array(name) for call in calls]
-        elif len(calls) == 1:
+        elif is_alone:
             inputs[name] = first.inputs[name].array(name)
         else:
-            inputs[name] = _concatenate(spec, [call.inputs[name] for call in calls])
-    if len(calls) == 1:
-        # A call alone waits for every step, and needs none of the sums.
-        offsets, outputs, deadline = [0, first.rows], first.outputs, first.deadline
+            inputs[name] = _concatenate(spec, [call.inputs[name] for call in calls], offsets[-1])
+    if is_alone:
+        outputs, deadline = first.outputs, first.context.deadline
     else:
-        offsets = list(accumulate([call.rows for call in calls], initial=0))
         outputs, deadline = _outputs(calls), _last_deadline(calls)
     return Work(
         method=first.method,
@@ -54,21 +54,22 @@ def gather(method: Method, calls: Sequence[Call]) -> Work:
 
 
 def _last_deadline(calls: Sequence[Call]) -> int:
-    deadlines = [call.deadline for call in calls]
+    deadlines = [call.context.deadline for call in calls]
     return max(deadlines) if all(deadlines) else 0
 
 
 def _outputs(calls: Sequence[Call]) -> tuple[str, ...]:
-    wanted = list(dict.fromkeys([call.outputs for call in calls]))
-    return wanted[0] if len(wanted) == 1 else tuple(dict.fromkeys(chain.from_iterable(wanted)))
+    wanted = [call.outputs for call in calls]
+    if wanted.count(wanted[0]) == len(wanted):
+        return wanted[0]
+    return tuple(dict.fromkeys(chain.from_iterable(wanted)))
 
 
-def _concatenate(spec: TensorSpec, tensors: list[Tensor]) -> Array:
+def _concatenate(spec: TensorSpec, tensors: list[Tensor], rows: int) -> Array:
     """Numbers that came as lists become one array in one step, arrays are joined."""
     data = [tensor.data for tensor in tensors]
     if spec.dtype is not BYTES and set(map(type, data)) == {list}:
         flat: list[Any] = list(chain.from_iterable(data))
-        rows = sum([tensor.shape[0] for tensor in tensors])
         return numbers(spec.dtype, flat, spec.name).reshape(rows, *tensors[0].shape[1:])
     return np.concatenate([tensor.array(spec.name) for tensor in tensors])
 

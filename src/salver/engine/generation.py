@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from salver.observe.statistics import Gauges
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from salver.engine.target import BatchedTarget
     from salver.observe.statistics import ModelStatistics
     from salver.signature import Method, Signature
-    from salver.types import Call, ModelRef
+    from salver.types import ModelRef, Tensors
 
 log = logging.getLogger("salver.engine")
 
@@ -48,21 +48,17 @@ class Plan:
         self.batches = batches and method.batching != "single"
         self.has_fixed_rows = method.has_fixed_rows
 
-    def place(self, call: Call) -> None:
-        """Decides with which calls this one may share a run, and what it costs."""
+    def place(self, inputs: Tensors, rows: int) -> tuple[int, Any]:
+        """What a call costs, and its group: with which calls it may share a run."""
         if self.has_fixed_rows:
-            call.size = call.rows
-            if self.batches:
-                call.group = self.name
-            return
-        call.size = self.method.size(call.inputs)
-        if self.batches:
-            call.group = (
-                self.name,
-                tuple((name, tensor.shape[1:]) for name, tensor in call.inputs.items())
-                if self.method.batching == "rows"
-                else tuple(call.inputs),
-            )
+            return rows, self.name if self.batches else None
+        size = self.method.size(inputs)
+        if not self.batches:
+            return size, None
+        if self.method.batching == "rows":
+            shapes = tuple((name, tensor.shape[1:]) for name, tensor in inputs.items())
+            return size, (self.name, shapes)
+        return size, (self.name, tuple(inputs))
 
 
 class Generation:

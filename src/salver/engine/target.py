@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
@@ -54,7 +55,8 @@ class Running:
 
 def first_deadline(calls: Iterable[Call]) -> int:
     """The first deadline of calls that still wait for an answer; 0 for none."""
-    return min([call.deadline for call in calls if call.deadline and not call.ended], default=0)
+    deadlines = [call.context.deadline for call in calls if not call.ended]
+    return min(filter(None, deadlines), default=0)
 
 
 class BatchedTarget:
@@ -340,14 +342,13 @@ class BatchedTarget:
         """Gives each call its rows; `_finish` for a whole batch, which is most of what happens."""
         ref, method = self._ref, self._signature.methods[work.method]
         offsets = work.offsets if len(calls) > 1 else (0, -1)
-        self._statistics.answered([call for call in calls if not call.ended], now)
-        for index, call in enumerate(calls):
-            if call.ended:
-                continue
-            call.ended = True
-            call.lease.end()
-            start, stop = offsets[index], offsets[index + 1]
-            self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
+        queued = [call.queued for call in calls if not call.ended]
+        self._statistics.answered(queued, calls[0].started, now)
+        for call, (start, stop) in zip(calls, pairwise(offsets), strict=True):
+            if not call.ended:
+                call.ended = True
+                call.lease.end()
+                self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool
@@ -437,7 +438,7 @@ class BatchedTarget:
 
     def _end_late_of(self, calls: Sequence[Call], now: int) -> None:
         for call in calls:
-            if call.deadline and call.deadline <= now:
+            if 0 < call.context.deadline <= now:
                 self.cancel(call, _too_late(call))
 
     def _arm(self, now: int) -> None:

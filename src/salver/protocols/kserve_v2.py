@@ -81,7 +81,8 @@ class KserveV2:
 
     def _decode_infer(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         length = head.headers.get("inference-header-content-length")
-        found = decode_request(body, self._max_depth, _json_bytes(length))
+        json_bytes = -1 if length is None else _json_bytes(length)
+        found = decode_request(body, self._max_depth, json_bytes)
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
         if not (found.id or found.parameters or found.outputs):
             return Infer(ref=ref, request=Request(found.tensors))
@@ -139,9 +140,7 @@ class KserveV2:
         return value
 
 
-def _json_bytes(length: str | None) -> int:
-    if length is None:
-        return -1
+def _json_bytes(length: str) -> int:
     if not length.isdecimal() or len(length) > _MAX_DIGITS:
         raise InvalidInput(
             f"Inference-Header-Content-Length: expected a number, got {length[:40]!r}"

@@ -6,7 +6,9 @@ configured, holds an incomplete batch back for a while; preferred sizes release 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from salver.clock import NS_PER_MS
 from salver.schedulers.queue import QueueScheduler
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 UNLIMITED = 1 << 30
 
 
-class Release(NamedTuple):
+class Release(msgspec.Struct, frozen=True):
     """A batch of at most so many rows, and so much size, may leave, for this reason."""
 
     rows: int

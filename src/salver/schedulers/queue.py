@@ -60,7 +60,8 @@ class QueueScheduler:
                 f"{self._max_calls} calls already wait for this model; try again later",
                 retry_after_ms=1000,
             )
-        key = self._key(call) if call.priority else (0, call.group)
+        context = call.context
+        key = self._key(call) if context.priority else (0, call.group)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key, key[0] * self._ageing)
@@ -68,19 +69,20 @@ class QueueScheduler:
         lane.rows += call.rows
         lane.size += call.size
         self._num_calls += 1
-        expiry = self._expiry(call) if self._timeout else call.deadline
+        expiry = self._expiry(call) if self._timeout else context.deadline
         if expiry and (not self._next_expiry or expiry < self._next_expiry):
             self._next_expiry = expiry
 
     def _key(self, call: Call) -> tuple[int, Any]:
         """Priority and group; a priority that there is not counts as the nearest that there is."""
-        return min(max(call.priority, 0), self._last_priority), call.group
+        return min(max(call.context.priority, 0), self._last_priority), call.group
 
     def _expiry(self, call: Call) -> int:
+        deadline = call.context.deadline
         if not self._timeout:
-            return call.deadline
+            return deadline
         timeout = call.queued + self._timeout
-        return min(timeout, call.deadline) if call.deadline else timeout
+        return min(timeout, deadline) if deadline else timeout
 
     def lanes(self) -> list[Lane]:
         """All lanes, the most urgent first: by age, each lower priority counted as less waiting."""

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from salver.clock import NS_PER_MS
 from salver.schedulers.cost import CostModel
-from salver.schedulers.dynamic import UNLIMITED, DynamicScheduler
+from salver.schedulers.dynamic import UNLIMITED, DynamicScheduler, Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from salver.config import ModelConfig
-    from salver.schedulers.dynamic import Release
     from salver.schedulers.queue import Lane
     from salver.types import Batch
 
@@ -49,7 +48,7 @@ class SloScheduler(DynamicScheduler):
         largest = costs.largest_within(first.queued + self._slo - now)
         if largest is not None and largest < first.size:
             largest = costs.cheapest()
-        return release._replace(size=UNLIMITED if largest is None else largest, reason="slo")
+        return Release(release.rows, UNLIMITED if largest is None else largest, "slo")
 
     def finished(self, batch: Batch, cost_ns: int, now: int) -> None:
         if not cost_ns:

@@ -164,13 +164,13 @@ def decompress(body: Buffer, encoding: str, max_bytes: int) -> bytes:
 
 def compressed(answer: HttpAnswer, encoding: str) -> HttpAnswer:
     """An answer in the coding that its client takes, if that is worth the time."""
-    status, headers, parts = answer
-    if not encoding or b"octet-stream" in headers:
+    if not encoding or b"octet-stream" in answer.headers:
         return answer
-    if sum(map(len, parts)) not in _COMPRESSED_BYTES:
+    if sum(map(len, answer.body)) not in _COMPRESSED_BYTES:
         return answer
-    headers += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % encoding.encode()
-    return HttpAnswer(status, headers, [compress(parts, encoding)])
+    coding = b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % encoding.encode()
+    body = [compress(answer.body, encoding)]
+    return HttpAnswer(answer.status, answer.headers + coding, body)
 
 
 def compress(parts: Iterable[Buffer], encoding: str) -> bytes:

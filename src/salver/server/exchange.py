@@ -7,6 +7,8 @@ import logging
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
@@ -207,7 +209,7 @@ class Exchange:
             self.connection.ready(self)
         else:
             answer = self._error_answer(error)
-            self.send(answer._replace(headers=answer.headers + extra_headers(error, self)))
+            self.send(replace(answer, headers=answer.headers + extra_headers(error, self)))
         self._cancel()
 
     def _error_answer(self, error: SalverError) -> HttpAnswer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from salver.clock import NS_PER_S
@@ -32,7 +33,6 @@ _STAGING: Final = memoryview(bytearray(64 << 10))
 _STATUS: Final = {
     status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in REASONS.items()
 }
-_OK_JSON: Final = _STATUS[200] + JSON_HEADERS
 _JOINED_BYTES: Final = 1 << 16
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _MAX_REST: Final = 1 << 18
@@ -88,6 +88,7 @@ class Http1Connection(asyncio.BufferedProtocol):
     def _switch_to_http2(self, data: bytes) -> None:
         """The client speaks HTTP/2: by TLS, or by prior knowledge (RFC 9113 section 3.3)."""
         self.app.closed(self)
+        self._is_discarding = True
         connection = Http2Socket(self.app)
         self.transport.set_protocol(connection)
         connection.take_over(self.transport, data)
@@ -128,10 +129,6 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Takes as many requests out of `data` as are complete and wanted; keeps the rest."""
-        # In a body the same bytes are just data; whoever chose them must not change the protocol.
-        if data.startswith(PREFACE_HEAD) and not self._exchanges and self._chunked is None:
-            self._switch_to_http2(data)
-            return
         try:
             position = self._take_requests(data)
             self.app.flush_soon()
@@ -141,7 +138,10 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._is_discarding = True
             self.transport.abort()
             return
-        self._rest = b"" if self._is_discarding else data[position:]
+        if position == len(data) or self._is_discarding:
+            self._rest, self._rest_since = b"", 0
+            return
+        self._rest = data[position:]
         if position or not self._rest_since:
             self._rest_since = self.app.now
         if len(self._rest) > _MAX_REST:
@@ -167,9 +167,14 @@ class Http1Connection(asyncio.BufferedProtocol):
                 position = end
                 continue
             raw = data[position:end]
-            head = self._known_head(raw) or self._read_head(raw)
+            head = self._known_head(raw)
             if head is None:
-                break
+                if raw == PREFACE_HEAD and not (self._exchanges or self._out):
+                    self._switch_to_http2(data[position:])
+                    break
+                head = self._read_head(raw)
+                if head is None:
+                    break
             stop = end + head.length
             if head.must_close:
                 self._stop_reading()
@@ -268,11 +273,9 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def ready(self, exchange: Exchange) -> None:
         """An exchange has something to send: everything that is in order goes out."""
-        if self._exchanges and exchange is self._exchanges[0]:
-            self._send_ready()
-
-    def _send_ready(self) -> None:
         exchanges = self._exchanges
+        if not exchanges or exchange is not exchanges[0]:
+            return
         try:
             while exchanges:
                 first = exchanges[0]
@@ -294,23 +297,23 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _answer(self, exchange: Exchange, answer: HttpAnswer) -> None:
         head = exchange.head
-        status, headers, parts = answer
-        length = sum(map(len, parts))
+        status, parts = answer.status, answer.body
+        length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if (
             head.is_plain
-            and headers is JSON_HEADERS
+            and answer.headers is JSON_HEADERS
             and status == 200
             and length < _JOINED_BYTES
             and not self._is_closing
         ):
-            text = b"".join(parts)
-            self._out.append(b"%bContent-Length: %d\r\n\r\n%b" % (_OK_JSON, length, text))
+            self._out.append(_ok_json(length) + b"".join(parts))
             self.app.answered(exchange, status, length)
             return
         if head.accepts:
-            _, headers, parts = compressed(answer, head.accepts)
+            answer = compressed(answer, head.accepts)
+            parts = answer.body
             length = sum(map(len, parts))
-        start = _start(status, headers)
+        start = _start(status, answer.headers)
         more = self._connection_headers(head)
         if status == 204:
             self._out.append(b"%b%b\r\n" % (start, more))
@@ -394,8 +397,10 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        if self._exchanges or self._rest:
-            self._send_ready()
+        if self._exchanges:
+            self.ready(self._exchanges[0])
+        elif self._rest:
+            self.app.dirty(self)
 
     def sweep(self, now: int) -> None:
         """Ends what has been silent for too long."""
@@ -425,6 +430,12 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._is_closing = True
         if not (self._exchanges or self._out or self._body is not None or self._chunked):
             self.transport.close()
+
+
+@lru_cache(maxsize=1024)
+def _ok_json(length: int) -> bytes:
+    """The head of most answers."""
+    return b"%bContent-Length: %d\r\n\r\n" % (_start(200, JSON_HEADERS), length)
 
 
 def _start(status: int, headers: bytes) -> bytes:

@@ -194,7 +194,7 @@ class Traffic:
 
     def _end(self, call: Call) -> int:
         """When a wait is over, by the call's deadline or the queue's limit; 0 for never."""
-        ends = [call.deadline] if call.deadline else []
+        ends = [call.context.deadline] if call.context.deadline else []
         ends += [call.queued + self._timeout] if self._timeout else []
         return min(ends, default=0)
 
@@ -230,7 +230,7 @@ def _check_priorities(make: Make) -> None:
             scheduler.add(call, call.queued)
         left = []
         while (batch := scheduler.next(_ANY, 3)) is not None:
-            left += [call.priority for call in batch.calls]
+            left += [call.context.priority for call in batch.calls]
             scheduler.finished(batch, 1, 3)
         clause = "Scheduler.next hands out the most urgent call first; 0 is the most urgent"
         expect(left == [0, 1, 2], clause, f"priorities left in the order {left}")

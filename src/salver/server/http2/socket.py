@@ -269,9 +269,11 @@ class Http2Socket(asyncio.BufferedProtocol):
     def _answer(self, stream: Stream, exchange: Exchange, answer: HttpAnswer) -> None:
         """A whole answer."""
         head = exchange.head
-        status, headers, parts = compressed(answer, head.accepts)
+        answer = compressed(answer, head.accepts)
+        status, parts = answer.status, answer.body
         length = sum(map(len, parts))
-        block = head_block(status, headers + head.common_headers, length if status != 204 else -1)
+        headers = answer.headers + head.common_headers
+        block = head_block(status, headers, length if status != 204 else -1)
         has_body = length > 0 and head.method != "HEAD"
         self._sender.send_headers(stream, block, end_stream=not has_body)
         if has_body:
