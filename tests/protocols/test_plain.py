@@ -62,6 +62,17 @@ def answered(operation, outputs, method_outputs, batching="rows", encode=encode_
     return orjson.loads(b"".join(parts))
 
 
+def test_states_of_a_model_tell_probes_by_the_status() -> None:
+    endpoint = ENDPOINTS["/v1/models/{model}/versions/{version}"]
+    arguments = {"model": "m", "version": "1"}
+    query = endpoint.decode(SimpleNamespace(headers={}), arguments, b"")
+    assert (query.name, query.arguments) == ("model_status", arguments)
+    for ready, status in ((True, 200), (False, 503)):
+        value = {"name": "m", "ready": ready, "model_version_status": []}
+        answer = endpoint.encode(query, value)
+        assert (answer.status, orjson.loads(b"".join(answer.body))) == (status, value)
+
+
 @pytest.mark.parametrize(
     ("body", "schema", "value"),
     [

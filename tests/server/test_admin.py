@@ -142,6 +142,46 @@ def test_a_reload_that_fails_is_told_while_the_old_one_serves(folder: Path) -> N
     serve(folder, check)
 
 
+def test_states_as_tensorflow_serving_and_kserve_ask_for_them(folder: Path) -> None:
+    (folder / "double" / "model.yaml").write_text(
+        SETTINGS + "versions: all\nversion_labels: {old: '1'}\n"
+    )
+    fine = {"error_code": "OK", "error_message": ""}
+    first, second = (
+        {"version": version, "state": "AVAILABLE", "status": fine} for version in ("1", "2")
+    )
+
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        with pytest.raises(SalverError):
+            await served.tell("load", model="broken")
+        assert served.ask("model_names") == {"models": ["broken", "double"]}
+        found = served.ask("model_status", model="double")
+        both = [second, first]
+        assert found == {"name": "double", "ready": True, "model_version_status": both}
+        for version in ("1", "old"):
+            found = served.ask("model_status", model="double", version=version)
+            assert found["model_version_status"] == [first]
+        found = served.ask("model_status", model="broken")
+        (broken,) = found["model_version_status"]
+        assert (found["ready"], broken["state"]) == (False, "END")
+        assert broken["status"]["error_code"] == "UNAVAILABLE"
+        assert "nonsense" in broken["status"]["error_message"]
+        for arguments in ({"model": "doubl"}, {"model": "double", "version": "3"}):
+            with pytest.raises(NotFound):
+                served.ask("model_status", **arguments)
+        served.engine.note(ModelRef("new", "1"), "LOADING")
+        found = served.ask("model_status", model="new")
+        (loading,) = found["model_version_status"]
+        assert (found["ready"], loading["state"], loading["status"]) == (False, "LOADING", fine)
+        await served.tell("unload", model="double")
+        found = served.ask("model_status", model="double")
+        ended = [(s["state"], s["status"]) for s in found["model_version_status"]]
+        assert (found["ready"], ended) == (False, [("END", fine), ("END", fine)])
+
+    serve(folder, check)
+
+
 def test_statistics_of_a_version(folder: Path) -> None:
     async def check(served: Served) -> None:
         await served.tell("load", model="double")

@@ -16,6 +16,7 @@ import orjson
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
+    dumps,
     json_contents_text,
     loads,
     plain_array,
@@ -24,11 +25,11 @@ from salver.codecs.json_numbers import (
 from salver.codecs.status import json_refusal
 from salver.codecs.values import cells, is_number
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
-from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer
+from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer, Query
 from salver.types import BYTES, ModelRef, Object, Raw, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from salver.config import Limits
     from salver.errors import SalverError
@@ -40,10 +41,11 @@ _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "imag
           b"RIFF": "image/webp", b"BM": "image/bmp"}  # fmt: skip
 _SHARES_MAY_MISS: Final = 1e-3
 _KEYS: dict[str, Schema] = {"instances": "rows", "input": "row", "inputs": "rows"}
+_MODEL: Final = "/v1/models/{model}"
 
 
 class PlainDoor:
-    """`POST /v1/models/NAME:predict` and `POST /predict[/NAME[/METHOD]]`."""
+    """`/v1/models/NAME[:predict]` and `POST /predict[/NAME[/METHOD]]`."""
 
     name = "plain"
 
@@ -54,13 +56,11 @@ class PlainDoor:
         decode, door = self._decode_predict, ("POST", "PUT")
         return (
             Endpoint(
-                ("POST",), "/v1/models/{model}:predict", "Predictions only, for `instances`.",
-                self._decode_instances, encode_predictions,
+                ("GET",), "/v1/models", "Names of models.", _query("model_names"), encode_names
             ),
-            Endpoint(
-                ("POST",), "/v1/models/{model}/versions/{version}:predict",
-                "The same of one version.", self._decode_instances, encode_predictions,
-            ),
+            *self._of_model(_MODEL, ""),
+            *self._of_model(f"{_MODEL}/versions/{{version}}", ", of one version"),
+            *self._of_model(f"{_MODEL}/labels/{{version}}", ", by a version's label"),
             Endpoint(
                 door, "/predict", "The only model that is served.", decode, encode_answer,
                 stream_item,
@@ -72,6 +72,18 @@ class PlainDoor:
             Endpoint(
                 door, "/predict/{model}/{method}", "The same by another method.", decode,
                 encode_answer, stream_item,
+            ),
+        )  # fmt: skip
+
+    def _of_model(self, path: str, remark: str) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(
+                ("POST",), f"{path}:predict", f"Predictions only, for `instances`{remark}.",
+                self._decode_instances, encode_predictions,
+            ),
+            Endpoint(
+                ("GET",), path, f"Readiness and states of versions{remark}.",
+                _query("model_status"), encode_status,
             ),
         )  # fmt: skip
 
@@ -127,6 +139,13 @@ class PlainDoor:
                 f'expected {{"input": ...}} or {{"inputs": [...]}}, got {got}.{hint}'
             )
         raise InvalidInput('expected {"input": ...}, {"inputs": [...]} or an array')
+
+
+def _query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:
+    def decode(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
+        return Query(name=name, arguments=arguments)
+
+    return decode
 
 
 def _object(schema: Schema, key: str, value: Any) -> Object:
@@ -196,6 +215,16 @@ def _number_rows(rows: list[list[str]], width: int) -> list[list[float]]:
         raise
     table: list[list[float]] = flat.reshape(-1, width).tolist()
     return table
+
+
+def encode_names(operation: Query, value: dict[str, list[str]]) -> HttpAnswer:
+    """`{"models": […]}`."""
+    return HttpAnswer(200, JSON_HEADERS, [dumps(value)])
+
+
+def encode_status(operation: Query, value: dict[str, Any]) -> HttpAnswer:
+    """200 or 503, as KServe's probes need it, and the states in the body."""
+    return HttpAnswer(200 if value["ready"] else 503, JSON_HEADERS, [dumps(value)])
 
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
