@@ -132,7 +132,8 @@ class Loader:
             is_cancelled.set()
             raise
         except SalverError as error:
-            if (cause := error.__cause__) is not None:
+            cause = error.__cause__
+            if cause is not None and str(cause) not in error.message:
                 text = "".join(traceback.format_exception_only(cause)).rstrip()
                 log.error("loading %s failed: %s", version.ref, text)
             raise
