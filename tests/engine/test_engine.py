@@ -77,7 +77,7 @@ class Loader:
             signature=SIGNATURE,
             target=cast("Any", Target()),
             statistics=statistics,
-            batches=True,
+            max_batch=0,
             close=close,
         )
 

@@ -182,6 +182,49 @@ def test_states_as_tensorflow_serving_and_kserve_ask_for_them(folder: Path) -> N
     serve(folder, check)
 
 
+LIMITED = """
+import salver
+
+@salver.model(max_batch=16)
+class Limited:
+    def predict(self, x: salver.Array["float32", "B", 2]) -> salver.Array["float32", "B", 2]:
+        return x
+"""
+ITEM = """
+import salver
+
+class Item:
+    def predict(self, x: salver.Array["float32", 3]) -> salver.Array["float32", 3]:
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "settings", "max_batch", "dims"),
+    [
+        (LIMITED, "", 16, [2]),
+        (LIMITED, "batching: {max_size: 8}", 8, [2]),
+        (DOUBLE, "batching: {max_size: 8}", 8, [2]),
+        (DOUBLE, "batching: {max_size: 1}", 1, [2]),
+        (ITEM, "batching: {max_size: 8}", 0, [3]),
+    ],
+)
+def test_the_configuration_tells_the_largest_batch(
+    tmp_path: Path, code: str, settings: str, max_batch: int, dims: list[int]
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.py").write_text(code)
+    (tmp_path / "m" / "model.yaml").write_text(f"instances: {{isolation: inline}}\n{settings}")
+
+    async def check(served: Served) -> None:
+        await served.tell("load", model="m")
+        found = served.ask("model_config", model="m")
+        assert (found["max_batch_size"], found["input"][0]["dims"]) == (max_batch, dims)
+        assert ("dynamic_batching" in found) == (max_batch > 1)
+
+    serve(tmp_path, check)
+
+
 def test_statistics_of_a_version(folder: Path) -> None:
     async def check(served: Served) -> None:
         await served.tell("load", model="double")

@@ -280,7 +280,7 @@ class Loader:
             signature=loaded.signature,
             target=target,
             statistics=statistics,
-            batches=max_rows != 1,
+            max_batch=max_rows,
             close=lambda: blocking(release, loaded.models),
             workers=workers,
             loaded_bytes=loaded.loaded_bytes,

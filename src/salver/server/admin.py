@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _WORKER_TIMEOUT_S: Final = 0.5
+_UNLIMITED: Final = 1 << 20
 _CRASHED: Final = "its workers crashed too often; load it again"
 
 
@@ -143,9 +144,9 @@ class Admin:
     def _model_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         generation = self._find(arguments)
         method = generation.signature.methods[generation.signature.default]
-        batches = generation.plans[generation.signature.default].batches
-        max_batch = generation.config.batching.max_size or (1 << 20) if batches else 0
-        skip = 1 if batches else 0
+        # Triton's 0 says that tensors have no dimension of rows.
+        max_batch = generation.max_batch or _UNLIMITED if method.batching == "rows" else 0
+        skip = 1 if max_batch else 0
         config: dict[str, Any] = {
             "name": generation.ref.name,
             "platform": "",
@@ -155,14 +156,19 @@ class Admin:
             "input": [config_tensor(spec, skip) for spec in method.inputs],
             "output": [config_tensor(spec, skip) for spec in method.outputs],
             "instance_group": [
-                {"name": generation.ref.name, "kind": "KIND_CPU", "count": 1, "gpus": []}
+                {
+                    "name": generation.ref.name,
+                    "kind": "KIND_CPU",
+                    "count": generation.target.num_instances,
+                    "gpus": [],
+                }
             ],
             # The only place of the protocol where gRPC can tell of methods.
             "parameters": {
                 "methods": {"string_value": dumps(methods_metadata(generation.signature)).decode()}
             },
         }
-        if batches:
+        if generation.plans[generation.signature.default].batches:
             batching = generation.config.batching
             config["dynamic_batching"] = {
                 "preferred_batch_size": list(batching.preferred_sizes),
