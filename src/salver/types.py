@@ -368,7 +368,9 @@ class Call:
 
 
 class Batch(msgspec.Struct):
-    """Calls that an instance will run as one; `reason` says why it was released."""
+    """Calls that an instance will run as one; `reason` says why it was released, in a word of
+    `observe.statistics.REASONS`.
+    """
 
     calls: list[Call]
     rows: int
