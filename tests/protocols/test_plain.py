@@ -170,7 +170,7 @@ def test_csv_without_names(body):
         (b"a,b\n1,2\n\n1,2,3", "line 4 has 3 cells"),
         (b"a,b\n", "no rows"),
         (b"\n\n", "empty"),
-        (b"a,a\n1,2", "same name"),
+        (b"a,a\n1,2", "two columns are called .a."),
         (b"1,2\n3,x", "column 2', row 2: 'x' is not a number"),
         (b"\xff,b\n1,2", "UTF-8"),
         (b"a," + b"x" * 200_000 + b"\n1,2", "not valid CSV"),

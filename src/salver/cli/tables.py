@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from salver.codecs.json_numbers import dumps
-from salver.codecs.values import is_number
+from salver.codecs.values import column_names, is_number
 from salver.errors import ConfigError, InvalidInput, MissingExtra
 from salver.types import Object
 
@@ -94,13 +94,10 @@ def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
 
 def _names(first: Sequence[str], where: str) -> list[str] | None:
     """The columns' names; None where the first line is one of numbers."""
-    if all(map(is_number, first)):
-        return None
-    names = [name.strip() for name in first]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidInput(f"{where}: two columns are called {name!r}")
-    return names
+    try:
+        return column_names(first)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error.message}") from None
 
 
 def _csv_chunk(

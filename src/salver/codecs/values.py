@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,20 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def column_names(first: Sequence[str]) -> list[str] | None:
+    """The names in the first line of a table; None where it is one of numbers, some missing.
+
+    Raises: InvalidInput for two columns of one name.
+    """
+    if any(first) and all(cell == "" or is_number(cell) for cell in first):
+        return None
+    names = [name.strip() for name in first]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InvalidInput(f"two columns are called {name!r}")
+    return names
 
 
 def cells(column: Sequence[Any], name: str) -> Array:

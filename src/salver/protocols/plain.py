@@ -23,7 +23,7 @@ from salver.codecs.json_numbers import (
     tensor_text,
 )
 from salver.codecs.status import json_refusal
-from salver.codecs.values import cells, is_number
+from salver.codecs.values import cells, column_names
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer, Query
 from salver.types import BYTES, ModelRef, Object, Raw, Request
@@ -188,11 +188,9 @@ def _csv(body: Buffer) -> Object:
     width = len(rows[0])
     if set(map(len, rows)) != {width}:
         raise _uneven(text, width)
-    if all(cell == "" or is_number(cell) for cell in rows[0]) and any(rows[0]):
+    names = column_names(rows[0])
+    if names is None:
         return Object("rows", _number_rows(rows, width))
-    names = [name.strip() for name in rows[0]]
-    if len(set(names)) != width:
-        raise InvalidInput("two columns of the table have the same name")
     if len(rows) == 1:
         raise InvalidInput("the table has column names, but no rows")
     return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
