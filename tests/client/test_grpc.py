@@ -48,6 +48,11 @@ class Toy:
     def shout(self, text: str) -> str:
         return text.upper()
 """
+SWAP = """
+class Swap:
+    def predict(self, pairs: dict) -> dict:
+        return {str(value): key for key, value in pairs.items()}
+"""
 WORDS = """
 import numpy as np
 import salver
@@ -66,11 +71,13 @@ def address(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
     (folder / "toy.py").write_text(TOY)
     (folder / "words.py").write_text(WORDS)
     (folder / "broken.py").write_text("def predict(x: int) -> int\n")
-    files = [folder / f"{name}.py" for name in ("toy", "words", "broken")]
+    (folder / "swap.py").write_text(SWAP)
+    files = [folder / f"{name}.py" for name in ("toy", "words", "swap", "broken")]
     server = serve(*files, "--mode", "explicit", "--api-key", "secret")
     with salver.Client(f"grpc://{server.address}", "secret") as client:
         client.load("toy")
         client.load("words")
+        client.load("swap")
     return str(server.address)
 
 
@@ -87,6 +94,10 @@ def test_predict(client: salver.Client) -> None:
     assert client.predict("toy", [1, 2, 3]) == 6.0
     answer = client.predict("words", {"text": ["ab", "ö"], "times": [2, 3]})
     assert answer.tolist() == ["abab", "ööö"]
+
+
+def test_json_goes_in_and_comes_out_as_values(client: salver.Client) -> None:
+    assert client.predict("swap", {"a": 1}) == {"1": "a"}
 
 
 def test_infer(client: salver.Client) -> None:

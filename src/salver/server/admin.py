@@ -309,8 +309,13 @@ def methods_metadata(signature: Signature) -> dict[str, Any]:
 
 
 def method_tensor(spec: TensorSpec) -> dict[str, Any]:
-    """A tensor of the metadata, and what its BYTES hold."""
-    return {**tensor_metadata(spec), "content": spec.content}
+    """A tensor of the metadata, and what only our own clients ask for."""
+    return {
+        **tensor_metadata(spec),
+        "content": spec.content,
+        "columns": list(spec.columns),
+        "optional": spec.optional,
+    }
 
 
 def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
@@ -362,12 +367,7 @@ def page_method(name: str, method: Method) -> dict[str, Any]:
 
 def page_tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the page needs it for its form."""
-    return {
-        **method_tensor(spec),
-        "role": spec.role,
-        "columns": list(spec.columns),
-        "optional": spec.optional,
-    }
+    return {**method_tensor(spec), "role": spec.role}
 
 
 def model_statistics(generation: Generation) -> dict[str, Any]:
