@@ -5,6 +5,7 @@ Decoding picks the cheapest parser by size: msgspec for a few numbers, simdjson 
 
 from __future__ import annotations
 
+import re
 import threading
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -17,9 +18,17 @@ from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
 
 from salver.codecs.json_numbers import NON_FINITE, loads
+from salver.codecs.v2 import (
+    given_twice,
+    input_dtype,
+    negative_dimension,
+    too_large_a_shape,
+    wrong_count,
+    wrong_length,
+)
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, Unsupported
-from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors, dtype_of
+from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +72,7 @@ class InferBody(Struct, gc=False):
     outputs: list[JsonOutput] | None = None
 
 
+_NEGATIVE: Final = re.compile(r">= 0 - at `\$\.inputs\[(\d+)\]\.shape")
 _REQUEST: Final = Decoder(JsonRequest)
 _parsers: Final = threading.local()
 _SIMD_ARRAY: Final[Any] = simdjson.Array
@@ -109,12 +119,14 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
             size = parameters["binary_data_size"]
             data = _binary(binary, offset, size, given.name)
             offset += size
-            tensor = tensor_of_bytes(dtype_of(given.datatype), given.shape, data, given.name)
+            tensor = tensor_of_bytes(
+                input_dtype(given.name, given.datatype), given.shape, data, given.name
+            )
         else:
             tensor = _tensor_of_json(given, max_depth)
         tensors[given.name] = tensor
     if len(tensors) != len(request.inputs):
-        raise InvalidInput(f"an input is given twice: {', '.join(g.name for g in request.inputs)}")
+        raise given_twice(given.name for given in request.inputs)
     if binary is not None and offset != len(binary):
         raise InvalidInput(
             f"{len(binary)} bytes of binary data, but the inputs' binary_data_size add up to "
@@ -126,10 +138,8 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
 def _decode_small(body: Buffer, max_depth: int) -> JsonRequest:
     try:
         return _REQUEST.decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"the request does not fit the protocol: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        # Bare NaN and Infinity are not JSON, but many clients send them.
+        # Bare NaN and Infinity are not JSON, but many clients send them. The others are told why.
         return _convert(loads(body, max_depth))
 
 
@@ -144,7 +154,16 @@ def _convert(value: Any) -> JsonRequest:
     try:
         return msgspec.convert(value, JsonRequest)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"the request does not fit the protocol: {error}") from None
+        raise _misfit(error, value) from None
+
+
+def _misfit(error: msgspec.ValidationError, value: Any) -> InvalidInput:
+    """Why a value is no request."""
+    negative = _NEGATIVE.search(str(error))
+    if negative is not None:
+        given = value["inputs"][int(negative[1])]
+        return negative_dimension(str(given.get("name", "")), given["shape"])
+    return InvalidInput(f"the request does not fit the protocol: {error}")
 
 
 def _spell(value: Any) -> Any:
@@ -159,17 +178,15 @@ def _check_count(name: str, shape: Sequence[int], got: int) -> None:
     """Raises: InvalidInput unless `got` elements make an array of that shape."""
     expected = prod(shape)
     if expected != got:
-        raise InvalidInput(
-            f"input {name!r}: shape {list(shape)} expects {expected} elements, got {got}"
-        )
+        raise wrong_count(name, shape, got)
     # numpy refuses the shape of an empty array if its other dimensions are too large together.
     if not expected and prod(filter(None, shape)) > _MAX_ELEMENTS:
-        raise InvalidInput(f"input {name!r}: shape {list(shape)} is larger than any request")
+        raise too_large_a_shape(name, shape)
 
 
 def _tensor_of_json(given: JsonInput, max_depth: int) -> Tensor:
     name, shape = given.datatype, given.shape
-    dtype = DTYPES.get(name) or dtype_of(name)
+    dtype = DTYPES.get(name) or input_dtype(given.name, name)
     try:
         values = _DECODE_LIST[name](given.data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -238,10 +255,7 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
         return Tensor(dtype, shape, _objects(items, shape))
     expected = prod(shape) * dtype.itemsize
     if len(data) != expected:
-        raise InvalidInput(
-            f"input {name!r}: {dtype.name} of shape {list(shape)} expects {expected} bytes, "
-            f"got {len(data)}"
-        )
+        raise wrong_length(name, dtype, shape, len(data))
     _check_count(name, shape, len(data) // dtype.itemsize)
     return Tensor(dtype, shape, np.frombuffer(data, dtype.numpy).reshape(shape))
 
