@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,8 @@ def _named(value: Any, metadata: Metadata) -> dict[str, Any]:
     specs = {spec["name"]: spec for spec in metadata["inputs"]}
     required = [spec for spec in specs.values() if not spec.get("optional")] or list(specs.values())
     only = required[0] if len(required) == 1 else None
+    if _is_records(value) and not _is_json(only or {}):
+        value = {key: [row.get(key) for row in value] for key in dict.fromkeys(chain(*value))}
     is_frame = hasattr(value, "columns") and len(specs) > 1
     if is_frame and (only is None or set(value.columns) <= specs.keys()):
         return {str(key): _column(specs.get(key), value[key]) for key in value.columns}
@@ -59,20 +62,23 @@ def _named(value: Any, metadata: Metadata) -> dict[str, Any]:
     return {key: _cells(specs.get(key), item) for key, item in value.items()}
 
 
+def _is_records(value: Any) -> bool:
+    """Rows as dicts by column."""
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(row, dict) for row in value)
+
+
 def _cells(spec: Mapping[str, Any] | None, value: Any) -> Any:
-    """A value, or one for each row, for a column of a table, which needs no brackets; any other
-    input as it is.
-    """
-    if spec is None or not spec.get("columns") or len(spec["shape"]) != 2 or _ndim(value) > 1:
-        return value
-    return [value] if _ndim(value) == 0 else _column(spec, value)
+    """One value or several for a column of numbers; any other input as it is."""
+    is_column = spec is not None and spec.get("columns") and _ndim(value) in (0, 1)
+    return _vector(value) if is_column else value
 
 
 def _column(spec: Mapping[str, Any] | None, values: Any) -> Array:
-    """One value per row, with as many dimensions as the input has."""
-    is_text = spec is not None and spec["datatype"] == "BYTES"
-    array = np.asarray(values, np.object_) if is_text else _vector(values)
-    return array.reshape((-1,) + (1,) * (len(spec["shape"]) - 1 if spec else 0))
+    """A frame's column, with a dimension of 1 for each further one of the input."""
+    is_number = spec is None or spec["datatype"] not in ("BYTES", "BOOL")
+    array = _vector(values) if is_number else np.asarray(values)
+    return array.reshape(array.shape + (1,) * (len(spec["shape"]) - 1 if spec else 0))
 
 
 def _matrix(spec: Mapping[str, Any], columns: Any, names: list[str]) -> Array:
@@ -97,11 +103,12 @@ def _matrix(spec: Mapping[str, Any], columns: Any, names: list[str]) -> Array:
 
 
 def _vector(column: Any) -> Array:
-    """A column as an array, in which None is NaN."""
+    """A column as an array of numbers, in which None is NaN, and truth values are 1 and 0."""
     array = np.asarray(column)
-    if array.dtype != np.object_:
-        return array
-    return np.array([np.nan if item is None else item for item in array.ravel().tolist()])
+    if array.dtype == np.object_:
+        items = [np.nan if item is None else item for item in array.ravel().tolist()]
+        array = np.array(items).reshape(array.shape)
+    return array.astype(np.float64) if array.dtype == np.bool_ else array
 
 
 def _is_json(spec: Mapping[str, Any]) -> bool:
