@@ -192,11 +192,34 @@ def test_instances():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"instances": 1}', b'{"instances": [], "signature_name": 1}']
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"instances": 1}',
+        b'{"instances": [], "signature_name": 1}',
+        b'{"instances": [], "inputs": []}',
+    ],
 )
 def test_instances_that_are_none(body):
     with pytest.raises(InvalidInput):
         decode(body, path="/v1/models/{model}:predict")
+
+
+V1 = "/v1/models/{model}:predict"
+
+
+@pytest.mark.parametrize("inputs", [b"[[1, 2], [3, 4]]", b'{"x": [[1, 2], [3, 4]]}'])
+def test_whole_tensors_as_tensorflow_serving_takes_them(inputs):
+    operation = decode(b'{"inputs": %b}' % inputs, path=V1)
+    bound = bind(Method(inputs=(X,), outputs=(Y,), batching="rows"), operation.request.payload)
+    assert bound["x"].array().tolist() == [[1, 2], [3, 4]]
+    one = answered(operation, {"y": np.float32([[1], [2]])}, (Y,), encode=encode_predictions)
+    assert one == {"outputs": [[1.0], [2.0]]}
+    both = {"y": np.float32([[1], [2]]), "label": np.array([1, 0])}
+    several = answered(operation, both, (Y, LABEL), encode=encode_predictions)
+    assert several == {"outputs": {"y": [[1.0], [2.0]], "label": [1, 0]}}
 
 
 def test_the_method_stands_in_the_path():

@@ -41,6 +41,8 @@ _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "imag
           b"RIFF": "image/webp", b"BM": "image/bmp"}  # fmt: skip
 _SHARES_MAY_MISS: Final = 1e-3
 _KEYS: dict[str, Schema] = {"instances": "rows", "input": "row", "inputs": "rows"}
+_COLUMNS: Final = "columns"
+"""TensorFlow Serving's other form: whole tensors as `inputs`, and so as `outputs`."""
 _MODEL: Final = "/v1/models/{model}"
 
 
@@ -78,7 +80,7 @@ class PlainDoor:
     def _of_model(self, path: str, remark: str) -> tuple[Endpoint, ...]:
         return (
             Endpoint(
-                ("POST",), f"{path}:predict", f"Predictions only, for `instances`{remark}.",
+                ("POST",), f"{path}:predict", f"Predictions for `instances`, or `inputs`{remark}.",
                 self._decode_instances, encode_predictions,
             ),
             Endpoint(
@@ -92,15 +94,18 @@ class PlainDoor:
 
     def _decode_instances(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         value = loads(body, self._max_depth)
-        if not isinstance(value, dict) or "instances" not in value:
+        if not isinstance(value, dict) or ("instances" in value) == ("inputs" in value):
             known = ", ".join(value) if isinstance(value, dict) else "no object"
-            raise InvalidInput(f'expected {{"instances": [...]}}, got {known}')
+            raise InvalidInput(f'expected {{"instances": [...]}} or {{"inputs": ...}}, got {known}')
         method = value.get("signature_name", "")
-        if not isinstance(method, str) or not isinstance(value["instances"], list):
+        if not isinstance(method, str) or not isinstance(value.get("instances", []), list):
             raise InvalidInput("instances must be a list, signature_name a string")
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
         # TensorFlow's clients send the name of its default signature, which is every model's first.
         method = "" if method == "serving_default" else method
+        if "inputs" in value:
+            payload = Object("row", value["inputs"])
+            return Infer(ref=ref, request=Request(payload, method), encoding=_COLUMNS)
         return Infer(ref=ref, request=Request(Object("rows", value["instances"]), method))
 
     def _decode_predict(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
@@ -226,7 +231,11 @@ def encode_status(operation: Query, value: dict[str, Any]) -> HttpAnswer:
 
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
-    """`{"predictions": …}` and nothing else."""
+    """`{"predictions": …}`, or `{"outputs": …}` for `inputs`, and nothing else."""
+    if operation.encoding == _COLUMNS:
+        outputs = {name: orjson.Fragment(_text(response, name)) for name in response.names}
+        only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return HttpAnswer(200, JSON_HEADERS, [orjson.dumps({"outputs": only})])
     text = _values(response, response.names)
     if response.method.batching != "rows":
         text = b"[%b]" % text
