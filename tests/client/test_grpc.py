@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import salver
 from salver.client.grpc_transport import meaning
@@ -180,6 +182,35 @@ def test_nobody_there() -> None:
         pytest.raises(Unavailable, match=r"cannot connect to 127\.0\.0\.1:9"),
     ):
         client.models()
+
+
+class Foreign(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A server of the protocol that tells nothing of methods."""
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        tensor = {"datatype": "FP32", "shape": [-1]}
+        return service_pb2.ModelMetadataResponse(
+            name=request.name, inputs=[{"name": "x", **tensor}], outputs=[{"name": "y", **tensor}]
+        )
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        output = {"name": "y", "datatype": "FP32", "shape": request.inputs[0].shape}
+        return service_pb2.ModelInferResponse(
+            outputs=[output], raw_output_contents=request.raw_input_contents
+        )
+
+
+def test_a_server_without_model_configurations() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Foreign(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with salver.Client(f"grpc://127.0.0.1:{port}") as client:
+            assert client.predict("echo", [1, 2]).tolist() == [1.0, 2.0]
+            with pytest.raises(NotFound, match="echo has no method 'top'"):
+                client.predict("echo", [1, 2], method="top")
+        server.stop(None).wait()
 
 
 class Failure:

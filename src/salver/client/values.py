@@ -43,7 +43,8 @@ def _named(value: Any, metadata: Metadata) -> dict[str, Any]:
     required = [spec for spec in specs.values() if not spec.get("optional")] or list(specs.values())
     only = required[0] if len(required) == 1 else None
     if _is_records(value) and not _is_json(only or {}):
-        value = {key: [row.get(key) for row in value] for key in dict.fromkeys(chain(*value))}
+        keys = dict.fromkeys(chain.from_iterable(value))
+        value = {key: [row.get(key) for row in value] for key in keys}
     is_frame = hasattr(value, "columns") and len(specs) > 1
     if is_frame and (only is None or set(value.columns) <= specs.keys()):
         return {str(key): _column(specs.get(key), value[key]) for key in value.columns}
