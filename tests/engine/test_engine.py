@@ -77,7 +77,7 @@ class Loader:
             signature=SIGNATURE,
             target=cast("Any", Target()),
             statistics=statistics,
-            max_batch=0,
+            batches=True,
             close=close,
         )
 

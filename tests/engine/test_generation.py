@@ -44,7 +44,7 @@ def generation(events: list[str], fails: bool = False) -> Generation:
         signature=Signature({"a": method, "b": method}),
         target=cast("Any", Target(events, fails)),
         statistics=ModelStatistics(),
-        max_batch=0,
+        batches=True,
         close=close,
     )
 

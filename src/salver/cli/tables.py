@@ -78,8 +78,8 @@ def read_chunks(path: Path, size: int) -> Iterator[Chunk]:
 
 
 def known_suffix(path: Path) -> str:
-    """The suffix that tells the format. Raises: ConfigError."""
-    suffix = path.suffix.lower()
+    """The suffix that tells the format; that of `PIPE` is CSV's. Raises: ConfigError."""
+    suffix = path.suffix.lower() if path != PIPE else ".csv"
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path.name}: the format is told by the suffix: {', '.join(SUFFIXES)}")
     return suffix

@@ -68,7 +68,7 @@ class Generation:
         signature: Signature,
         target: BatchedTarget,
         statistics: ModelStatistics,
-        max_batch: int,
+        batches: bool,
         close: Callable[[], Awaitable[None]],
         workers: Sequence[ProcessInstance] = (),
         loaded_bytes: int = 0,
@@ -82,10 +82,8 @@ class Generation:
         self.statistics = statistics
         self.load_s = 0.0
         self.leases = 0
-        self.max_batch = max_batch
-        """Most rows in a run, by configuration and model; 0 for no limit."""
         self.plans = {
-            name: Plan(name, method, max_batch != 1) for name, method in signature.methods.items()
+            name: Plan(name, method, batches) for name, method in signature.methods.items()
         }
         self._default_plan = self.plans[signature.default]
         self._close = close

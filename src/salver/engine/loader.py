@@ -133,7 +133,7 @@ class Loader:
             raise
         except SalverError as error:
             cause = error.__cause__
-            if cause is not None and str(cause) not in error.message:
+            if cause is not None and (str(cause) or repr(cause)) not in error.message:
                 text = "".join(traceback.format_exception_only(cause)).rstrip()
                 log.error("loading %s failed: %s", version.ref, text)
             raise
@@ -280,7 +280,7 @@ class Loader:
             signature=loaded.signature,
             target=target,
             statistics=statistics,
-            max_batch=max_rows,
+            batches=max_rows != 1,
             close=lambda: blocking(release, loaded.models),
             workers=workers,
             loaded_bytes=loaded.loaded_bytes,

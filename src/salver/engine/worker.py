@@ -141,7 +141,7 @@ class Worker:
                 self._model = _runtime(order.runtime).load(spec)
         except SalverError as error:
             cause = error.__cause__
-            if cause is not None and str(cause) not in error.message:
+            if cause is not None and (str(cause) or repr(cause)) not in error.message:
                 sys.stderr.writelines(traceback.format_exception_only(cause))
             self._channel.send(Failed(fault_of(error)))
             return False

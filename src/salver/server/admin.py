@@ -144,8 +144,8 @@ class Admin:
     def _model_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         generation = self._find(arguments)
         method = generation.signature.methods[generation.signature.default]
-        # Triton's 0 says that tensors have no dimension of rows.
-        max_batch = generation.max_batch or _UNLIMITED if method.batching == "rows" else 0
+        batches = generation.plans[generation.signature.default].batches
+        max_batch = largest_batch(method, generation.config.batching.max_size if batches else 1)
         skip = 1 if max_batch else 0
         config: dict[str, Any] = {
             "name": generation.ref.name,
@@ -168,7 +168,7 @@ class Admin:
                 "methods": {"string_value": dumps(methods_metadata(generation.signature)).decode()}
             },
         }
-        if generation.plans[generation.signature.default].batches:
+        if batches:
             batching = generation.config.batching
             config["dynamic_batching"] = {
                 "preferred_batch_size": list(batching.preferred_sizes),
@@ -316,6 +316,13 @@ def method_tensor(spec: TensorSpec) -> dict[str, Any]:
         "columns": list(spec.columns),
         "optional": spec.optional,
     }
+
+
+def largest_batch(method: Method, configured: int) -> int:
+    """Most rows in a run, by configuration and model; 0 if its tensors have none."""
+    if method.batching != "rows":
+        return 0
+    return min((size for size in (configured, method.max_rows) if size), default=_UNLIMITED)
 
 
 def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
