@@ -128,7 +128,10 @@ class Scheduler(Protocol):
         ...
 
     def next(self, slot: Slot, now: int) -> Batch | None:
-        """The next batch for `slot`; None when there is nothing to run yet."""
+        """The next batch for `slot`; None when there is nothing to run yet.
+
+        Its `reason` is counted: it must be one of `observe.statistics.REASONS`.
+        """
         ...
 
     def expire(self, now: int) -> tuple[Sequence[Call], int | None]:

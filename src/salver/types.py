@@ -117,10 +117,7 @@ class Packed:
         """
         view, offset, end = memoryview(self.buffer), 0, len(self.buffer)
         if 4 * num_items > end:
-            raise InvalidInput(
-                f"input {name!r}: {num_items} BYTES elements need at least {4 * num_items} bytes, "
-                f"got {end}"
-            )
+            raise too_few_bytes(name, num_items, end)
         found: list[bytes] = []
         for _ in range(num_items):
             if offset + 4 > end:
@@ -138,6 +135,13 @@ class Packed:
                 f"input {name!r}: {end - offset} bytes are left after {num_items} BYTES elements"
             )
         return found
+
+
+def too_few_bytes(name: str, num_items: int, got: int) -> InvalidInput:
+    """The refusal of data that cannot even hold the lengths of so many elements."""
+    return InvalidInput(
+        f"input {name!r}: {num_items} BYTES elements need at least {4 * num_items} bytes, got {got}"
+    )
 
 
 def pack_bytes(items: Iterable[Any]) -> bytes:
@@ -354,7 +358,9 @@ class Call(msgspec.Struct, eq=False):
 
 
 class Batch(msgspec.Struct):
-    """Calls that an instance will run as one; `reason` says why it was released."""
+    """Calls that an instance will run as one; `reason` says why it was released, in a word of
+    `observe.statistics.REASONS`.
+    """
 
     calls: list[Call]
     rows: int

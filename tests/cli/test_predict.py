@@ -66,8 +66,8 @@ def toy(tmp_path: Path) -> Path:
     return tmp_path / "toy.py"
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["predict", *map(str, arguments)])
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["predict", *map(str, arguments)], input=stdin)
 
 
 ROWS = "sl,sw,pl,pw\n5.1,3.5,1.4,0.2\n6.7,3.0,5.2,2.3\n5.0,3.6,1.4,0.2\n"
@@ -127,6 +127,20 @@ def test_a_list_becomes_numbered_columns(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("1,2\n3,4\n")
     run(toy, tmp_path / "rows.csv", "-o", tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "prediction_0,prediction_1\n2.0,4.0\n6.0,8.0\n"
+
+
+@pytest.mark.parametrize("rows", ["1,2\n3,4\n", "[1, 2]\n[3, 4]\n"])
+@pytest.mark.parametrize("output", [(), ("-o", "-")])
+def test_standard_input_and_output(toy: Path, rows: str, output: tuple[str, ...]) -> None:
+    result = run(toy, "-", *output, stdin=rows)
+    assert result.stdout == "prediction_0,prediction_1\n2.0,4.0\n6.0,8.0\n"
+    assert result.stderr == "2 rows written to standard output\n"
+
+
+def test_mistakes_in_standard_input_are_named_by_line(toy: Path) -> None:
+    result = run(toy, "-", stdin="1,2\n3,x\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: stdin:2: 'x' is not a number\n"
 
 
 def test_methods_for_one_input_run_row_by_row(toy: Path, tmp_path: Path) -> None:

@@ -28,9 +28,29 @@ def test_a_file_that_cannot_be_loaded_ends_the_command_with_its_reason(tmp_path:
         check=False,
     )
     assert done.returncode == 1
-    assert "clf version 1 could not be loaded" in done.stderr
-    assert "none of the files could be loaded" in done.stderr
-    assert "Serving on" not in done.stderr
+    assert done.stderr.splitlines() == [
+        "ERROR clf version 1 could not be loaded: clf.onnx: not an ONNX model",
+        "Error: none of the files could be loaded",
+    ]
+
+
+def test_what_fails_beside_others_is_explained_once(serve: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "class Broken:\n"
+        "    def __init__(self) -> None:\n"
+        "        raise ValueError('no weights here')\n"
+        "    def predict(self, x: float) -> float:\n"
+        "        return x\n"
+    )
+    (tmp_path / "good.py").write_text(
+        "class Good:\n    def predict(self, x: float) -> float:\n        return x\n"
+    )
+    server = serve(tmp_path / "broken.py", tmp_path / "good.py")
+    told = [line.split() for line in server.output.splitlines() if "broken" in line]
+    assert len(told) == 2
+    assert told[0][-3:] == ["no", "weights", "here"]
+    assert told[1] == ["broken", "1", "-", "unavailable"]
+    assert server.output.count("no weights here") == 1
 
 
 def test_what_kubernetes_says_of_a_service_is_not_taken_for_options() -> None:

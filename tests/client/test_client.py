@@ -51,6 +51,9 @@ class Toy:
 
     def shout(self, text: str) -> str:
         return text.upper()
+
+    def swap(self, pairs: dict, twice: bool = False) -> dict:
+        return pairs if twice else {str(value): key for key, value in pairs.items()}
 """
 TEXT = """
 import numpy as np
@@ -114,6 +117,19 @@ def test_a_frame_goes_column_by_column(client: salver.Client) -> None:
         6,
         9,
     ]
+
+
+def test_json_goes_in_and_comes_out_as_values(client: salver.Client) -> None:
+    for pairs in ({"a": 1}, {"pairs": {"a": 1}}):
+        assert client.predict("toy", pairs, method="swap") == {"1": "a"}
+    assert client.predict("toy", {}, method="swap") == {}
+    both = {"pairs": {"a": None}, "twice": True}
+    assert client.predict("toy", both, method="swap") == {"a": None}
+    assert client.infer("toy", {"pairs": b'{"a": 1}'}, method="swap")["output"] == b'{"1":"a"}'
+    with pytest.raises(InvalidInput, match=r"input 'pairs': .*not JSON serializable"):
+        client.predict("toy", {"a": object()}, method="swap")
+    with pytest.raises(InvalidInput, match="input 'pairs': Expected `object`, got `str`"):
+        client.predict("toy", "a", method="swap")
 
 
 def test_infer_gives_outputs_by_name_and_tells_the_version(client: salver.Client) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import salver
 from salver.client.grpc_transport import meaning
@@ -48,6 +50,11 @@ class Toy:
     def shout(self, text: str) -> str:
         return text.upper()
 """
+SWAP = """
+class Swap:
+    def predict(self, pairs: dict) -> dict:
+        return {str(value): key for key, value in pairs.items()}
+"""
 WORDS = """
 import numpy as np
 import salver
@@ -66,11 +73,13 @@ def address(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
     (folder / "toy.py").write_text(TOY)
     (folder / "words.py").write_text(WORDS)
     (folder / "broken.py").write_text("def predict(x: int) -> int\n")
-    files = [folder / f"{name}.py" for name in ("toy", "words", "broken")]
+    (folder / "swap.py").write_text(SWAP)
+    files = [folder / f"{name}.py" for name in ("toy", "words", "swap", "broken")]
     server = serve(*files, "--mode", "explicit", "--api-key", "secret")
     with salver.Client(f"grpc://{server.address}", "secret") as client:
         client.load("toy")
         client.load("words")
+        client.load("swap")
     return str(server.address)
 
 
@@ -87,6 +96,10 @@ def test_predict(client: salver.Client) -> None:
     assert client.predict("toy", [1, 2, 3]) == 6.0
     answer = client.predict("words", {"text": ["ab", "ö"], "times": [2, 3]})
     assert answer.tolist() == ["abab", "ööö"]
+
+
+def test_json_goes_in_and_comes_out_as_values(client: salver.Client) -> None:
+    assert client.predict("swap", {"a": 1}) == {"1": "a"}
 
 
 def test_infer(client: salver.Client) -> None:
@@ -169,6 +182,35 @@ def test_nobody_there() -> None:
         pytest.raises(Unavailable, match=r"cannot connect to 127\.0\.0\.1:9"),
     ):
         client.models()
+
+
+class Foreign(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A server of the protocol that tells nothing of methods."""
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        tensor = {"datatype": "FP32", "shape": [-1]}
+        return service_pb2.ModelMetadataResponse(
+            name=request.name, inputs=[{"name": "x", **tensor}], outputs=[{"name": "y", **tensor}]
+        )
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        output = {"name": "y", "datatype": "FP32", "shape": request.inputs[0].shape}
+        return service_pb2.ModelInferResponse(
+            outputs=[output], raw_output_contents=request.raw_input_contents
+        )
+
+
+def test_a_server_without_model_configurations() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Foreign(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with salver.Client(f"grpc://127.0.0.1:{port}") as client:
+            assert client.predict("echo", [1, 2]).tolist() == [1.0, 2.0]
+            with pytest.raises(NotFound, match="echo has no method 'top'"):
+                client.predict("echo", [1, 2], method="top")
+        server.stop(None).wait()
 
 
 class Failure:

@@ -318,7 +318,7 @@ def test_wrong_output_and_length(client):
     inputs[0].set_shape([3, 4])
     status, message = refused(client.infer, "two", inputs)
     assert status == "INVALID_ARGUMENT"
-    assert message == "input 'a': expected 48 bytes for FP32 [3, 4], got 32"
+    assert message == "input 'a': FP32 of shape [3, 4] expects 48 bytes, got 32"
 
 
 def test_a_unary_call_of_a_streaming_model_is_refused(client):

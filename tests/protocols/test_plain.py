@@ -62,6 +62,17 @@ def answered(operation, outputs, method_outputs, batching="rows", encode=encode_
     return orjson.loads(b"".join(answer.body))
 
 
+def test_states_of_a_model_tell_probes_by_the_status() -> None:
+    endpoint = ENDPOINTS["/v1/models/{model}/versions/{version}"]
+    arguments = {"model": "m", "version": "1"}
+    query = endpoint.decode(SimpleNamespace(headers={}), arguments, b"")
+    assert (query.name, query.arguments) == ("model_status", arguments)
+    for ready, status in ((True, 200), (False, 503)):
+        value = {"name": "m", "ready": ready, "model_version_status": []}
+        answer = endpoint.encode(query, value)
+        assert (answer.status, orjson.loads(b"".join(answer.body))) == (status, value)
+
+
 @pytest.mark.parametrize(
     ("body", "schema", "value"),
     [
@@ -136,7 +147,6 @@ def test_forms_are_refused_with_the_remedy():
         (b"a,b\n1,2\n3,\n", {"a": ["1", "3"], "b": ["2", ""]}),
         (b"\xef\xbb\xbfa , b\r\n1,2\r\n", {"a": ["1"], "b": ["2"]}),
         (b'"a,b","c\nd"\n\n"1""",2', {"a,b": ['1"'], "c\nd": ["2"]}),
-        (b",b\nx,1", {"": ["x"], "b": ["1"]}),
         (b"a,b\r1,2\r3,4\r", {"a": ["1", "3"], "b": ["2", "4"]}),
     ],
 )
@@ -159,7 +169,8 @@ def test_csv_without_names(body):
         (b"a,b\n1,2\n\n1,2,3", "line 4 has 3 cells"),
         (b"a,b\n", "no rows"),
         (b"\n\n", "empty"),
-        (b"a,a\n1,2", "same name"),
+        (b",b\nx,1", "column 1 has no name"),
+        (b"a,a\n1,2", "two columns are called .a."),
         (b"1,2\n3,x", "column 2', row 2: 'x' is not a number"),
         (b"\xff,b\n1,2", "UTF-8"),
         (b"a," + b"x" * 200_000 + b"\n1,2", "not valid CSV"),
@@ -181,11 +192,34 @@ def test_instances():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"instances": 1}', b'{"instances": [], "signature_name": 1}']
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"instances": 1}',
+        b'{"instances": [], "signature_name": 1}',
+        b'{"instances": [], "inputs": []}',
+    ],
 )
 def test_instances_that_are_none(body):
     with pytest.raises(InvalidInput):
         decode(body, path="/v1/models/{model}:predict")
+
+
+V1 = "/v1/models/{model}:predict"
+
+
+@pytest.mark.parametrize("inputs", [b"[[1, 2], [3, 4]]", b'{"x": [[1, 2], [3, 4]]}'])
+def test_whole_tensors_as_tensorflow_serving_takes_them(inputs):
+    operation = decode(b'{"inputs": %b}' % inputs, path=V1)
+    bound = bind(Method(inputs=(X,), outputs=(Y,), batching="rows"), operation.request.payload)
+    assert bound["x"].array().tolist() == [[1, 2], [3, 4]]
+    one = answered(operation, {"y": np.float32([[1], [2]])}, (Y,), encode=encode_predictions)
+    assert one == {"outputs": [[1.0], [2.0]]}
+    both = {"y": np.float32([[1], [2]]), "label": np.array([1, 0])}
+    several = answered(operation, both, (Y, LABEL), encode=encode_predictions)
+    assert several == {"outputs": {"y": [[1.0], [2.0]], "label": [1, 0]}}
 
 
 def test_the_method_stands_in_the_path():

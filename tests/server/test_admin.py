@@ -142,6 +142,89 @@ def test_a_reload_that_fails_is_told_while_the_old_one_serves(folder: Path) -> N
     serve(folder, check)
 
 
+def test_states_as_tensorflow_serving_and_kserve_ask_for_them(folder: Path) -> None:
+    (folder / "double" / "model.yaml").write_text(
+        SETTINGS + "versions: all\nversion_labels: {old: '1'}\n"
+    )
+    fine = {"error_code": "OK", "error_message": ""}
+    first, second = (
+        {"version": version, "state": "AVAILABLE", "status": fine} for version in ("1", "2")
+    )
+
+    async def check(served: Served) -> None:
+        await served.tell("load", model="double")
+        with pytest.raises(SalverError):
+            await served.tell("load", model="broken")
+        assert served.ask("model_names") == {"models": ["broken", "double"]}
+        found = served.ask("model_status", model="double")
+        both = [second, first]
+        assert found == {"name": "double", "ready": True, "model_version_status": both}
+        for version in ("1", "old"):
+            found = served.ask("model_status", model="double", version=version)
+            assert found["model_version_status"] == [first]
+        found = served.ask("model_status", model="broken")
+        (broken,) = found["model_version_status"]
+        assert (found["ready"], broken["state"]) == (False, "END")
+        assert broken["status"]["error_code"] == "UNAVAILABLE"
+        assert "nonsense" in broken["status"]["error_message"]
+        for arguments in ({"model": "doubl"}, {"model": "double", "version": "3"}):
+            with pytest.raises(NotFound):
+                served.ask("model_status", **arguments)
+        served.engine.note(ModelRef("new", "1"), "LOADING")
+        found = served.ask("model_status", model="new")
+        (loading,) = found["model_version_status"]
+        assert (found["ready"], loading["state"], loading["status"]) == (False, "LOADING", fine)
+        await served.tell("unload", model="double")
+        found = served.ask("model_status", model="double")
+        ended = [(s["state"], s["status"]) for s in found["model_version_status"]]
+        assert (found["ready"], ended) == (False, [("END", fine), ("END", fine)])
+
+    serve(folder, check)
+
+
+LIMITED = """
+import salver
+
+@salver.model(max_batch=16)
+class Limited:
+    def predict(self, x: salver.Array["float32", "B", 2]) -> salver.Array["float32", "B", 2]:
+        return x
+"""
+ITEM = """
+import salver
+
+class Item:
+    def predict(self, x: salver.Array["float32", 3]) -> salver.Array["float32", 3]:
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "settings", "max_batch", "dims"),
+    [
+        (LIMITED, "", 16, [2]),
+        (LIMITED, "batching: {max_size: 8}", 8, [2]),
+        (DOUBLE, "batching: {max_size: 8}", 8, [2]),
+        (DOUBLE, "batching: {max_size: 1}", 1, [2]),
+        (ITEM, "batching: {max_size: 8}", 0, [3]),
+    ],
+)
+def test_the_configuration_tells_the_largest_batch(
+    tmp_path: Path, code: str, settings: str, max_batch: int, dims: list[int]
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.py").write_text(code)
+    (tmp_path / "m" / "model.yaml").write_text(f"instances: {{isolation: inline}}\n{settings}")
+
+    async def check(served: Served) -> None:
+        await served.tell("load", model="m")
+        found = served.ask("model_config", model="m")
+        assert (found["max_batch_size"], found["input"][0]["dims"]) == (max_batch, dims)
+        assert ("dynamic_batching" in found) == (max_batch > 1)
+
+    serve(tmp_path, check)
+
+
 def test_statistics_of_a_version(folder: Path) -> None:
     async def check(served: Served) -> None:
         await served.tell("load", model="double")

@@ -26,6 +26,13 @@ ROUTER = Router([PLAIN, KSERVE])
             "/v1/models/{model}:predict",
             {"model": "a:b"},
         ),
+        ("GET", "/v1/models/a", "/v1/models/{model}", {"model": "a"}),
+        (
+            "POST",
+            "/v1/models/a/labels/new:predict",
+            "/v1/models/{model}/labels/{version}:predict",
+            {"model": "a", "version": "new"},
+        ),
         ("PUT", "/predict/m/top", "/predict/{model}/{method}", {"model": "m", "method": "top"}),
     ],
 )
@@ -49,6 +56,11 @@ def test_suggests_what_was_meant():
 def test_names_the_methods_that_are_offered():
     with pytest.raises(MethodNotAllowed, match="DELETE is not offered here; POST, PUT is"):
         ROUTER.find("DELETE", "/predict")
+    with pytest.raises(MethodNotAllowed, match=r"GET is not offered here; POST is$"):
+        ROUTER.find("GET", "/v1/models/iris:predict")
+    for path in ("/v1/models/iris", "/v1/models/iris:classify"):
+        with pytest.raises(MethodNotAllowed, match=r"Did you mean '/v1/models/\{model\}:predict'"):
+            ROUTER.find("POST", path)
     assert ROUTER.methods("/v2") == ["GET", "HEAD"]
     assert ROUTER.methods("/nothing") == []
 

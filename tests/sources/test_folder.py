@@ -58,6 +58,23 @@ def test_files_folders_and_repositories(tmp_path: Path) -> None:
     assert files(scan(tmp_path / "one.onnx"), tmp_path) == {"one:1": "one.onnx"}
 
 
+def test_a_folder_of_several_models_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "one/model.onnx", "both/a.onnx", "both/b.onnx", "data/a.json", "data/b.json")
+    source = FolderSource([Place(tmp_path)], {})
+    for _ in range(2):
+        assert [ref.name for ref in source.scan()] == ["one"]
+    assert [record.message for record in caplog.records] == [
+        "both is not served: 'both' holds a.onnx, b.onnx: name one as `file:` in model.yaml"
+    ]
+    (tmp_path / "both" / "model.yaml").write_text("file: b.onnx")
+    assert {ref.name: version.path.name for ref, version in source.scan().items()} == {
+        "both": "b.onnx",
+        "one": "model.onnx",
+    }
+
+
 def test_places_may_be_named(tmp_path: Path) -> None:
     put(tmp_path, "a.onnx")
     source = FolderSource([Place(tmp_path / "a.onnx", "b")], {})

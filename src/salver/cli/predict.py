@@ -27,10 +27,12 @@ Answer = dict[str, Any]
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True))
-@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "data", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write: .csv, .jsonl, .npy or .parquet.",
+    "-o", "--output", default="-", type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write: .csv, .jsonl, .npy or .parquet; CSV to standard output if not given.",
 )  # fmt: skip
 @click.option("--method", default="", help="Method to run; the default one if not given.")
 @click.option(
@@ -56,14 +58,17 @@ def predict(
 ) -> None:
     """Predicts every row of DATA: .csv, .jsonl, .npy or .parquet, of any length.
 
+    DATA may be -, for CSV or JSON lines from standard input.
+
     \b
     salver predict iris.onnx rows.csv -o answers.csv
+    cat rows.csv | salver predict iris.onnx - | head
     """
     from salver.cli.local import only_version, open_model
-    from salver.cli.tables import read_chunks, writer
+    from salver.cli.tables import PIPE, read_chunks, writer
 
     console = Console(stderr=True, highlight=False)
-    if output.exists() and output.samefile(data):
+    if data != PIPE and output.exists() and output.samefile(data):
         raise ConfigError(f"{output} holds the rows themselves: name another file to write")
     chunks = read_chunks(data, batch_size)
     version = only_version(model, overrides)
@@ -72,8 +77,10 @@ def predict(
     with writer(output) as write:
         opened = open_model(version, trust=trust, warn=lambda text: console.print(text))
         try:
-            predictor = Predictor(opened, method, data.name, skipped, skip=on_error == "skip")
-            for answers in _with_progress(console, chunks, predictor):
+            file = "stdin" if data == PIPE else data.name
+            predictor = Predictor(opened, method, file, skipped, skip=on_error == "skip")
+            shown = console.is_terminal and output != PIPE
+            for answers in _with_progress(console, chunks, predictor, shown=shown):
                 write(answers)
                 num_rows += len(answers)
         finally:
@@ -82,15 +89,16 @@ def predict(
         console.print(f"skipped {line}", markup=False)
     left_out = f", {len(skipped)} skipped" if skipped else ""
     rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
-    console.print(f"{rows} written to {output}{left_out}", markup=False)
+    where = "standard output" if output == PIPE else output
+    console.print(f"{rows} written to {where}{left_out}", markup=False)
 
 
 def _with_progress(
-    console: Console, chunks: Iterator[Chunk], predictor: Predictor
+    console: Console, chunks: Iterator[Chunk], predictor: Predictor, *, shown: bool
 ) -> Iterator[list[Answer]]:
     columns = (TextColumn("{task.fields[rows]} rows"), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task("", total=1.0, rows=0)
         rows = 0
         for chunk in chunks:

@@ -75,9 +75,9 @@ def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None
     named = config.mode != "explicit" and all(place(text).path.is_file() for text in paths)
 
     def started(server: Serving) -> None:
-        show_models(console, server)
         if named and not any(model.versions for model in server.models.values()):
             raise LoadFailed("none of the files could be loaded")
+        show_models(console, server)
         announce(console, server)
 
     run(config, source, started)
@@ -154,16 +154,15 @@ def set_up_logging(level: str) -> None:
 
 
 def show_models(console: Console, server: Serving) -> None:
-    """The table of models and what became of them."""
+    """The table of models and what became of them; the log has told what went wrong."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "version", "runtime", "state"):
         table.add_column(column)
     for name, model in sorted(server.models.items()):
-        for version, (state, reason) in sorted(model.states.items()):
+        for version, (state, _) in sorted(model.states.items()):
             runtime = model.versions[version].runtime if version in model.versions else "-"
             colour = "green" if state == "READY" else "red"
-            text = state.lower() + (f": {reason}" if reason and state != "READY" else "")
-            table.add_row(name, version, runtime, f"[{colour}]{text}[/{colour}]")
+            table.add_row(name, version, runtime, f"[{colour}]{state.lower()}[/{colour}]")
     console.print(table)
     if not server.models:
         console.print(_WHEN_EMPTY[server.config.mode])

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 
 import numpy as np
 import orjson
 
 from salver.codecs.json_numbers import dumps
-from salver.codecs.values import is_number
+from salver.codecs.values import column_names, is_number
 from salver.errors import ConfigError, InvalidInput, MissingExtra
 from salver.types import Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from salver.types import Array
 
     Row = Mapping[str, Any]
 
 SUFFIXES: Final = (".csv", ".jsonl", ".ndjson", ".npy", ".parquet")
+PIPE: Final = Path("-")
+"""Standard input or output, in place of a file."""
 
 
 class Chunk(NamedTuple):
@@ -49,58 +52,72 @@ class Chunk(NamedTuple):
         return Object(schema, value[index : index + 1])
 
 
+class _Text(NamedTuple):
+    """What is read line by line, and how much of it is: a part of 0 to 1."""
+
+    file: BinaryIO
+    name: str
+    progress: Callable[[], float]
+
+
 def read_chunks(path: Path, size: int) -> Iterator[Chunk]:
-    """The rows of a file, `size` at a time.
+    """The rows of a file, `size` at a time; those of `PIPE` are CSV or JSON lines by their start.
 
     Raises: ConfigError for a format that is not read, InvalidInput for a file that is not of its
     format, MissingExtra.
     """
-    readers: dict[str, Callable[[Path, int], Iterator[Chunk]]] = {
-        ".csv": _read_csv,
-        ".jsonl": _read_json_lines,
-        ".ndjson": _read_json_lines,
-        ".npy": _read_npy,
-        ".parquet": _read_parquet,
-    }
-    return readers[known_suffix(path)](path, size)
+    if path == PIPE:
+        standard_input: Any = sys.stdin.buffer
+        file = io.BufferedReader(standard_input)
+        read = _read_json_lines if file.peek(1)[:1] in (b"[", b"{") else _read_csv
+        return read(_Text(file, "stdin", lambda: 0.0), size)
+    suffix = known_suffix(path)
+    if suffix in (".npy", ".parquet"):
+        return (_read_npy if suffix == ".npy" else _read_parquet)(path, size)
+    return _read_text(_read_csv if suffix == ".csv" else _read_json_lines, path, size)
 
 
 def known_suffix(path: Path) -> str:
-    """The suffix that tells the format. Raises: ConfigError."""
-    suffix = path.suffix.lower()
+    """The suffix that tells the format; that of `PIPE` is CSV's. Raises: ConfigError."""
+    suffix = path.suffix.lower() if path != PIPE else ".csv"
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path.name}: the format is told by the suffix: {', '.join(SUFFIXES)}")
     return suffix
 
 
-def _read_csv(path: Path, size: int) -> Iterator[Chunk]:
-    with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
-        lines = csv.reader(text)
+def _read_text(
+    read: Callable[[_Text, int], Iterator[Chunk]], path: Path, size: int
+) -> Iterator[Chunk]:
+    with path.open("rb") as file:
+        num_bytes = path.stat().st_size
+        yield from read(_Text(file, path.name, lambda: file.tell() / num_bytes), size)
+
+
+def _read_csv(text: _Text, size: int) -> Iterator[Chunk]:
+    with io.TextIOWrapper(text.file, "utf-8-sig", newline="") as decoded:
+        lines = csv.reader(decoded)
         try:
             first = next((line for line in lines if line), None)
             if first is None:
-                raise InvalidInput(f"{path.name}: the table is empty")
-            names = _names(first, f"{path.name}:{lines.line_num}")
+                raise InvalidInput(f"{text.name}: the table is empty")
+            names = _names(first, f"{text.name}:{lines.line_num}")
             start = [(lines.line_num, first)] if names is None else []
             rest = ((lines.line_num, line) for line in lines if line)
             while rows := start + list(islice(rest, size - len(start))):
-                yield _csv_chunk(rows, names, len(first), raw.tell() / path.stat().st_size)
+                yield _csv_chunk(rows, names, len(first), text.progress())
                 start = []
         except UnicodeDecodeError:
-            raise InvalidInput(f"{path.name}: CSV must be UTF-8 text") from None
+            raise InvalidInput(f"{text.name}: CSV must be UTF-8 text") from None
         except csv.Error as error:
-            raise InvalidInput(f"{path.name}:{lines.line_num}: {error}") from None
+            raise InvalidInput(f"{text.name}:{lines.line_num}: {error}") from None
 
 
 def _names(first: Sequence[str], where: str) -> list[str] | None:
     """The columns' names; None where the first line is one of numbers."""
-    if all(map(is_number, first)):
-        return None
-    names = [name.strip() for name in first]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidInput(f"{where}: two columns are called {name!r}")
-    return names
+    try:
+        return column_names(first)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error.message}") from None
 
 
 def _csv_chunk(
@@ -123,19 +140,17 @@ def _csv_chunk(
     return Chunk(Object("columns", columns), lines, problems, progress)
 
 
-def _read_json_lines(path: Path, size: int) -> Iterator[Chunk]:
-    with path.open("rb") as file:
-        numbered = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        while rows := list(islice(numbered, size)):
-            lines, values, problems = [], [], []
-            for number, line in rows:
-                try:
-                    values.append(orjson.loads(line))
-                    lines.append(number)
-                except orjson.JSONDecodeError as error:
-                    problems.append((number, f"not valid JSON (column {error.colno}): {error.msg}"))
-            progress = file.tell() / path.stat().st_size
-            yield Chunk(Object("rows", values), lines, problems, progress)
+def _read_json_lines(text: _Text, size: int) -> Iterator[Chunk]:
+    numbered = ((number, line) for number, line in enumerate(text.file, 1) if line.strip())
+    while rows := list(islice(numbered, size)):
+        lines, values, problems = [], [], []
+        for number, line in rows:
+            try:
+                values.append(orjson.loads(line))
+                lines.append(number)
+            except orjson.JSONDecodeError as error:
+                problems.append((number, f"not valid JSON (column {error.colno}): {error.msg}"))
+        yield Chunk(Object("rows", values), lines, problems, text.progress())
 
 
 def _read_npy(path: Path, size: int) -> Iterator[Chunk]:
@@ -182,25 +197,24 @@ class Write(Protocol):
 
 @contextmanager
 def writer(path: Path) -> Iterator[Write]:
-    """Writes answers in the format of the suffix. The file appears when it is complete.
+    """Writes answers in the format of the suffix, to `PIPE` as CSV. A file appears when it is
+    complete.
 
     Raises: ConfigError, MissingExtra; InvalidInput for answers that the format cannot hold.
     """
-    kinds: dict[str, Callable[[Path], AbstractContextManager[Write]]] = {
-        ".csv": _csv_writer,
-        ".jsonl": _json_lines_writer,
-        ".ndjson": _json_lines_writer,
-        ".npy": _npy_writer,
-        ".parquet": _parquet_writer,
-    }
+    if path == PIPE:
+        yield _CsvWriter(sys.stdout.buffer)
+        sys.stdout.flush()
+        return
+    kind = _WRITERS[known_suffix(path)]
     part = path.with_name(f".{path.name}.part")
     try:
-        part.touch()
+        file = part.open("wb")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"{path} cannot be written: {reason}") from None
     try:
-        with kinds[known_suffix(path)](part) as write:
+        with file, kind(file) as write:
             yield write
         part.replace(path)
     finally:
@@ -208,23 +222,20 @@ def writer(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def _csv_writer(path: Path) -> Iterator[Write]:
-    with path.open("wb") as file:
-        yield _CsvWriter(file)
+def _csv_writer(file: BinaryIO) -> Iterator[Write]:
+    yield _CsvWriter(file)
 
 
 @contextmanager
-def _json_lines_writer(path: Path) -> Iterator[Write]:
-    with path.open("wb") as file:
-        yield lambda answers: file.writelines(dumps(row) + b"\n" for row in answers)
+def _json_lines_writer(file: BinaryIO) -> Iterator[Write]:
+    yield lambda answers: file.writelines(dumps(row) + b"\n" for row in answers)
 
 
 @contextmanager
-def _npy_writer(path: Path) -> Iterator[Write]:
-    with path.open("wb") as file:
-        array = _NpyWriter(file)
-        yield array
-        array.finish()
+def _npy_writer(file: BinaryIO) -> Iterator[Write]:
+    array = _NpyWriter(file)
+    yield array
+    array.finish()
 
 
 def flat(answer: Row) -> dict[str, Any]:
@@ -314,7 +325,7 @@ class _NpyWriter:
 
 
 @contextmanager
-def _parquet_writer(path: Path) -> Iterator[Write]:
+def _parquet_writer(file: BinaryIO) -> Iterator[Write]:
     pyarrow = _pyarrow()
     opened: list[Any] = []
 
@@ -324,11 +335,20 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
             return
         if not opened:
             table = pyarrow.Table.from_pylist(rows)
-            opened.append(pyarrow.parquet.ParquetWriter(path, table.schema))
+            opened.append(pyarrow.parquet.ParquetWriter(file, table.schema))
         opened[0].write_table(pyarrow.Table.from_pylist(rows, schema=opened[0].schema))
 
     try:
         yield write
     finally:
-        for file in opened:
-            file.close()
+        for table in opened:
+            table.close()
+
+
+_WRITERS: Final[dict[str, Callable[[BinaryIO], AbstractContextManager[Write]]]] = {
+    ".csv": _csv_writer,
+    ".jsonl": _json_lines_writer,
+    ".ndjson": _json_lines_writer,
+    ".npy": _npy_writer,
+    ".parquet": _parquet_writer,
+}

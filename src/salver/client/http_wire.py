@@ -70,9 +70,7 @@ class HttpWire:
         return Question(_get(_model_path(name, version)), _json)
 
     def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
-        return Question(
-            _get(_model_path(name, version)), lambda reply: _json(reply).get("methods") or {}
-        )
+        return Question(_get(_model_path(name, version)), _methods)
 
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]:
         path = f"{_model_path(name)}/stats" if name else "/v2/models/stats"
@@ -109,6 +107,12 @@ def _command(path: str) -> HttpRequest:
 
 def _json(reply: HttpReply) -> Any:
     return orjson.loads(reply.body)
+
+
+def _methods(reply: HttpReply) -> dict[str, dict[str, Any]]:
+    """The methods that the metadata tell; of servers that have none, the only one by no name."""
+    told = _json(reply)
+    return told.get("methods") or {"": told}
 
 
 def _model_path(name: str, version: str = "") -> str:

@@ -8,10 +8,8 @@ import random
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import numpy as np
-import orjson
-
-from salver.client.wire import Inference, input_tensors
+from salver.client.values import answer_of, input_tensors, named_inputs, plain
+from salver.client.wire import Inference
 from salver.clock import NS_PER_S, system_clock
 from salver.errors import (
     InvalidInput,
@@ -22,10 +20,9 @@ from salver.errors import (
     Unsupported,
     did_you_mean,
 )
-from salver.types import len_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence, Set
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from salver.client.wire import Items, ModelState, Question, Request, Result, Wire
     from salver.clock import Clock
@@ -119,23 +116,26 @@ class Session:
     def metadata(self, name: str, version: str) -> Flow[dict[str, Any]]:
         """Inputs and outputs of a model."""
         self._forget(name)
-        return self._described(self._deadline(None), name, version, "")
+        return self.ask(self._wire.metadata(name, version))
 
     def _described(
         self, deadline: int | None, name: str, version: str, method: str
     ) -> Flow[dict[str, Any]]:
-        """What a model, or a method of it, takes and gives: asked for once.
+        """What a method of a model, or its default one, takes and gives: asked for once.
 
         Raises: NotFound for a method that the model does not have.
         """
         found = self._metadata.get((name, version, method))
         if found is None:
-            if method:
+            try:
                 methods = yield from self._until(deadline, self._wire.methods(name, version))
-                found = {"name": name, **_chosen(methods, method, name)}
+            except Unsupported:
+                methods = {}
+            if methods or method:
+                found = _chosen(methods, method, name)
             else:
                 found = yield from self._until(deadline, self._wire.metadata(name, version))
-            self._metadata[name, version, method] = found
+            self._metadata[name, version, method] = found = {**found, "name": name}
         return found
 
     def statistics(self, name: str) -> Flow[list[dict[str, Any]]]:
@@ -193,11 +193,10 @@ class Session:
         """Runs a model on what its only input, or a dict of inputs, says."""
         deadline = self._deadline(timeout_s)
         metadata = yield from self._described(deadline, name, version, method)
-        named, is_single = _named(value, metadata)
+        named, is_single = named_inputs(value, metadata)
         inference = Inference(name, version, method)
         result = yield from self._infer(deadline, named, inference, self._wire.infer)
-        place = 0 if is_single else ()
-        return _bare({key: readable(array)[place] for key, array in result.items()})
+        return answer_of(result, metadata, is_single)
 
     def answers(
         self, name: str, value: Any, method: str, content_type: str, timeout_s: float | None
@@ -212,11 +211,12 @@ class Session:
             items = yield from self._until(deadline, self._wire.open(name, method, value, ""))
             return items._replace(read=lambda piece: items.read(piece)["prediction"])
         metadata = yield from self._described(deadline, name, "", method)
-        named, is_single = _named(value, metadata)
+        named, is_single = named_inputs(value, metadata)
         inference = Inference(name, method=method)
         items = yield from self._infer(deadline, named, inference, self._wire.stream)
-        texts = {spec["name"] for spec in metadata["outputs"] if spec.get("content") == "json"}
-        return items._replace(read=lambda piece: _item(items.read(piece), texts, is_single))
+        return items._replace(
+            read=lambda piece: plain(answer_of(items.read(piece), metadata, is_single))
+        )
 
     def _forget(self, name: str) -> None:
         for key in [key for key in list(self._metadata) if key[0] == name]:
@@ -230,89 +230,9 @@ def _may_repeat(request: Request, error: SalverError) -> bool:
 
 
 def _chosen(methods: Mapping[str, dict[str, Any]], method: str, name: str) -> dict[str, Any]:
-    if method not in methods:
+    if method and method not in methods:
         raise NotFound(
             f"{name} has no method {method!r}.{did_you_mean(method, methods)} "
-            f"There are: {', '.join(methods) or 'none'}"
+            f"There are: {', '.join(filter(None, methods)) or 'none'}"
         )
-    return methods[method]
-
-
-def _named(value: Any, metadata: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The inputs by name; a single row gets its batch dimension, which the flag tells."""
-    if isinstance(value, dict):
-        named = value
-    elif hasattr(value, "columns") and len(metadata["inputs"]) > 1:  # a DataFrame
-        named = {str(name): value[name].to_numpy() for name in value.columns}
-    else:
-        named = {_only_input(metadata): value}
-    is_single = _is_single_row(named, metadata)
-    if is_single:
-        named = {key: _as_row(item) for key, item in named.items()}
-    return named, is_single
-
-
-def _item(result: Result, texts: Set[str], is_single: bool) -> Any:
-    """One item of a stream as plain Python values; the outputs `texts` hold JSON."""
-    values = {}
-    for key, array in result.items():
-        value = readable(array).tolist()
-        value = value[0] if is_single else value
-        values[key] = orjson.loads(value) if key in texts else value
-    return _bare(values)
-
-
-def _bare(answers: dict[str, Any]) -> Any:
-    return next(iter(answers.values())) if len(answers) == 1 else answers
-
-
-def _only_input(metadata: Mapping[str, Any]) -> str:
-    names = [spec["name"] for spec in metadata["inputs"]]
-    if len(names) != 1:
-        raise InvalidInput(
-            f"{metadata['name']} takes several inputs; give them by name: "
-            f"{{{', '.join(f'{name!r}: ...' for name in names)}}}"
-        )
-    return str(names[0])
-
-
-def _is_single_row(named: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
-    """Every input lacks exactly the dimension that counts rows."""
-    shapes = {spec["name"]: spec["shape"] for spec in metadata["inputs"]}
-    return (
-        bool(named)
-        and all(
-            name in shapes and _counts_rows(shapes[name]) and _ndim(value) + 1 == len(shapes[name])
-            for name, value in named.items()
-        )
-        and all(_counts_rows(spec["shape"]) for spec in metadata["outputs"])
-    )
-
-
-def _counts_rows(shape: list[int]) -> bool:
-    """Any number of rows, or one: many models are exported for one row only."""
-    return shape[:1] in ([-1], [1])
-
-
-def _ndim(value: Any) -> int:
-    try:
-        return int(np.ndim(value))
-    except ValueError:
-        return -1
-
-
-def _as_row(value: Any) -> Any:
-    return [value] if isinstance(value, str | bytes) else np.asarray(value)[None]
-
-
-def readable(array: Any) -> Any:
-    """BYTES as text if all of them are text; everything else as it is."""
-    if array.dtype != np.object_:
-        return array
-    try:
-        texts = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
-    except UnicodeDecodeError:
-        return array
-    out = np.empty(len_of(array.shape), np.object_)
-    out[:] = texts
-    return out.reshape(array.shape)
+    return methods[method or next(iter(methods))]

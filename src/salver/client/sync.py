@@ -75,9 +75,9 @@ class Client:
     ) -> Any:
         """The model's answer for `x`: an array, or a dict of arrays if it has several outputs.
 
-        `x` is an array or nested lists, or a dict of them by input name; numbers are converted to
-        the type that the model takes. One row without its batch dimension gives one answer without
-        it. Text comes back as text.
+        `x` is an array or nested lists, a dict of them by input name, or a DataFrame or dict by
+        column; numbers are converted to the type that the model takes. One row without its batch
+        dimension gives one answer without it. Text comes back as text, JSON as what it says.
         """
         return self._run(self._session.predict(model, x, version, method, timeout_s))
 

@@ -1,15 +1,11 @@
-"""What the client's wire formats share: questions, results, and arrays as tensors."""
+"""What the client's wire formats share: questions and results."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-import numpy as np
-
 from salver.codecs.json_request import tensor_of_bytes
-from salver.codecs.values import narrowed
-from salver.errors import InvalidInput, did_you_mean
-from salver.types import BF16, BOOL, BYTES, Tensor, Tensors, bf16_bits, bf16_floats, dtype_of
+from salver.types import BF16, Tensor, bf16_floats, dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +87,9 @@ class Wire(Protocol):
     def metadata(self, name: str, version: str) -> Question[dict[str, Any]]: ...
 
     def methods(self, name: str, version: str) -> Question[dict[str, dict[str, Any]]]:
-        """Inputs and outputs of every method by name, the default one first."""
+        """Inputs and outputs of every method by name, the default one first; none where servers
+        do not tell of methods. Raises: Unsupported.
+        """
         ...
 
     def statistics(self, name: str) -> Question[list[dict[str, Any]]]: ...
@@ -111,57 +109,6 @@ class Wire(Protocol):
     def stream(self, inference: Inference) -> Question[Items]:
         """The same by tensors, where there is no plain door; answers as results."""
         ...
-
-
-def input_tensors(inputs: Mapping[str, Any], metadata: Mapping[str, Any]) -> Tensors:
-    """Inputs in the types that the model's metadata tell.
-
-    Raises: InvalidInput for an input that the model does not know or that does not fit its type.
-    """
-    known = {spec["name"]: spec["datatype"] for spec in metadata["inputs"]}
-    tensors = Tensors()
-    for name, value in inputs.items():
-        if name not in known:
-            raise InvalidInput(
-                f"unexpected input {name!r}.{did_you_mean(name, known)} "
-                f"Expected: {', '.join(known)}"
-            )
-        tensors[name] = to_tensor(value, known[name], name)
-    return tensors
-
-
-def to_tensor(value: Any, datatype: str, name: str) -> Tensor:
-    """What a caller gave as the tensor that the model takes.
-
-    Numbers are converted when nothing is lost but precision: any number to a float, integers to
-    integers that hold them.
-
-    Raises: InvalidInput.
-    """
-    dtype = dtype_of(datatype)
-    if dtype is BYTES:
-        texts = np.array(value, np.object_)
-        if not all(isinstance(item, str | bytes) for item in texts.ravel().tolist()):
-            raise InvalidInput(f"input {name!r}: expected text or bytes, got {_kind(value)}")
-        return Tensor(BYTES, texts.shape, texts)
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise InvalidInput(f"input {name!r}: the rows differ in length") from None
-    kind = array.dtype.kind
-    if dtype.is_float and kind in "fiu":
-        if dtype is BF16:
-            return Tensor(BF16, array.shape, bf16_bits(array.astype(np.float32)))
-        return Tensor(dtype, array.shape, array.astype(dtype.numpy, copy=False))
-    if (dtype.is_integer and kind in "iu") or (dtype is BOOL and kind == "b"):
-        return Tensor(dtype, array.shape, narrowed(array, dtype, name))
-    raise InvalidInput(f"input {name!r}: expected {datatype}, got {_kind(value)}")
-
-
-def _kind(value: Any) -> str:
-    array = np.asarray(value)
-    what = "text" if array.dtype.kind in "US" else str(array.dtype)
-    return f"{what} of shape {list(array.shape)}"
 
 
 def array_of(name: str, datatype: str, shape: Sequence[int], data: Any) -> Array:

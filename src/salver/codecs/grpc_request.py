@@ -14,7 +14,17 @@ from google.protobuf.message import DecodeError
 
 from salver.codecs.protobuf import decode_varint, message
 from salver.codecs.recent import Recent
-from salver.codecs.v2 import method_name, own_parameters, timing
+from salver.codecs.v2 import (
+    given_twice,
+    input_dtype,
+    method_name,
+    negative_dimension,
+    own_parameters,
+    timing,
+    too_large_a_shape,
+    wrong_count,
+    wrong_length,
+)
 from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.interfaces import Infer
 from salver.types import (
@@ -25,7 +35,6 @@ from salver.types import (
     Request,
     Tensor,
     Tensors,
-    dtype_of,
     len_of,
     unfit,
 )
@@ -97,7 +106,7 @@ class _Head:
         self.inputs = tuple(_describe(tensor) for tensor in request.inputs)
         names = [name for name, *_ in self.inputs]
         if len(set(names)) != len(names):
-            raise InvalidInput(f"an input is named twice: {', '.join(names)}")
+            raise given_twice(names)
 
     def infer(self, tensors: Tensors, request_id: str) -> Infer:
         request = Request(
@@ -225,11 +234,11 @@ def _scan_raws(data: bytes | memoryview, at: int, head: _Head) -> Tensors | None
             return None
         if dtype is BYTES:
             if length < num_bytes:
-                raise _wrong_length(name, dtype, shape, num_bytes, length)
+                raise wrong_length(name, dtype, shape, length)
             tensors[name] = Tensor(dtype, shape, Packed(data[start:at]))
         else:
             if length != num_bytes:
-                raise _wrong_length(name, dtype, shape, num_bytes, length)
+                raise wrong_length(name, dtype, shape, length)
             tensors[name] = Tensor(dtype, shape, np.ndarray(shape, dtype.numpy, data, start))
     return tensors if at == size else None
 
@@ -276,30 +285,17 @@ def _decode_any(data: Buffer) -> Infer:
         )
     for raw, (name, dtype, shape, num_bytes) in zip(raws, head.inputs, strict=True):
         if len(raw) != num_bytes if dtype is not BYTES else len(raw) < num_bytes:
-            raise _wrong_length(name, dtype, shape, num_bytes, len(raw))
+            raise wrong_length(name, dtype, shape, len(raw))
         tensors[name] = Tensor(
             dtype, shape, Packed(raw) if dtype is BYTES else np.ndarray(shape, dtype.numpy, raw)
         )
     return head.infer(tensors, request.id)
 
 
-def _wrong_length(
-    name: str, dtype: DType, shape: tuple[int, ...], expected: int, got: int
-) -> InvalidInput:
-    least = "at least " if dtype is BYTES else ""
-    return InvalidInput(
-        f"input {name!r}: expected {least}{expected} bytes for {dtype.name} {list(shape)}, "
-        f"got {got}"
-    )
-
-
 def _describe(tensor: Any) -> tuple[str, DType, tuple[int, ...], int]:
     """Name, datatype, shape and bytes of an input, checked without spending memory on it."""
     name = tensor.name
-    try:
-        dtype = dtype_of(tensor.datatype)
-    except InvalidInput as error:
-        raise InvalidInput(f"input {name!r}: {error.message}") from None
+    dtype = input_dtype(name, tensor.datatype)
     if "shared_memory_region" in tensor.parameters:
         raise Unsupported(f"input {name!r}: {_NO_SHARED_MEMORY}")
     if len(tensor.shape) > MAX_RANK:
@@ -308,10 +304,10 @@ def _describe(tensor: Any) -> tuple[str, DType, tuple[int, ...], int]:
         )
     shape = tuple(tensor.shape)
     if any(dim < 0 for dim in shape):
-        raise InvalidInput(f"input {name!r}: a dimension is negative: {list(shape)}")
+        raise negative_dimension(name, shape)
     itemsize = dtype.itemsize or 4
     if len_of(max(dim, 1) for dim in shape) * itemsize >= 1 << 62:
-        raise InvalidInput(f"input {name!r}: no request can hold shape {list(shape)}")
+        raise too_large_a_shape(name, shape)
     return name, dtype, shape, len_of(shape) * itemsize
 
 
@@ -327,10 +323,7 @@ def _typed(contents: Any, name: str, dtype: DType, shape: tuple[int, ...]) -> An
             )
     values = getattr(contents, expected)
     if len(values) != len_of(shape):
-        raise InvalidInput(
-            f"input {name!r}: expected {len_of(shape)} values in {expected} "
-            f"for shape {list(shape)}, got {len(values)}"
-        )
+        raise wrong_count(name, shape, len(values))
     if dtype is BYTES:
         return list(values)
     try:

@@ -20,9 +20,17 @@ from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
 from salver.codecs.json_numbers import NON_FINITE, loads
+from salver.codecs.v2 import (
+    given_twice,
+    input_dtype,
+    negative_dimension,
+    too_large_a_shape,
+    wrong_count,
+    wrong_length,
+)
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, Unsupported
-from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors, dtype_of
+from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,11 +51,11 @@ Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Meta
 
 
 class JsonInput(Struct, gc=False):
-    """An input whose data may be of any form."""
+    """An input whose data may be of any form, and whose dimensions of any sign."""
 
     name: str
     datatype: str
-    shape: Shape
+    shape: Annotated[tuple[Annotated[int, Meta(le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
     data: Any = None
     parameters: dict[str, Any] | None = None
 
@@ -144,7 +152,7 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
             tensor = tensor_of_bytes(given.dtype, given.shape, data, given.name)
         tensors[given.name] = tensor
     if len(tensors) != len(request.inputs):
-        raise InvalidInput(f"an input is given twice: {', '.join(g.name for g in request.inputs)}")
+        raise given_twice(given.name for given in request.inputs)
     if binary is not None and offset != len(binary):
         raise InvalidInput(
             f"{len(binary)} bytes of binary data, but the inputs' binary_data_size add up to "
@@ -169,7 +177,9 @@ def _decode_other(body: Buffer, max_depth: int) -> JsonRequest[Any]:
 def _flattened(given: JsonInput) -> Any:
     """The input with its data as one flat list, and with numbers for words such as NaN."""
     name, data = given.name, given.data
-    dtype = dtype_of(given.datatype)
+    dtype = input_dtype(name, given.datatype)
+    if min(given.shape, default=0) < 0:
+        raise negative_dimension(name, given.shape)
     if data is not None:
         data = _flat_values(data, dtype, name)
     return _TYPED[dtype.name](name, given.shape, data, given.parameters)
@@ -179,12 +189,10 @@ def _check_count(name: str, shape: Sequence[int], got: int) -> None:
     """Raises: InvalidInput unless `got` elements make an array of that shape."""
     expected = prod(shape)
     if expected != got:
-        raise InvalidInput(
-            f"input {name!r}: shape {list(shape)} expects {expected} elements, got {got}"
-        )
+        raise wrong_count(name, shape, got)
     # numpy refuses the shape of an empty array if its other dimensions are too large together.
     if not expected and prod(filter(None, shape)) > _MAX_ELEMENTS:
-        raise InvalidInput(f"input {name!r}: shape {list(shape)} is larger than any request")
+        raise too_large_a_shape(name, shape)
 
 
 def _tensor_of_json(given: Any) -> Tensor:
@@ -265,10 +273,7 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
         return Tensor(dtype, shape, _objects(items, shape))
     expected = prod(shape) * dtype.itemsize
     if len(data) != expected:
-        raise InvalidInput(
-            f"input {name!r}: {dtype.name} of shape {list(shape)} expects {expected} bytes, "
-            f"got {len(data)}"
-        )
+        raise wrong_length(name, dtype, shape, len(data))
     _check_count(name, shape, len(data) // dtype.itemsize)
     return Tensor(dtype, shape, np.frombuffer(data, dtype.numpy).reshape(shape))
 

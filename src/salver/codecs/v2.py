@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -9,12 +10,12 @@ import numpy as np
 from salver.clock import NS_PER_US
 from salver.codecs.json_numbers import plain_array
 from salver.errors import InvalidInput
-from salver.types import BYTES, Response, Rows, Tensor, Tensors
+from salver.types import BYTES, Response, Rows, Tensor, Tensors, dtype_of, too_few_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from salver.types import Array
+    from salver.types import Array, DType
 
 _LARGEST: Final = 1 << 53
 _RESERVED: Final = frozenset(("timeout", "priority", "method", "binary_data_output"))
@@ -66,6 +67,43 @@ def own_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if type(value) is int and not -(1 << 63) <= value < 1 << 64:
             raise InvalidInput(f"parameter {name!r}: the number does not fit 64 bits")
     return {name: value for name, value in parameters.items() if name not in _RESERVED}
+
+
+def input_dtype(name: str, datatype: str) -> DType:
+    """The data type of an input. Raises: InvalidInput."""
+    try:
+        return dtype_of(datatype)
+    except InvalidInput as error:
+        raise InvalidInput(f"input {name!r}: {error.message}") from None
+
+
+def wrong_count(name: str, shape: Sequence[int], got: int) -> InvalidInput:
+    """The refusal of so many elements for a shape."""
+    return InvalidInput(
+        f"input {name!r}: shape {list(shape)} expects {prod(shape)} elements, got {got}"
+    )
+
+
+def wrong_length(name: str, dtype: DType, shape: Sequence[int], got: int) -> InvalidInput:
+    """The refusal of so many bytes for a type and shape."""
+    if dtype is BYTES:
+        return too_few_bytes(name, prod(shape), got)
+    return InvalidInput(
+        f"input {name!r}: {dtype.name} of shape {list(shape)} expects "
+        f"{prod(shape) * dtype.itemsize} bytes, got {got}"
+    )
+
+
+def negative_dimension(name: str, shape: Sequence[int]) -> InvalidInput:
+    return InvalidInput(f"input {name!r}: a dimension is negative: {list(shape)}")
+
+
+def too_large_a_shape(name: str, shape: Sequence[int]) -> InvalidInput:
+    return InvalidInput(f"input {name!r}: no request can hold shape {list(shape)}")
+
+
+def given_twice(names: Iterable[str]) -> InvalidInput:
+    return InvalidInput(f"an input is given twice: {', '.join(names)}")
 
 
 def classified(response: Response, counts: Mapping[str, int]) -> Response:

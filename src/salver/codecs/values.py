@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+from collections import Counter
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from salver.types import Array
 
 BYTES_KEY = "b64"
+_TRUTH: Final = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
+"""How programs write truth values into tables of numbers."""
 
 
 def tensor_of_value(spec: TensorSpec, value: Any) -> Tensor:
@@ -48,6 +51,8 @@ def _number_array(spec: TensorSpec, value: Any) -> Array:
         return array.astype(dtype.numpy)
     if array.dtype.kind == "O" and dtype.is_float:
         array = _with_missing(spec, array)
+    if array.dtype.kind == "b" and spec.columns and dtype.is_float:
+        array = array.astype(np.float64)
     kind = array.dtype.kind
     fits = (
         (dtype is BOOL and kind == "b")
@@ -102,7 +107,7 @@ def _is_whole(array: Array) -> Array:
 
 
 def _with_missing(spec: TensorSpec, array: Array) -> Array:
-    """Objects as numbers: null is NaN for tables, and so are the words for non-finite floats.
+    """Objects as numbers: for tables null is NaN, and truth values are 1 and 0.
 
     Raises: InvalidInput.
     """
@@ -112,7 +117,7 @@ def _with_missing(spec: TensorSpec, array: Array) -> Array:
             flat[index] = np.nan
         elif isinstance(value, str) and value in NON_FINITE:
             flat[index] = NON_FINITE[value]
-        elif isinstance(value, bool) or not isinstance(value, int | float):
+        elif not isinstance(value, int | float) or (isinstance(value, bool) and not spec.columns):
             where = _where(spec, array.shape, index)
             raise InvalidInput(
                 f"input {spec.name!r}{where}: expected {spec.dtype.name}, got {shown(value)}"
@@ -220,8 +225,31 @@ def is_number(cell: str) -> bool:
     return True
 
 
+def column_names(first: Sequence[str]) -> list[str] | None:
+    """The names in the first line of a table; None where it is one of numbers, some missing.
+
+    Raises: InvalidInput for two columns of one name, or one of none.
+    """
+    if any(first) and all(cell == "" or is_number(cell) for cell in first):
+        return None
+    names = [name.strip() for name in first]
+    if "" in names:
+        raise InvalidInput(
+            f"column {names.index('') + 1} has no name; pandas writes one for the index: "
+            "leave it out by index=False"
+        )
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InvalidInput(f"two columns are called {name!r}")
+    return names
+
+
+def _number(cell: Any) -> float:
+    return _TRUTH[cell] if cell in _TRUTH else float(cell)
+
+
 def cells(column: Sequence[Any], name: str) -> Array:
-    """Text cells of a table's column as float64; empty ones are missing (NaN).
+    """Text cells of a table's column as float64; empty ones are missing (NaN), true is 1.
 
     Raises: InvalidInput naming the line of the first cell that is none.
     """
@@ -230,14 +258,14 @@ def cells(column: Sequence[Any], name: str) -> Array:
         return np.fromiter(map(float, column), np.float64, len(column))
     try:
         return np.array(
-            [np.nan if cell is None or cell == "" else float(cell) for cell in column], np.float64
+            [np.nan if cell is None or cell == "" else _number(cell) for cell in column], np.float64
         )
     except (ValueError, TypeError):
         for index, cell in enumerate(column):
             if cell is None or cell == "":
                 continue
             try:
-                float(cell)
+                _number(cell)
             except (ValueError, TypeError):
                 raise InvalidInput(
                     f"column {name!r}, row {index + 1}: {str(cell)[:40]!r} is not a number"

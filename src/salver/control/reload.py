@@ -153,9 +153,7 @@ class Repository:
         """Unloads what is not wanted any more, of one name or of all."""
         served = set(self._engine.served())
         refs = [
-            ref
-            for ref in to_unload(self._wanted, self._tried, served)
-            if name in ("", ref.name)
+            ref for ref in to_unload(self._wanted, self._tried, served) if name in ("", ref.name)
         ]
         for ref in refs:
             del self._tried[ref]

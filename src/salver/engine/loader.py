@@ -145,7 +145,8 @@ class Loader:
         except NeedsHost:
             raise
         except SalverError as error:
-            if (cause := error.__cause__) is not None:
+            cause = error.__cause__
+            if cause is not None and (str(cause) or repr(cause)) not in error.message:
                 text = "".join(traceback.format_exception_only(cause)).rstrip()
                 log.error("loading %s failed: %s", version.ref, text)
             raise

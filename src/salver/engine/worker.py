@@ -140,7 +140,8 @@ class Worker:
             with giving_back():
                 self._model = _runtime(order.runtime).load(spec)
         except SalverError as error:
-            if (cause := error.__cause__) is not None:
+            cause = error.__cause__
+            if cause is not None and (str(cause) or repr(cause)) not in error.message:
                 sys.stderr.writelines(traceback.format_exception_only(cause))
             self._channel.send(Failed(fault_of(error)))
             return False

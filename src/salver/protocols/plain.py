@@ -16,19 +16,20 @@ import orjson
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
+    dumps,
     json_contents_text,
     loads,
     plain_array,
     tensor_text,
 )
 from salver.codecs.status import json_refusal
-from salver.codecs.values import cells, is_number
+from salver.codecs.values import cells, column_names
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
-from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer
+from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer, Query
 from salver.types import BYTES, ModelRef, Object, Raw, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from salver.config import Limits
     from salver.errors import SalverError
@@ -40,10 +41,13 @@ _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "imag
           b"RIFF": "image/webp", b"BM": "image/bmp"}  # fmt: skip
 _SHARES_MAY_MISS: Final = 1e-3
 _KEYS: dict[str, Schema] = {"instances": "rows", "input": "row", "inputs": "rows"}
+_COLUMNS: Final = "columns"
+"""TensorFlow Serving's other form: whole tensors as `inputs`, and so as `outputs`."""
+_MODEL: Final = "/v1/models/{model}"
 
 
 class PlainDoor:
-    """`POST /v1/models/NAME:predict` and `POST /predict[/NAME[/METHOD]]`."""
+    """`/v1/models/NAME[:predict]` and `POST /predict[/NAME[/METHOD]]`."""
 
     name = "plain"
 
@@ -54,13 +58,11 @@ class PlainDoor:
         decode, door = self._decode_predict, ("POST", "PUT")
         return (
             Endpoint(
-                ("POST",), "/v1/models/{model}:predict", "Predictions only, for `instances`.",
-                self._decode_instances, encode_predictions,
+                ("GET",), "/v1/models", "Names of models.", _query("model_names"), encode_names
             ),
-            Endpoint(
-                ("POST",), "/v1/models/{model}/versions/{version}:predict",
-                "The same of one version.", self._decode_instances, encode_predictions,
-            ),
+            *self._of_model(_MODEL, ""),
+            *self._of_model(f"{_MODEL}/versions/{{version}}", ", of one version"),
+            *self._of_model(f"{_MODEL}/labels/{{version}}", ", by a version's label"),
             Endpoint(
                 door, "/predict", "The only model that is served.", decode, encode_answer,
                 stream_item,
@@ -75,20 +77,35 @@ class PlainDoor:
             ),
         )  # fmt: skip
 
+    def _of_model(self, path: str, remark: str) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint(
+                ("POST",), f"{path}:predict", f"Predictions for `instances`, or `inputs`{remark}.",
+                self._decode_instances, encode_predictions,
+            ),
+            Endpoint(
+                ("GET",), path, f"Readiness and states of versions{remark}.",
+                _query("model_status"), encode_status,
+            ),
+        )  # fmt: skip
+
     def refuse(self, error: SalverError) -> HttpAnswer:
         return json_refusal(error)
 
     def _decode_instances(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         value = loads(body, self._max_depth)
-        if not isinstance(value, dict) or "instances" not in value:
+        if not isinstance(value, dict) or ("instances" in value) == ("inputs" in value):
             known = ", ".join(value) if isinstance(value, dict) else "no object"
-            raise InvalidInput(f'expected {{"instances": [...]}}, got {known}')
+            raise InvalidInput(f'expected {{"instances": [...]}} or {{"inputs": ...}}, got {known}')
         method = value.get("signature_name", "")
-        if not isinstance(method, str) or not isinstance(value["instances"], list):
+        if not isinstance(method, str) or not isinstance(value.get("instances", []), list):
             raise InvalidInput("instances must be a list, signature_name a string")
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
         # TensorFlow's clients send the name of its default signature, which is every model's first.
         method = "" if method == "serving_default" else method
+        if "inputs" in value:
+            payload = Object("row", value["inputs"])
+            return Infer(ref=ref, request=Request(payload, method), encoding=_COLUMNS)
         return Infer(ref=ref, request=Request(Object("rows", value["instances"]), method))
 
     def _decode_predict(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
@@ -127,6 +144,13 @@ class PlainDoor:
                 f'expected {{"input": ...}} or {{"inputs": [...]}}, got {got}.{hint}'
             )
         raise InvalidInput('expected {"input": ...}, {"inputs": [...]} or an array')
+
+
+def _query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:
+    def decode(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
+        return Query(name=name, arguments=arguments)
+
+    return decode
 
 
 def _object(schema: Schema, key: str, value: Any) -> Object:
@@ -169,11 +193,9 @@ def _csv(body: Buffer) -> Object:
     width = len(rows[0])
     if set(map(len, rows)) != {width}:
         raise _uneven(text, width)
-    if all(cell == "" or is_number(cell) for cell in rows[0]) and any(rows[0]):
+    names = column_names(rows[0])
+    if names is None:
         return Object("rows", _number_rows(rows, width))
-    names = [name.strip() for name in rows[0]]
-    if len(set(names)) != width:
-        raise InvalidInput("two columns of the table have the same name")
     if len(rows) == 1:
         raise InvalidInput("the table has column names, but no rows")
     return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
@@ -198,8 +220,22 @@ def _number_rows(rows: list[list[str]], width: int) -> list[list[float]]:
     return table
 
 
+def encode_names(operation: Query, value: dict[str, list[str]]) -> HttpAnswer:
+    """`{"models": […]}`."""
+    return HttpAnswer(200, JSON_HEADERS, [dumps(value)])
+
+
+def encode_status(operation: Query, value: dict[str, Any]) -> HttpAnswer:
+    """200 or 503, as KServe's probes need it, and the states in the body."""
+    return HttpAnswer(200 if value["ready"] else 503, JSON_HEADERS, [dumps(value)])
+
+
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
-    """`{"predictions": …}` and nothing else."""
+    """`{"predictions": …}`, or `{"outputs": …}` for `inputs`, and nothing else."""
+    if operation.encoding == _COLUMNS:
+        outputs = {name: orjson.Fragment(_text(response, name)) for name in response.names}
+        only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return HttpAnswer(200, JSON_HEADERS, [orjson.dumps({"outputs": only})])
     text = _values(response, response.names)
     if response.method.batching != "rows":
         text = b"[%b]" % text

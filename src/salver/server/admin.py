@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
 from salver.codecs.v2 import EXTENSIONS
-from salver.engine.engine import version_key
+from salver.engine.engine import UNLOADED, version_key
 from salver.errors import Internal, InvalidInput, NotFound, Unavailable
 from salver.observe import user_metrics
 from salver.observe.memory import device_bytes
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 
 _WORKER_TIMEOUT_S: Final = 0.5
+_UNLIMITED: Final = 1 << 20
+_CRASHED: Final = "its workers crashed too often; load it again"
 
 
 class Admin:
@@ -60,6 +63,8 @@ class Admin:
             "model_ready": self._model_ready,
             "is_model_ready": self._is_model_ready,
             "server_metadata": self._server_metadata,
+            "model_names": lambda arguments: {"models": sorted(engine.models)},
+            "model_status": self._model_status,
             "model_metadata": self._model_metadata,
             "model_config": self._model_config,
             "statistics": self._statistics,
@@ -104,6 +109,21 @@ class Admin:
         except (NotFound, Unavailable):
             return {"ready": False}
 
+    def _model_status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`ready` for KServe's clients; for TensorFlow Serving's the states of all versions, the
+        newest first, or of the one that is asked for.
+        """
+        name, version = arguments["model"], arguments.get("version", "")
+        with suppress(Unavailable):
+            self._find(arguments)
+        model = self._engine.models[name]
+        versions = sorted(model.states, key=version_key, reverse=True)
+        if version:
+            versions = [version if version in model.states else model.labels[version]]
+        found = [version_status(model, each) for each in versions]
+        ready = any(status["state"] == "AVAILABLE" for status in found)
+        return {"name": name, "ready": ready, "model_version_status": found}
+
     def _server_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": "salver", "version": __version__, "extensions": list(EXTENSIONS)}
 
@@ -125,8 +145,8 @@ class Admin:
         generation = self._find(arguments)
         method = generation.signature.methods[generation.signature.default]
         batches = generation.plans[generation.signature.default].batches
-        max_batch = generation.config.batching.max_size or (1 << 20) if batches else 0
-        skip = 1 if batches else 0
+        max_batch = largest_batch(method, generation.config.batching.max_size if batches else 1)
+        skip = 1 if max_batch else 0
         config: dict[str, Any] = {
             "name": generation.ref.name,
             "platform": "",
@@ -136,7 +156,12 @@ class Admin:
             "input": [config_tensor(spec, skip) for spec in method.inputs],
             "output": [config_tensor(spec, skip) for spec in method.outputs],
             "instance_group": [
-                {"name": generation.ref.name, "kind": "KIND_CPU", "count": 1, "gpus": []}
+                {
+                    "name": generation.ref.name,
+                    "kind": "KIND_CPU",
+                    "count": generation.target.num_instances,
+                    "gpus": [],
+                }
             ],
             # The only place of the protocol where gRPC can tell of methods.
             "parameters": {
@@ -251,6 +276,21 @@ def observed_version(generation: Generation) -> ObservedVersion:
     )
 
 
+def version_status(model: ServedModel, version: str) -> dict[str, Any]:
+    """A version as TensorFlow Serving tells it (get_model_status.proto)."""
+    state, reason = model.states[version]
+    generation = model.versions.get(version)
+    if generation is not None and generation.target.is_ready:
+        name, problem = "AVAILABLE", ""
+    elif state == "LOADING":
+        name, problem = "LOADING", ""
+    else:
+        name = "END"
+        problem = "" if model.states[version] == UNLOADED else reason or _CRASHED
+    status = {"error_code": "UNAVAILABLE" if problem else "OK", "error_message": problem}
+    return {"version": version, "state": name, "status": status}
+
+
 def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the protocol's metadata tell it."""
     return {"name": spec.name, "datatype": spec.dtype.name, "shape": list(spec.shape)}
@@ -269,8 +309,20 @@ def methods_metadata(signature: Signature) -> dict[str, Any]:
 
 
 def method_tensor(spec: TensorSpec) -> dict[str, Any]:
-    """A tensor of the metadata, and what its BYTES hold."""
-    return {**tensor_metadata(spec), "content": spec.content}
+    """A tensor of the metadata, and what only our own clients ask for."""
+    return {
+        **tensor_metadata(spec),
+        "content": spec.content,
+        "columns": list(spec.columns),
+        "optional": spec.optional,
+    }
+
+
+def largest_batch(method: Method, configured: int) -> int:
+    """Most rows in a run, by configuration and model; 0 if its tensors have none."""
+    if method.batching != "rows":
+        return 0
+    return min((size for size in (configured, method.max_rows) if size), default=_UNLIMITED)
 
 
 def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
@@ -301,7 +353,7 @@ def _most_telling(model: ServedModel) -> dict[str, str]:
 def _problem(model: ServedModel) -> str:
     """What keeps the files of a model that is ready from being served as they are."""
     if model.latest is not None and not model.latest.target.is_ready:
-        return "its workers crashed too often; load it again"
+        return _CRASHED
     return "; ".join(
         f"version {version}: {reason}"
         for version, (_, reason) in sorted(model.states.items())
@@ -322,12 +374,7 @@ def page_method(name: str, method: Method) -> dict[str, Any]:
 
 def page_tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the page needs it for its form."""
-    return {
-        **method_tensor(spec),
-        "role": spec.role,
-        "columns": list(spec.columns),
-        "optional": spec.optional,
-    }
+    return {**method_tensor(spec), "role": spec.role}
 
 
 def model_statistics(generation: Generation) -> dict[str, Any]:

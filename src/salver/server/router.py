@@ -46,7 +46,15 @@ class Router:
         if not found:
             known = [endpoint.path for endpoint in self.endpoints]
             raise NotFound(f"there is nothing at {path[:200]!r}.{did_you_mean(path[:200], known)}")
-        raise MethodNotAllowed(f"{method} is not offered here; {', '.join(self.methods(path))} is")
+        offered = ", ".join(self.methods(path))
+        hint = self._below(found[0][0].path, wanted)
+        raise MethodNotAllowed(f"{method} is not offered here; {offered} is{hint}")
+
+    def _below(self, template: str, method: str) -> str:
+        """Where a method is offered that `template` itself, such as a model's path, does not."""
+        longer = (e.path for e in self.endpoints if method in e.methods and "{" in template)
+        found = next((path for path in longer if path.startswith(template)), "")
+        return f". Did you mean {found!r}?" if found else ""
 
     def methods(self, path: str) -> list[str]:
         """The methods that a path takes, none if there is no such path."""
@@ -62,7 +70,9 @@ class Router:
         if fixed is not None:
             return [(endpoint, _NONE) for endpoint in fixed]
         matches = ((pattern.fullmatch(path), endpoint) for pattern, endpoint in self._templates)
-        return [(endpoint, match.groupdict()) for match, endpoint in matches if match is not None]
+        found = [(endpoint, match) for match, endpoint in matches if match is not None]
+        # `m:predict` is not also the name of a model: the first template that matches decides.
+        return [(e, match.groupdict()) for e, match in found if e.path == found[0][0].path]
 
 
 def _pattern(template: str) -> re.Pattern[str]:

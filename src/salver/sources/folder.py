@@ -8,6 +8,7 @@ models/iris/…                 a repository: every folder in it is a model
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +27,7 @@ from salver.types import ModelRef
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+log = logging.getLogger("salver.models")
 CONFIG_FILE: Final = "model.yaml"
 SURE_SUFFIXES: Final = (
     ".onnx", ".skops", ".joblib", ".pkl", ".pickle", ".ubj", ".lgb",
@@ -55,6 +57,7 @@ class FolderSource:
         self._overrides = dict(overrides)
         self._last_good: dict[Path, ModelConfig] = {}
         self._last_names: dict[Path, str] = {}
+        self._told: set[str] = set()
         self._read: Recent[tuple[Path, str], ModelConfig] = Recent(_MOST_READ)
 
     def scan(self) -> Mapping[ModelRef, VersionOnDisk]:
@@ -103,8 +106,20 @@ class FolderSource:
                 if child.is_dir():
                     if is_model(child):
                         yield from self._model(child, child.name)
+                    else:
+                        self._tell_of_several(child)
                 elif child.suffix in SURE_SUFFIXES:
                     yield self._single(child, path, trusted=False)
+
+    def _tell_of_several(self, folder: Path) -> None:
+        """Says once that a folder is no model because it holds several."""
+        files = model_files(folder)
+        if len(files) < 2 or files[0].suffix not in SURE_SUFFIXES:
+            return
+        _, problem = model_file(folder, "")
+        if problem is not None and problem.message not in self._told:
+            self._told.add(problem.message)
+            log.warning("%s is not served: %s", folder.name, problem.message)
 
     def _single(self, file: Path, root: Path, given: str = "", *, trusted: bool) -> VersionOnDisk:
         """One file as version 1. A `model.yaml` beside it counts if it does not mean another."""
