@@ -238,11 +238,16 @@ def test_a_body_that_is_too_large_costs_no_memory(door):
     assert client.connection._rest == b""
 
 
-def test_large_bodies_are_not_held_by_the_dozen_for_a_client_that_pipelines(door):
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_large_bodies_are_not_held_by_the_dozen_for_a_client_that_pipelines(door, is_chunked):
     here = door()
     here.engine.holds = True
     client = here.connect()
-    raw = here.request(here.infer(1) + b" " * 200_000)
+    body = here.infer(1) + b" " * 200_000
+    if is_chunked:
+        raw = here.request(Transfer_Encoding="chunked") + chunked(body[:1000], body[1000:])
+    else:
+        raw = here.request(body)
     client.send(raw * 20)
     assert len(here.engine.calls) == 6
     for _ in range(20):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from salver.clock import NS_PER_S
@@ -240,6 +241,9 @@ class Http1Connection(asyncio.BufferedProtocol):
         if rest is None:
             return len(data)
         self._chunked = self._head = None
+        # Its length is known now, and counts for what is due; the head may stand for others too.
+        head = copy(head)
+        head.length = len(chunked.body)
         self._start(head, chunked.body)
         return len(data) - len(rest)
 
