@@ -163,7 +163,7 @@ class Limits(Options, frozen=True, kw_only=True):
         float, _option("Longest time from first byte to whole head.", "hot", gt=0)
     ] = 10.0
     body_timeout_s: Annotated[
-        float, _option("Longest pause while a body is received.", "hot", gt=0)
+        float, _option("Longest pause while a body is received or an answer read.", "hot", gt=0)
     ] = 30.0
     idle_timeout_s: Annotated[
         float, _option("Idle connections are closed after this time.", "hot", gt=0)

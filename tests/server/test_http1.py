@@ -615,6 +615,18 @@ def test_a_client_that_stops_reading_is_ended_and_a_slow_one_is_not(door):
     assert client.transport.ended == "aborted"
 
 
+def test_sending_on_is_no_excuse_for_not_reading(door):
+    here = door(body_timeout_s=30)
+    client = here.connect()
+    client.transport.window = 0
+    client.send(here.request(method="GET", path=LIVE))
+    here.pass_time(1)
+    for _ in range(4):
+        client.feed(b"G")
+        here.pass_time(8)
+    assert client.transport.ended == "aborted"
+
+
 def test_a_refused_upload_is_not_listened_to_for_ever(door):
     here = door(body_bytes=10)
     client = here.connect()

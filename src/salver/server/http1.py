@@ -53,7 +53,8 @@ class Http1Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_body", "_chunked", "_closed_at", "_exchanges", "_head", "_is_closing", "_is_discarding",
         "_is_writable", "_known_head", "_lingers", "_max_pipelined", "_out", "_owes_continue",
-        "_received", "_rest", "_rest_since", "_unsent", "app", "idle_since", "transport",
+        "_received", "_rest", "_rest_since", "_unsent", "_unsent_since", "app", "idle_since",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, app: App) -> None:
@@ -71,7 +72,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._chunked: ChunkedBody | None = None
         self._exchanges: deque[Exchange] = deque()
         self._out: list[Any] = []
-        self._unsent = 0
+        self._unsent = self._unsent_since = 0
         self._owes_continue = False
         self._is_writable = True
         self._is_closing = False
@@ -407,15 +408,18 @@ class Http1Connection(asyncio.BufferedProtocol):
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             # The client reads on, if slowly.
-            self._unsent, self.idle_since = unsent, now
+            self._unsent = unsent
+            self._unsent_since = self.idle_since = now
         silent_s = (now - self.idle_since) / NS_PER_S
         if self._closed_at and not unsent:
             if silent_s > _LINGER_SILENT_S or now - self._closed_at > _LINGER_S * NS_PER_S:
                 self.transport.abort()
-        elif unsent or self._body is not None or self._chunked is not None:
+        elif unsent and now - self._unsent_since > limits.body_timeout_s * NS_PER_S:
+            self.transport.abort()
+        elif self._body is not None or self._chunked is not None:
             if silent_s > limits.body_timeout_s:
                 self.transport.abort()
-        elif self._exchanges:
+        elif unsent or self._exchanges:
             # Calls have deadlines of their own.
             return
         elif self._rest:

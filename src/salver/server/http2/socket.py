@@ -128,7 +128,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         if self._is_stuck(now) or (http2.mid_head and silent_s > limits.header_timeout_s):
             self.transport.abort()
             return
-        http2.sweep(now)
+        http2.sweep(now, int(limits.body_timeout_s * NS_PER_S))
         if not http2.streams and silent_s > limits.idle_timeout_s:
             http2.shutdown(now)
         for stream in tuple(http2.streams.values()):
