@@ -11,9 +11,11 @@ from salver.control.reload import Repository
 from salver.engine.engine import Engine
 from salver.errors import InvalidInput, NotFound, SalverError
 from salver.interfaces import Command, Query
+from salver.observe.metrics import exposition
 from salver.observe.rates import Rates
 from salver.protocols.kserve_v2 import KserveV2
 from salver.protocols.plain import PlainDoor
+from salver.server import admin
 from salver.server.admin import Admin
 from salver.server.pages import Pages
 from salver.server.router import Router
@@ -21,7 +23,7 @@ from salver.sources.folder import FolderSource, Place
 from salver.types import ModelRef, Object, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
 DOUBLE = """
@@ -138,6 +140,35 @@ def test_a_reload_that_fails_is_told_while_the_old_one_serves(folder: Path) -> N
         assert state["reason"].startswith("version 2: loading failed")
         assert served.ask("ready") == {"ready": True}
         assert not isinstance(await served.predict("double", 1), SalverError)
+
+    serve(folder, check)
+
+
+def test_many_who_ask_for_metrics_at_once_cost_two_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    has_begun = asyncio.Event()
+
+    def counted(*arguments: Any) -> Iterator[bytes]:
+        pieces = list(exposition(*arguments))
+        written.append(b"".join(pieces))
+        has_begun.set()
+        return iter(pieces)
+
+    monkeypatch.setattr(admin, "exposition", counted)
+
+    async def check(served: Served) -> None:
+        await served.repository.load("double")
+        first = [asyncio.ensure_future(served.ask("metrics")) for _ in range(50)]
+        await has_begun.wait()
+        # What has begun may lack what happens now, so who asks now gets another.
+        await served.predict("double", 1.0)
+        later = [asyncio.ensure_future(served.ask("metrics")) for _ in range(50)]
+        texts = await asyncio.gather(*first, *later)
+        assert texts == [written[0]] * 50 + [written[1]] * 50
+        counted_line = b'inference_requests_total{model="double",status="success"} 1'
+        assert [counted_line in text for text in written] == [False, True]
 
     serve(folder, check)
 

@@ -53,6 +53,8 @@ class Admin:
         self._repository = repository
         self._rates = rates
         self._started = time.monotonic()
+        self._rendering = asyncio.Lock()
+        self._next_metrics: asyncio.Task[bytes] | None = None
         self.router: Router
         self._queries = {
             "live": lambda arguments: {"live": True},
@@ -222,6 +224,18 @@ class Admin:
         }
 
     async def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
+        """One text for all who asked before it was begun, so that many cost as little as one."""
+        if self._next_metrics is None:
+            self._next_metrics = asyncio.ensure_future(self._write_metrics())
+        return await asyncio.shield(self._next_metrics)
+
+    async def _write_metrics(self) -> bytes:
+        async with self._rendering:
+            # Who asks from now on is to see what happens from now on.
+            self._next_metrics = None
+            return await self._metrics_now()
+
+    async def _metrics_now(self) -> bytes:
         generations = list(self._engine.generations())
         told = await asyncio.gather(*(g.user_metrics(_WORKER_TIMEOUT_S) for g in generations))
         texts = [user_metrics.exposition(), *(text for texts in told for text in texts)]
