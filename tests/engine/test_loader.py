@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 from collections import Counter
 from importlib import import_module
@@ -203,6 +204,13 @@ def test_workers_beside_an_inline_copy_are_warm_too(
         pids = [os.getpid(), *(worker.pid for worker in generation._workers)]
         assert Counter(tally.read_text().split()) == {str(pid): 2 for pid in pids}
         assert len(pids) == 3
+        worker, _ = generation._workers
+        up = asyncio.Event()
+        told = SimpleNamespace(instance_up=lambda _: up.set(), instance_down=lambda _: None)
+        worker.watcher = cast("Any", told)
+        os.kill(worker.pid, signal.SIGKILL)
+        await up.wait()
+        assert tally.read_text().split()[-2:] == [str(worker.pid)] * 2
         await generation.retire(0)
 
     bench.run(test)

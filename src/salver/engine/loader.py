@@ -30,7 +30,7 @@ from salver.schedulers.slo import SloScheduler
 from salver.signature import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from salver.clock import Clock
     from salver.config import ModelConfig, ServerConfig
@@ -210,9 +210,13 @@ class Loader:
         workers = await self._launch(runtime, spec)
         try:
             signature = chosen(workers[0].signature, spec.config)
-            costs, *_ = await asyncio.gather(
-                *(warm_up(partial(one_run, worker), signature, spec.config) for worker in workers)
-            )
+
+            def warm(worker: ProcessInstance) -> Awaitable[list[Cost]]:
+                return warm_up(partial(one_run, worker), signature, spec.config)
+
+            costs, *_ = await asyncio.gather(*map(warm, workers))
+            for worker in workers:
+                worker.warm = warm
         except BaseException:
             await stop_all(workers)
             raise
