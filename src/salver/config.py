@@ -44,7 +44,12 @@ class Batching(Options, frozen=True, kw_only=True):
     """How calls are gathered into batches."""
 
     max_size: Annotated[
-        int, _option("Most rows in a batch; 0 takes what the model allows, 1 is off.", "hot", ge=0)
+        int,
+        _option(
+            "Most rows in a batch, and so in a request; 0 takes what the model allows, 1 is off.",
+            "hot",
+            ge=0,
+        ),
     ] = 0
     delay_ms: Annotated[
         float, _option("How long an idle instance waits for a batch to fill.", "hot", ge=0)

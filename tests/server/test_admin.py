@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 
 from salver.clock import system_clock
@@ -20,7 +21,7 @@ from salver.server.admin import Admin
 from salver.server.pages import Pages
 from salver.server.router import Router
 from salver.sources.folder import FolderSource, Place
-from salver.types import ModelRef, Object, Request
+from salver.types import ModelRef, Object, Request, Tensor, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -35,6 +36,7 @@ class Double:
             raise ValueError("negative")
         return x * 2
 """
+THREE_ROWS = np.zeros((3, 2), np.float32)
 SETTINGS = "instances: {isolation: inline}\ntags: [toy]\nlabels: [small, large]\n"
 
 
@@ -169,6 +171,20 @@ def test_many_who_ask_for_metrics_at_once_cost_two_texts(
         assert texts == [written[0]] * 50 + [written[1]] * 50
         counted_line = b'inference_requests_total{model="double",status="success"} 1'
         assert [counted_line in text for text in written] == [False, True]
+
+    serve(folder, check)
+
+
+def test_a_request_of_too_many_rows_is_refused_before_it_waits(folder: Path) -> None:
+    (folder / "double" / "model.yaml").write_text(SETTINGS + "batching: {max_size: 2}\n")
+
+    async def check(served: Served) -> None:
+        await served.repository.load("double")
+        assert served.ask("model_config", model="double")["max_batch_size"] == 2
+        for payload in (Object("rows", [[1, 2]] * 3), Tensors(x=Tensor.of(THREE_ROWS))):
+            with pytest.raises(InvalidInput, match=r"3 rows in one request; .* at most 2: send"):
+                served.engine.submit(ModelRef("double"), Request(payload), cast("Any", None))
+        assert not served.engine.is_busy
 
     serve(folder, check)
 

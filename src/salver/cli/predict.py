@@ -60,12 +60,12 @@ def predict(
     salver predict iris.onnx rows.csv -o answers.csv
     """
     from salver.cli.local import only_version, open_model
-    from salver.cli.tables import read_chunks, writer
+    from salver.cli.tables import known_suffix, read_chunks, writer
 
     console = Console(stderr=True, highlight=False)
     if output.exists() and output.samefile(data):
         raise ConfigError(f"{output} holds the rows themselves: name another file to write")
-    chunks = read_chunks(data, batch_size)
+    known_suffix(data)
     version = only_version(model, overrides)
     skipped: list[str] = []
     num_rows = 0
@@ -73,6 +73,7 @@ def predict(
         opened = open_model(version, trust=trust, warn=lambda text: console.print(text))
         try:
             predictor = Predictor(opened, method, data.name, skipped, skip=on_error == "skip")
+            chunks = read_chunks(data, min(batch_size, predictor.max_rows or batch_size))
             for answers in _with_progress(console, chunks, predictor):
                 write(answers)
                 num_rows += len(answers)
@@ -116,6 +117,11 @@ class Predictor:
         self._outputs = tuple(
             spec.name for spec in self._method.outputs if spec.role or not spec.on_request
         )
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows that the model takes at once; 0 for any number."""
+        return self._method.max_rows
 
     def __call__(self, chunk: Chunk) -> list[Answer]:
         """The answers to all good rows, in order.

@@ -127,7 +127,7 @@ class Admin:
         generation = self._find(arguments)
         method = generation.signature.methods[generation.signature.default]
         batches = generation.plans[generation.signature.default].batches
-        max_batch = generation.config.batching.max_size or (1 << 20) if batches else 0
+        max_batch = method.max_rows or (1 << 20) if batches else 0
         skip = 1 if batches else 0
         config: dict[str, Any] = {
             "name": generation.ref.name,
