@@ -22,6 +22,7 @@ from salver.server.bodies import ChunkedBody, compressed
 from salver.server.exchange import Exchange
 from salver.server.head import HttpHead
 from salver.server.http2.socket import Http2Socket
+from salver.server.unread import Unread
 
 if TYPE_CHECKING:
     import ssl
@@ -53,15 +54,14 @@ class Http1Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_body", "_chunked", "_closed_at", "_exchanges", "_head", "_is_closing", "_is_discarding",
         "_is_writable", "_known_head", "_lingers", "_max_pipelined", "_out", "_owes_continue",
-        "_received", "_rest", "_rest_since", "_unsent", "_unsent_since", "app", "idle_since",
-        "transport",
+        "_received", "_rest", "_rest_since", "_unread", "app", "idle_since", "transport",
     )  # fmt: skip
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.idle_since = app.clock()
-        """When something was received or sent last, for the sweep."""
+        """When something was received or written last, for the sweep."""
         self._known_head = app.heads.known
         self._max_pipelined = app.config.limits.pipelined
         self._rest = b""
@@ -72,7 +72,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._chunked: ChunkedBody | None = None
         self._exchanges: deque[Exchange] = deque()
         self._out: list[Any] = []
-        self._unsent = self._unsent_since = 0
+        self._unread = Unread()
         self._owes_continue = False
         self._is_writable = True
         self._is_closing = False
@@ -404,22 +404,18 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def sweep(self, now: int) -> None:
         """Ends what has been silent for too long."""
-        limits = self.app.config.limits
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            # The client reads on, if slowly.
-            self._unsent = unsent
-            self._unsent_since = self.idle_since = now
-        silent_s = (now - self.idle_since) / NS_PER_S
-        if self._closed_at and not unsent:
+        limits, unread = self.app.config.limits, self._unread
+        unread.look(self.transport, now)
+        silent_s = (now - max(self.idle_since, unread.since)) / NS_PER_S
+        if self._closed_at and not unread.num_bytes:
             if silent_s > _LINGER_SILENT_S or now - self._closed_at > _LINGER_S * NS_PER_S:
                 self.transport.abort()
-        elif unsent and now - self._unsent_since > limits.body_timeout_s * NS_PER_S:
+        elif unread.has_stalled(now, limits.body_timeout_s):
             self.transport.abort()
         elif self._body is not None or self._chunked is not None:
             if silent_s > limits.body_timeout_s:
                 self.transport.abort()
-        elif unsent or self._exchanges:
+        elif unread.num_bytes or self._exchanges:
             # Calls have deadlines of their own.
             return
         elif self._rest:
