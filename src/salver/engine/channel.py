@@ -245,8 +245,11 @@ class Channel:
         self._start, self._end = 0, len(begun)
 
     def close(self) -> None:
+        """Nothing is sent or received any more."""
         self.backlog = []
         self._socket.close()
+        # Whoever still knows this channel, if only in a circle, must not keep the slots' memory.
+        del self._out, self._in, self._on_backlog
 
 
 def _padded(payload: Payload) -> Iterator[Buffer]:
