@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION
+
 LIVE = "/v2/health/live"
 
 
@@ -236,6 +238,21 @@ def test_a_body_that_is_too_large_costs_no_memory(door):
     assert client.transport.half_closed
     client.feed(b"x" * 100_000)
     assert client.connection._rest == b""
+
+
+def test_compressed_bodies_count_as_what_may_become_of_them(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    body = gzip.compress(here.infer(*(i**0.5 for i in range(300))))
+    assert (1 << 20) / MAX_INFLATION < len(body) < INFLATED_AT_ONCE
+    raw = here.request(body, Content_Encoding="gzip")
+    client.send(raw * 5)
+    assert len(here.engine.calls) == 1
+    for number in range(5):
+        here.engine.answer(here.engine.calls[number])
+        here.turn()
+    assert len(client.answers()) == 5
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

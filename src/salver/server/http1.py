@@ -39,7 +39,7 @@ _JOINED_BYTES: Final = 1 << 16
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _MAX_REST: Final = 1 << 18
 _MAX_PIPELINED_BYTES: Final = 1 << 20
-"""Of bodies whose answers are due on one connection, before a further request is started."""
+"""Of bodies, inflated, whose answers are due on one connection, before another is started."""
 _LINGER_S: Final = 10
 _LINGER_SILENT_S: Final = 1
 
@@ -189,7 +189,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             len(self._exchanges) >= self._max_pipelined
             or len(self._out) >= 2 * self._max_pipelined
             or not self._is_writable
-            or sum([exchange.head.length for exchange in self._exchanges]) > _MAX_PIPELINED_BYTES
+            or sum([exchange.head.weight for exchange in self._exchanges]) > _MAX_PIPELINED_BYTES
         )
 
     def _read_head(self, raw: bytes) -> HttpHead | None:
@@ -244,7 +244,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._chunked = self._head = None
         # Its length is known now, and counts for what is due; the head may stand for others too.
         head = copy(head)
-        head.length = len(chunked.body)
+        head.weigh(len(chunked.body))
         self._start(head, chunked.body)
         return len(data) - len(rest)
 
