@@ -44,7 +44,12 @@ class Batching(Options, frozen=True, kw_only=True):
     """How calls are gathered into batches."""
 
     max_size: Annotated[
-        int, _option("Most rows in a batch; 0 takes what the model allows, 1 is off.", "hot", ge=0)
+        int,
+        _option(
+            "Most rows in a batch, and so in a request; 0 takes what the model allows, 1 is off.",
+            "hot",
+            ge=0,
+        ),
     ] = 0
     delay_ms: Annotated[
         float, _option("How long an idle instance waits for a batch to fill.", "hot", ge=0)
@@ -163,7 +168,7 @@ class Limits(Options, frozen=True, kw_only=True):
         float, _option("Longest time from first byte to whole head.", "hot", gt=0)
     ] = 10.0
     body_timeout_s: Annotated[
-        float, _option("Longest pause while a body is received.", "hot", gt=0)
+        float, _option("Longest pause while a body is received or an answer read.", "hot", gt=0)
     ] = 30.0
     idle_timeout_s: Annotated[
         float, _option("Idle connections are closed after this time.", "hot", gt=0)

@@ -43,6 +43,16 @@ class Toy:
         yield from range(upto)
 """
 
+SIZES = """
+import numpy as np
+import salver
+
+@salver.model(max_batch=3)
+class Sizes:
+    def predict(self, x: salver.Array["float32", "B", 2]) -> salver.Array["float32", "B"]:
+        return np.full(len(x), len(x), np.float32)
+"""
+
 
 @pytest.fixture(scope="module")
 def iris(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -114,6 +124,14 @@ def test_npy_to_npy(toy: Path, tmp_path: Path) -> None:
     result = run(toy, tmp_path / "rows.npy", "-o", tmp_path / "out.npy", "--batch-size", "3")
     assert result.exit_code == 0, result.output
     assert np.array_equal(np.load(tmp_path / "out.npy"), rows * 2)
+
+
+def test_runs_are_no_larger_than_the_model_takes(tmp_path: Path) -> None:
+    (tmp_path / "sizes.py").write_text(SIZES)
+    np.save(tmp_path / "rows.npy", np.zeros((7, 2), np.float32))
+    result = run(tmp_path / "sizes.py", tmp_path / "rows.npy", "-o", tmp_path / "out.npy")
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "out.npy").ravel().tolist() == [3] * 6 + [1]
 
 
 def test_numbers_that_json_has_no_word_for(toy: Path, tmp_path: Path) -> None:

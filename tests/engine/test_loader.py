@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 from collections import Counter
 from importlib import import_module
@@ -74,6 +75,21 @@ def test_the_smaller_limit_bounds_a_batch() -> None:
     assert [limit(0, 0), limit(8, 0), limit(0, 4), limit(8, 4)] == [0, 8, 4, 4]
 
 
+def test_a_request_has_no_more_rows_than_a_batch() -> None:
+    def limit(configured: int, own: int, **method: Any) -> int:
+        signature = Signature({"a": Method(inputs=(X,), outputs=(X,), **method)})
+        config = ModelConfig(batching=Batching(max_size=configured))
+        return chosen(signature, config, Traits(max_batch=own)).methods["a"].max_rows
+
+    limits = [(0, 0), (8, 0), (0, 4), (8, 4)]
+    assert [limit(*given, batching="rows") for given in limits] == [0, 8, 4, 4]
+    assert limit(8, 2, batching="rows", max_rows=2) == 2
+    assert limit(8, 1, batching="rows", max_rows=1) == 1
+    assert limit(8, 4, batching="items") == 0
+    # Not to share a run is no bound on one's own rows.
+    assert limit(1, 0, batching="rows") == limit(0, 1, batching="rows") == 0
+
+
 def test_instances_share_the_cores() -> None:
     def budget(count: int, threads: int = 0) -> int:
         return thread_budget(ModelConfig(instances=Instances(count=count, threads=threads)), 8)
@@ -83,18 +99,18 @@ def test_instances_share_the_cores() -> None:
 
 def test_the_configured_method_comes_first() -> None:
     signature = Signature({"a": METHOD, "b": METHOD})
-    assert chosen(signature, ModelConfig()).default == "a"
-    assert list(chosen(signature, ModelConfig(default_method="b")).methods) == ["b", "a"]
+    assert chosen(signature, ModelConfig(), Traits()).default == "a"
+    assert list(chosen(signature, ModelConfig(default_method="b"), Traits()).methods) == ["b", "a"]
     with pytest.raises(LoadFailed, match=r"default_method: no method 'c'"):
-        chosen(signature, ModelConfig(default_method="c"))
+        chosen(signature, ModelConfig(default_method="c"), Traits())
 
 
 def test_names_are_given_where_they_fit() -> None:
     config = ModelConfig(columns=("w", "h"), labels=("no", "yes"))
-    method = chosen(Signature({"a": METHOD}), config).methods["a"]
+    method = chosen(Signature({"a": METHOD}), config, Traits()).methods["a"]
     assert method.inputs[0].columns == ("w", "h")
     assert method.outputs[0].labels == ("no", "yes")
-    other = chosen(Signature({"a": METHOD}), ModelConfig(columns=("w",))).methods["a"]
+    other = chosen(Signature({"a": METHOD}), ModelConfig(columns=("w",)), Traits()).methods["a"]
     assert other.inputs[0].columns == ()
 
 
@@ -203,6 +219,13 @@ def test_workers_beside_an_inline_copy_are_warm_too(
         pids = [os.getpid(), *(worker.pid for worker in generation._workers)]
         assert Counter(tally.read_text().split()) == {str(pid): 2 for pid in pids}
         assert len(pids) == 3
+        worker, _ = generation._workers
+        up = asyncio.Event()
+        told = SimpleNamespace(instance_up=lambda _: up.set(), instance_down=lambda _: None)
+        worker.watcher = cast("Any", told)
+        os.kill(worker.pid, signal.SIGKILL)
+        await up.wait()
+        assert tally.read_text().split()[-2:] == [str(worker.pid)] * 2
         await generation.retire(0)
 
     bench.run(test)

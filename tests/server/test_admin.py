@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 
 from salver.clock import system_clock
@@ -11,17 +12,19 @@ from salver.control.reload import Repository
 from salver.engine.engine import Engine
 from salver.errors import InvalidInput, NotFound, SalverError
 from salver.interfaces import Command, Query
+from salver.observe.metrics import exposition
 from salver.observe.rates import Rates
 from salver.protocols.kserve_v2 import KserveV2
 from salver.protocols.plain import PlainDoor
+from salver.server import admin
 from salver.server.admin import Admin
 from salver.server.pages import Pages
 from salver.server.router import Router
 from salver.sources.folder import FolderSource, Place
-from salver.types import ModelRef, Object, Request
+from salver.types import ModelRef, Object, Request, Tensor, Tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
 DOUBLE = """
@@ -33,6 +36,7 @@ class Double:
             raise ValueError("negative")
         return x * 2
 """
+THREE_ROWS = np.zeros((3, 2), np.float32)
 SETTINGS = "instances: {isolation: inline}\ntags: [toy]\nlabels: [small, large]\n"
 
 
@@ -182,6 +186,35 @@ def test_states_as_tensorflow_serving_and_kserve_ask_for_them(folder: Path) -> N
     serve(folder, check)
 
 
+def test_many_who_ask_for_metrics_at_once_cost_two_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    has_begun = asyncio.Event()
+
+    def counted(*arguments: Any) -> Iterator[bytes]:
+        pieces = list(exposition(*arguments))
+        written.append(b"".join(pieces))
+        has_begun.set()
+        return iter(pieces)
+
+    monkeypatch.setattr(admin, "exposition", counted)
+
+    async def check(served: Served) -> None:
+        await served.repository.load("double")
+        first = [asyncio.ensure_future(served.ask("metrics")) for _ in range(50)]
+        await has_begun.wait()
+        # What has begun may lack what happens now, so who asks now gets another.
+        await served.predict("double", 1.0)
+        later = [asyncio.ensure_future(served.ask("metrics")) for _ in range(50)]
+        texts = await asyncio.gather(*first, *later)
+        assert texts == [written[0]] * 50 + [written[1]] * 50
+        counted_line = b'inference_requests_total{model="double",status="success"} 1'
+        assert [counted_line in text for text in written] == [False, True]
+
+    serve(folder, check)
+
+
 LIMITED = """
 import salver
 
@@ -223,6 +256,20 @@ def test_the_configuration_tells_the_largest_batch(
         assert ("dynamic_batching" in found) == (max_batch > 1)
 
     serve(tmp_path, check)
+
+
+def test_a_request_of_too_many_rows_is_refused_before_it_waits(folder: Path) -> None:
+    (folder / "double" / "model.yaml").write_text(SETTINGS + "batching: {max_size: 2}\n")
+
+    async def check(served: Served) -> None:
+        await served.repository.load("double")
+        assert served.ask("model_config", model="double")["max_batch_size"] == 2
+        for payload in (Object("rows", [[1, 2]] * 3), Tensors(x=Tensor.of(THREE_ROWS))):
+            with pytest.raises(InvalidInput, match=r"3 rows in one request; .* at most 2: send"):
+                served.engine.submit(ModelRef("double"), Request(payload), cast("Any", None))
+        assert not served.engine.is_busy
+
+    serve(folder, check)
 
 
 def test_statistics_of_a_version(folder: Path) -> None:

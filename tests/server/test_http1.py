@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION
+
 LIVE = "/v2/health/live"
 
 
@@ -238,11 +240,31 @@ def test_a_body_that_is_too_large_costs_no_memory(door):
     assert client.connection._rest == b""
 
 
-def test_large_bodies_are_not_held_by_the_dozen_for_a_client_that_pipelines(door):
+def test_compressed_bodies_count_as_what_may_become_of_them(door):
     here = door()
     here.engine.holds = True
     client = here.connect()
-    raw = here.request(here.infer(1) + b" " * 200_000)
+    body = gzip.compress(here.infer(*(i**0.5 for i in range(300))))
+    assert (1 << 20) / MAX_INFLATION < len(body) < INFLATED_AT_ONCE
+    raw = here.request(body, Content_Encoding="gzip")
+    client.send(raw * 5)
+    assert len(here.engine.calls) == 1
+    for number in range(5):
+        here.engine.answer(here.engine.calls[number])
+        here.turn()
+    assert len(client.answers()) == 5
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_large_bodies_are_not_held_by_the_dozen_for_a_client_that_pipelines(door, is_chunked):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    body = here.infer(1) + b" " * 200_000
+    if is_chunked:
+        raw = here.request(Transfer_Encoding="chunked") + chunked(body[:1000], body[1000:])
+    else:
+        raw = here.request(body)
     client.send(raw * 20)
     assert len(here.engine.calls) == 6
     for _ in range(20):
@@ -607,6 +629,18 @@ def test_a_client_that_stops_reading_is_ended_and_a_slow_one_is_not(door):
     assert not client.transport.ended
     here.pass_time(1)
     here.pass_time(31)
+    assert client.transport.ended == "aborted"
+
+
+def test_sending_on_is_no_excuse_for_not_reading(door):
+    here = door(body_timeout_s=30)
+    client = here.connect()
+    client.transport.window = 0
+    client.send(here.request(method="GET", path=LIVE))
+    here.pass_time(1)
+    for _ in range(4):
+        client.feed(b"G")
+        here.pass_time(8)
     assert client.transport.ended == "aborted"
 
 

@@ -15,7 +15,7 @@ from salver.config import ModelConfig
 from salver.engine.loader import chosen
 from salver.engine.warmup import example
 from salver.errors import ConfigError, LoadFailed, SalverError
-from salver.interfaces import VersionOnDisk
+from salver.interfaces import Traits, VersionOnDisk
 from salver.runtimes.files import trust_remedy
 from salver.runtimes.table import detect
 from salver.sources.folder import (
@@ -284,7 +284,7 @@ def check_signature(signature: Signature, file: ConfigFile) -> Iterator[Finding]
     """What `model.yaml` says against what the model takes and gives."""
     config = file.config
     try:
-        signature = chosen(signature, config)
+        signature = chosen(signature, config, Traits())
     except LoadFailed as error:
         message = error.message.removeprefix("default_method: ")
         line = line_of(file.text, "default_method")

@@ -82,7 +82,7 @@ def open_model(version: VersionOnDisk, *, trust: bool, warn: Callable[[str], Non
     except Exception as error:
         raise LoadFailed(f"{version.ref}: {type(error).__name__}: {error}") from error
     try:
-        signature = chosen(model.signature, version.config)
+        signature = chosen(model.signature, version.config, model.traits)
     except LoadFailed:
         model.close()
         raise

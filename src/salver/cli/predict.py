@@ -65,12 +65,12 @@ def predict(
     cat rows.csv | salver predict iris.onnx - | head
     """
     from salver.cli.local import only_version, open_model
-    from salver.cli.tables import PIPE, read_chunks, writer
+    from salver.cli.tables import PIPE, known_suffix, read_chunks, writer
 
     console = Console(stderr=True, highlight=False)
     if data != PIPE and output.exists() and output.samefile(data):
         raise ConfigError(f"{output} holds the rows themselves: name another file to write")
-    chunks = read_chunks(data, batch_size)
+    known_suffix(data)
     version = only_version(model, overrides)
     skipped: list[str] = []
     num_rows = 0
@@ -79,6 +79,7 @@ def predict(
         try:
             file = "stdin" if data == PIPE else data.name
             predictor = Predictor(opened, method, file, skipped, skip=on_error == "skip")
+            chunks = read_chunks(data, min(batch_size, predictor.max_rows or batch_size))
             shown = console.is_terminal and output != PIPE
             for answers in _with_progress(console, chunks, predictor, shown=shown):
                 write(answers)
@@ -124,6 +125,11 @@ class Predictor:
         self._outputs = tuple(
             spec.name for spec in self._method.outputs if spec.role or not spec.on_request
         )
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows that the model takes at once; 0 for any number."""
+        return self._method.max_rows
 
     def __call__(self, chunk: Chunk) -> list[Answer]:
         """The answers to all good rows, in order.

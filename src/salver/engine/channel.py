@@ -246,10 +246,11 @@ class Channel:
         self._start, self._end = 0, len(begun)
 
     def close(self) -> None:
-        """The slots' memory goes with the last array in it."""
+        """Nothing is sent or received any more. Slots go with the last array in them."""
         self.backlog = []
         self._socket.close()
-        del self._out, self._in
+        # Whoever still knows this channel, if only in a circle, must not keep the slots' memory.
+        del self._out, self._in, self._on_backlog
 
 
 class LoopChannel(Channel):

@@ -30,7 +30,7 @@ from salver.schedulers.slo import SloScheduler
 from salver.signature import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from salver.clock import Clock
     from salver.config import ModelConfig, ServerConfig
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         VersionOnDisk,
     )
     from salver.observe.statistics import ModelStatistics
-    from salver.signature import TensorSpec
+    from salver.signature import Method, TensorSpec
     from salver.types import Work
 
 T = TypeVar("T")
@@ -185,7 +185,7 @@ class Loader:
             model, traits = models[0], models[0].traits
             if has_host and traits.stateful:
                 raise NeedsHost
-            signature = chosen(model.signature, spec.config)
+            signature = chosen(model.signature, spec.config, traits)
             costs = await warm_up_here(model, signature, spec.config)
             placement = place(
                 spec.config.instances.isolation,
@@ -229,10 +229,14 @@ class Loader:
         """Starts all workers of a version and warms them up; if one fails, none is left."""
         workers = await self._launch(runtime, spec)
         try:
-            signature = chosen(workers[0].signature, spec.config)
-            costs, *_ = await asyncio.gather(
-                *(warm_up(partial(one_run, worker), signature, spec.config) for worker in workers)
-            )
+            signature = chosen(workers[0].signature, spec.config, workers[0].traits)
+
+            def warm(worker: ProcessInstance) -> Awaitable[list[Cost]]:
+                return warm_up(partial(one_run, worker), signature, spec.config)
+
+            costs, *_ = await asyncio.gather(*map(warm, workers))
+            for worker in workers:
+                worker.warm = warm
         except BaseException:
             await stop_all(workers)
             raise
@@ -387,9 +391,9 @@ def release(models: Sequence[Model]) -> None:
         model.close()
 
 
-def chosen(signature: Signature, config: ModelConfig) -> Signature:
-    """A model's signature as `model.yaml` wants it: its default method first, and names for
-    columns and classes where they fit and the file itself has none.
+def chosen(signature: Signature, config: ModelConfig, traits: Traits) -> Signature:
+    """A model's signature as `model.yaml` wants it: its default method first, names for columns and
+    classes where they fit and the file itself has none, and no request larger than a batch may be.
 
     Raises: LoadFailed if there is no such method.
     """
@@ -397,15 +401,24 @@ def chosen(signature: Signature, config: ModelConfig) -> Signature:
         default, _ = signature.method(config.default_method)
     except SalverError as error:
         raise LoadFailed(f"default_method: {error.message}") from None
+    limit = max_batch(config, traits)
     methods = {
         name: msgspec.structs.replace(
             method,
+            max_rows=_most_rows(method, limit),
             inputs=tuple(_with_columns(spec, config.columns) for spec in method.inputs),
             outputs=tuple(_with_labels(spec, config.labels) for spec in method.outputs),
         )
         for name, method in signature.methods.items()
     }
     return Signature({default: methods[default]} | methods)
+
+
+def _most_rows(method: Method, limit: int) -> int:
+    # A limit of 1 keeps calls apart; how many rows one of them may have, it does not say.
+    if method.batching != "rows" or limit <= 1:
+        return method.max_rows
+    return min(method.max_rows or limit, limit)
 
 
 def _with_columns(spec: TensorSpec, columns: tuple[str, ...]) -> TensorSpec:

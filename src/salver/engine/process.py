@@ -108,10 +108,12 @@ class ProcessInstance:
         self._clock = clock
         self._caller = caller
         self.watcher: Watcher | None = None
+        self.warm: Callable[[ProcessInstance], Awaitable[Any]] | None = None
+        """Runs a worker that replaces another before it takes work. Raises: LoadFailed."""
         self._worker: WorkerProcess
         self._loaded: asyncio.Future[None]
         self._model: Loaded
-        self._is_up = False
+        self._is_loaded = False
         self._is_stopping = False
         self._run: Ongoing | None = None
         self._num_starts = 0
@@ -166,7 +168,7 @@ class ProcessInstance:
     @property
     def is_up(self) -> bool:
         """Its worker is there and takes work."""
-        return self._is_up
+        return self._is_loaded and self._revival is None
 
     @property
     def pid(self) -> int:
@@ -200,13 +202,22 @@ class ProcessInstance:
         )
         try:
             await self._loaded
+            if self.warm is not None:
+                await self._warm_up(self.warm)
         except BaseException:
             self._worker.kill()
             await self._worker.exited
             raise
 
+    async def _warm_up(self, warm: Callable[[ProcessInstance], Awaitable[Any]]) -> None:
+        await warm(self)
+        if not self._is_loaded:
+            # Inputs that nobody sent may not keep a model down for good.
+            self.warm = None
+            raise LoadFailed("its worker died in the warm-up; the next one is not warmed up")
+
     def start(self, work: Work, emit: Emit, done: interfaces.Done) -> None:
-        if not self._is_up:
+        if not self._is_loaded:
             self._loop.call_soon(done, WorkerDied("is not there"), 0)
             return
         self._num_runs += 1
@@ -237,7 +248,7 @@ class ProcessInstance:
 
     async def metrics(self) -> bytes:
         """User code's own metrics as Prometheus text; empty while no worker is up."""
-        if not self._is_up:
+        if not self.is_up:
             return b""
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._metrics.append(answer)
@@ -271,10 +282,8 @@ class ProcessInstance:
             return
         self._model = frame
         self._num_starts += 1
-        self._is_up = True
+        self._is_loaded = True
         self._loaded.set_result(None)
-        if self.watcher is not None:
-            self.watcher.instance_up(self)
 
     def _on_failed(self, frame: Failed, _: Array) -> None:
         if not self._loaded.done():
@@ -360,7 +369,7 @@ class ProcessInstance:
         self._watch_again(now)
 
     def _on_exit(self, how: str) -> None:
-        was_up, self._is_up = self._is_up, False
+        was_up, self._is_loaded = self.is_up, False
         hung, self._hung = self._hung, ""
         self._asked = 0
         for task in self._home_calls:
@@ -387,9 +396,13 @@ class ProcessInstance:
             await asyncio.sleep(min(FIRST_BACKOFF_S * 2 ** (len(self._crashes) - 1), MAX_BACKOFF_S))
             try:
                 await self._start_worker()
-                return
             except (SalverError, OSError) as error:
                 log.error("%s: %s", self._spec.ref, error)
+                continue
+            self._revival = None
+            if self.watcher is not None:
+                self.watcher.instance_up(self)
+            return
         log.error("%s: crashed %d times in a minute", self._spec.ref, len(self._crashes))
         if self.watcher is not None:
             self.watcher.instance_failed(self)

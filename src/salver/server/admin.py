@@ -56,6 +56,8 @@ class Admin:
         self._repository = repository
         self._rates = rates
         self._started = time.monotonic()
+        self._rendering = asyncio.Lock()
+        self._next_metrics: asyncio.Task[bytes] | None = None
         self.router: Router
         self._queries = {
             "live": lambda arguments: {"live": True},
@@ -145,7 +147,7 @@ class Admin:
         generation = self._find(arguments)
         method = generation.signature.methods[generation.signature.default]
         batches = generation.plans[generation.signature.default].batches
-        max_batch = largest_batch(method, generation.config.batching.max_size if batches else 1)
+        max_batch = largest_batch(method, batches=batches)
         skip = 1 if max_batch else 0
         config: dict[str, Any] = {
             "name": generation.ref.name,
@@ -247,6 +249,18 @@ class Admin:
         }
 
     async def _metrics(self, arguments: Mapping[str, Any]) -> bytes:
+        """One text for all who asked before it was begun, so that many cost as little as one."""
+        if self._next_metrics is None:
+            self._next_metrics = asyncio.ensure_future(self._write_metrics())
+        return await asyncio.shield(self._next_metrics)
+
+    async def _write_metrics(self) -> bytes:
+        async with self._rendering:
+            # Who asks from now on is to see what happens from now on.
+            self._next_metrics = None
+            return await self._metrics_now()
+
+    async def _metrics_now(self) -> bytes:
         generations = list(self._engine.generations())
         told = await asyncio.gather(*(g.user_metrics(_WORKER_TIMEOUT_S) for g in generations))
         texts = [user_metrics.exposition(), *(text for texts in told for text in texts)]
@@ -318,11 +332,11 @@ def method_tensor(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def largest_batch(method: Method, configured: int) -> int:
-    """Most rows in a run, by configuration and model; 0 if its tensors have none."""
+def largest_batch(method: Method, *, batches: bool) -> int:
+    """Most rows in a run; 0 if its tensors have none, 1 if calls do not share runs."""
     if method.batching != "rows":
         return 0
-    return min((size for size in (configured, method.max_rows) if size), default=_UNLIMITED)
+    return (method.max_rows or _UNLIMITED) if batches else 1
 
 
 def config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:

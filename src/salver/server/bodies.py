@@ -27,6 +27,8 @@ _CHUNK_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n\0]*)?")
 _FREE_REFERENCES: Final = next(map(sys.getrefcount, [np.empty(0)]))
 INFLATED_AT_ONCE: Final = 4096
 """Compressed bytes that may be inflated on the loop; a few more could keep it busy for long."""
+MAX_INFLATION: Final = 1032
+"""Bytes that deflate can make of one, at most."""
 _COMPRESSED_BYTES: Final = range(1024, 1 << 20)
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 

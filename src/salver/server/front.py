@@ -57,7 +57,11 @@ class Front:
     async def accept(self, listener: socket.socket) -> asyncio.Server:
         """Takes connections from a listening socket, which it owns from now on."""
         server = await asyncio.get_running_loop().create_server(
-            lambda: Http1Connection(self._app), sock=listener, ssl=self._tls, backlog=BACKLOG
+            lambda: Http1Connection(self._app),
+            sock=listener,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._config.limits.header_timeout_s if self._tls else None,
+            backlog=BACKLOG,
         )
         self._servers.append(server)
         return server

@@ -21,6 +21,7 @@ from salver.errors import (
     Unsupported,
     UnsupportedMedia,
 )
+from salver.server.bodies import MAX_INFLATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,15 +41,16 @@ OWS: Final = " \t"
 class HttpHead:
     """One parsed head and what it decides.
 
-    `length` is the body's in bytes, -1 for chunked; `error` is why the request is refused, and
-    `must_close` that nothing after this head is read. `common_headers` belong to every answer;
-    an answer to a head that `is_plain` needs nothing but its length.
+    `length` is the body's in bytes, -1 for chunked; `weight` is what it may hold once inflated.
+    `error` is why the request is refused, and `must_close` that nothing after this head is read.
+    `common_headers` belong to every answer; an answer to a head that `is_plain` needs nothing but
+    its length.
     """
 
     __slots__ = (
         "accepts", "arguments", "common_headers", "encoding", "endpoint", "error",
         "expects_continue", "headers", "is_plain", "keep_alive", "length", "method",
-        "must_close", "path", "query", "request_id", "timeout_ns", "version",
+        "must_close", "path", "query", "request_id", "timeout_ns", "version", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ class HttpHead:
         self.endpoint: Endpoint | None = None
         self.arguments: Mapping[str, str] = {}
         self.is_plain = False
-        self.length = 0
+        self.length = self.weight = 0
         self.keep_alive = True
         self.expects_continue = False
         self.accepts = ""
@@ -70,6 +72,10 @@ class HttpHead:
         self.timeout_ns = 0
         self.error: SalverError | None = None
         self.must_close = False
+
+    def weigh(self, num_bytes: int) -> None:
+        """Notes what a body of so many bytes may hold in memory."""
+        self.weight = num_bytes * MAX_INFLATION if self.encoding else num_bytes
 
 
 class _Fields:
@@ -200,6 +206,7 @@ class HeadReader:
                 head.accepts = accepted_encoding(headers.get("accept-encoding", ""))
             head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
             head.encoding = content_encoding(headers.get("content-encoding", ""))
+            head.weigh(head.length)
             if head.length > self._limits.body_bytes:
                 raise TooLarge(
                     f"the body has {head.length} bytes, at most {self._limits.body_bytes} are taken"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -22,6 +23,7 @@ from salver.server.bodies import ChunkedBody, compressed
 from salver.server.exchange import Exchange
 from salver.server.head import HttpHead
 from salver.server.http2.socket import Http2Socket
+from salver.server.unread import Unread
 
 if TYPE_CHECKING:
     import ssl
@@ -37,7 +39,7 @@ _JOINED_BYTES: Final = 1 << 16
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _MAX_REST: Final = 1 << 18
 _MAX_PIPELINED_BYTES: Final = 1 << 20
-"""Of bodies whose answers are due on one connection, before a further request is started."""
+"""Of bodies, inflated, whose answers are due on one connection, before another is started."""
 _LINGER_S: Final = 10
 _LINGER_SILENT_S: Final = 1
 
@@ -52,14 +54,14 @@ class Http1Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_body", "_chunked", "_closed_at", "_exchanges", "_head", "_is_closing", "_is_discarding",
         "_is_writable", "_known_head", "_lingers", "_max_pipelined", "_out", "_owes_continue",
-        "_received", "_rest", "_rest_since", "_unsent", "app", "idle_since", "transport",
+        "_received", "_rest", "_rest_since", "_unread", "app", "idle_since", "transport",
     )  # fmt: skip
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.idle_since = app.clock()
-        """When something was received or sent last, for the sweep."""
+        """When something was received or written last, for the sweep."""
         self._known_head = app.heads.known
         self._max_pipelined = app.config.limits.pipelined
         self._rest = b""
@@ -70,7 +72,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._chunked: ChunkedBody | None = None
         self._exchanges: deque[Exchange] = deque()
         self._out: list[Any] = []
-        self._unsent = 0
+        self._unread = Unread()
         self._owes_continue = False
         self._is_writable = True
         self._is_closing = False
@@ -192,7 +194,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             len(self._exchanges) >= self._max_pipelined
             or len(self._out) >= 2 * self._max_pipelined
             or not self._is_writable
-            or sum([exchange.head.length for exchange in self._exchanges]) > _MAX_PIPELINED_BYTES
+            or sum([exchange.head.weight for exchange in self._exchanges]) > _MAX_PIPELINED_BYTES
         )
 
     def _read_head(self, raw: bytes) -> HttpHead | None:
@@ -245,6 +247,9 @@ class Http1Connection(asyncio.BufferedProtocol):
         if rest is None:
             return len(data)
         self._chunked = self._head = None
+        # Its length is known now, and counts for what is due; the head may stand for others too.
+        head = copy(head)
+        head.weigh(len(chunked.body))
         self._start(head, chunked.body)
         return len(data) - len(rest)
 
@@ -404,19 +409,18 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def sweep(self, now: int) -> None:
         """Ends what has been silent for too long."""
-        limits = self.app.config.limits
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            # The client reads on, if slowly.
-            self._unsent, self.idle_since = unsent, now
-        silent_s = (now - self.idle_since) / NS_PER_S
-        if self._closed_at and not unsent:
+        limits, unread = self.app.config.limits, self._unread
+        unread.look(self.transport, now)
+        silent_s = (now - max(self.idle_since, unread.since)) / NS_PER_S
+        if self._closed_at and not unread.num_bytes:
             if silent_s > _LINGER_SILENT_S or now - self._closed_at > _LINGER_S * NS_PER_S:
                 self.transport.abort()
-        elif unsent or self._body is not None or self._chunked is not None:
+        elif unread.has_stalled(now, limits.body_timeout_s):
+            self.transport.abort()
+        elif self._body is not None or self._chunked is not None:
             if silent_s > limits.body_timeout_s:
                 self.transport.abort()
-        elif self._exchanges:
+        elif unread.num_bytes or self._exchanges:
             # Calls have deadlines of their own.
             return
         elif self._rest:

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from salver.config import ServerConfig
 
 BACKLOG: Final = 4096
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+"""For a client that vanishes without a word while it waits, as in a health watch: seconds of
+silence, seconds between probes, and how many of them (tcp(7)). Connections inherit it.
+"""
 
 
 def listening_sockets(config: ServerConfig, count: int) -> list[socket.socket]:
@@ -66,6 +75,8 @@ def _bound(host: str, port: int, *, shares: bool = False) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shares:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in _KEEPALIVE:
+            listener.setsockopt(*option)
         listener.bind((host, port))
     except BaseException:
         listener.close()

@@ -362,10 +362,10 @@ def test_shutdown_takes_requests_for_one_round_trip() -> None:
 def test_shutdown_waits_for_an_answer_no_longer_than_a_round_trip() -> None:
     connection, recorder = started()
     connection.shutdown(1)
-    connection.sweep(ROUND_TRIP_NS)
+    connection.sweep(ROUND_TRIP_NS, 1 << 62)
     connection.receive(request(1), ROUND_TRIP_NS)
     assert goaway_ids(connection) == [2**31 - 1]
-    connection.sweep(1 + ROUND_TRIP_NS)
+    connection.sweep(1 + ROUND_TRIP_NS, 1 << 62)
     connection.receive(request(3), 1 + ROUND_TRIP_NS)
     assert (goaway_ids(connection), list(connection.streams)) == ([1], [1])
     assert not connection.finished
@@ -377,7 +377,7 @@ def test_shutdown_without_streams_ends_a_silent_client() -> None:
     connection, _ = started()
     connection.shutdown(1)
     connection.shutdown(ROUND_TRIP_NS)
-    connection.sweep(1 + ROUND_TRIP_NS)
+    connection.sweep(1 + ROUND_TRIP_NS, 1 << 62)
     assert (goaway_ids(connection), connection.finished) == ([2**31 - 1, 0], True)
 
 

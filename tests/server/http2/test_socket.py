@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from typing import TYPE_CHECKING
 
+import h2.errors
 import h2.events
 import orjson
 import pytest
@@ -250,6 +251,70 @@ def test_a_client_that_stops_reading_is_cut_off(client: Http2Client) -> None:
     assert not client.transport.ended
     client.door.pass_time(1)
     assert client.transport.ended == "aborted"
+
+
+@pytest.mark.parametrize("gives", ["stream", "connection"])
+def test_an_answer_without_window_ends_and_others_go_on(client: Http2Client, gives: str) -> None:
+    client.reads = False
+    row = bytes(2 << 20)
+    stream = client.call(INFER, infer(row))
+    client.turn()
+    # Each of the two windows alone lets nothing be sent.
+    client.h2.increment_flow_control_window(1 << 24, stream if gives == "stream" else None)
+    client.turn()
+    (state,) = client.socket._http2.streams.values()
+    assert state.queued
+    client.door.pass_time(1)
+    client.door.pass_time(30)
+    assert client.answer(stream).reset is None
+    client.door.pass_time(1)
+    assert client.answer(stream).reset == h2.errors.ErrorCodes.CANCEL
+    assert not client.socket._http2.streams
+    assert state.queue is None
+    client.h2.increment_flow_control_window(1 << 24)
+    assert client.answer(client.call(INFER, infer())).status == "0"
+
+
+def test_an_answer_that_is_taken_in_small_pieces_goes_on(client: Http2Client) -> None:
+    client.reads = False
+    stream = client.call(INFER, infer(bytes(2 << 20)))
+    client.turn()
+    client.h2.increment_flow_control_window(1 << 24)
+    for _ in range(5):
+        client.door.pass_time(20)
+        client.h2.increment_flow_control_window(1, stream)
+        client.turn()
+    client.h2.increment_flow_control_window(1 << 24, stream)
+    assert client.answer(stream).status == "0"
+
+
+def test_answers_that_share_the_connections_window_wait_for_each_other(
+    client: Http2Client,
+) -> None:
+    client.reads = False
+    streams = [client.call(INFER, infer(bytes(1 << 19))) for _ in range(2)]
+    for stream in streams:
+        client.h2.increment_flow_control_window(1 << 24, stream)
+    client.turn()
+    for _ in range(5):
+        client.door.pass_time(20)
+        client.h2.increment_flow_control_window(1)
+        client.turn()
+    client.h2.increment_flow_control_window(1 << 24)
+    assert [client.answer(stream).status for stream in streams] == ["0", "0"]
+
+
+def test_a_stream_without_window_cancels_its_call(client: Http2Client) -> None:
+    client.reads = False
+    engine = client.door.engine
+    engine.holds = True
+    client.call(STREAM, infer(), ends=False)
+    client.turn()
+    engine.push(engine.calls[0], Tensor.of([1.0] * 500_000), False)
+    client.turn()
+    client.door.pass_time(1)
+    client.door.pass_time(31)
+    assert engine.cancelled == engine.calls
 
 
 def test_a_slow_reader_is_served_at_its_own_pace(client: Http2Client) -> None:

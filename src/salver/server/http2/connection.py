@@ -115,8 +115,11 @@ class Http2Connection:
             control(frames.goaway(frames.MAX_WINDOW_BYTES, ErrorCode.NO_ERROR))
             control(SHUTDOWN_PING)
 
-    def sweep(self, now: int) -> None:
-        """Goes on with a shutdown that the peer does not answer."""
+    def sweep(self, now: int, timeout: int) -> None:
+        """Goes on with a shutdown that the peer does not answer, and ends streams for which it has
+        given no window for `timeout` ns.
+        """
+        self._streams.end_stalled(now, timeout)
         if self._shutdown_at and now - self._shutdown_at >= ROUND_TRIP_NS:
             self.goaway(ErrorCode.NO_ERROR)
 

@@ -183,6 +183,10 @@ class Sender:
             stream.lead = stream.tail = b""
             stream.queued = 0
 
+    def starves(self, stream: Stream) -> bool:
+        """The stream has something to send, but no window, its own or the connection's."""
+        return stream.waiting and stream.id not in self._ready
+
     def add_window(self, num_bytes: int) -> None:
         """The peer takes `num_bytes` more on the connection. Raises: Http2Error."""
         self.window += num_bytes
@@ -285,4 +289,5 @@ class Sender:
         self.window -= size
         stream.send_window -= size
         stream.queued -= size
+        stream.stalled_since = 0
         return size

@@ -18,6 +18,7 @@ from salver.server.head import check_key
 from salver.server.http2.connection import Http2Connection
 from salver.server.http2.limits import Http2Limits
 from salver.server.http2.request import HttpRequest, head_block
+from salver.server.unread import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         )
         self._http2 = Http2Connection(self, own, self.now)
         self._sender = self._http2.sender
-        self._unsent = self._unsent_since = 0
+        self._unread = Unread()
 
     # The transport's side.
 
@@ -128,7 +129,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         if self._is_stuck(now) or (http2.mid_head and silent_s > limits.header_timeout_s):
             self.transport.abort()
             return
-        http2.sweep(now)
+        http2.sweep(now, int(limits.body_timeout_s * NS_PER_S))
         if not http2.streams and silent_s > limits.idle_timeout_s:
             http2.shutdown(now)
         for stream in tuple(http2.streams.values()):
@@ -142,11 +143,9 @@ class Http2Socket(asyncio.BufferedProtocol):
 
     def _is_stuck(self, now: int) -> bool:
         """Whether the client has stopped reading."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._unsent_since = unsent, now
-        limit_s = _CLOSE_S if self._http2.finished else self.app.config.limits.body_timeout_s
-        return unsent > 0 and (now - self._unsent_since) / NS_PER_S > limit_s
+        self._unread.look(self.transport, now)
+        timeout_s = _CLOSE_S if self._http2.finished else self.app.config.limits.body_timeout_s
+        return self._unread.has_stalled(now, timeout_s)
 
     def drain(self) -> None:
         """The server stops: GOAWAY, then the end once the last stream is answered."""

@@ -15,12 +15,13 @@ class Stream:
     """A request and its answer. Made by the connection; `call` belongs to the handler.
 
     Windows are in bytes. `held` counts received body bytes that nobody has consumed; `queued` those
-    of the answer that still wait to be written.
+    of the answer that still wait to be written. `stalled_since` is when a sweep first found that
+    the client lets nothing more of it be sent (0: it does).
     """
 
     __slots__ = (
         "body_left", "call", "closed", "ending", "held", "id", "lead", "paused", "queue", "queued",
-        "receive_window", "receiving", "send_window", "tail", "waiting",
+        "receive_window", "receiving", "send_window", "stalled_since", "tail", "waiting",
     )  # fmt: skip
 
     def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
@@ -40,6 +41,7 @@ class Stream:
         self.lead = b""
         self.queue: deque[Buffer] | None = None
         self.queued = 0
+        self.stalled_since = 0
         self.tail = b""
 
 

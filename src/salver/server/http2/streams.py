@@ -31,6 +31,8 @@ class Streams:
         self.windows = ReceiveWindows(limits.held_bytes, self.sender.control)
         self._handler = handler
         self._resets: dict[int, None] = {}
+        self._num_sent_bytes = 0
+        self._sent_at = now
         self._noise = FloodMeter(limits.noise, now)
         self._unanswered = FloodMeter(limits.resets, now)
 
@@ -49,6 +51,26 @@ class Streams:
             self.reset_id(stream.id, code)
             self._close(stream)
             self._handler.on_reset(stream, code)
+
+    def end_stalled(self, now: int, timeout: int) -> None:
+        """Ends streams whose client has let nothing of their answers be sent for `timeout` ns.
+
+        One that waits for the connection's window does so rightly while others use it.
+        """
+        sender = self.sender
+        if sender.num_sent_bytes != self._num_sent_bytes:
+            self._num_sent_bytes, self._sent_at = sender.num_sent_bytes, now
+        for stream in list(self.open.values()):
+            if not sender.starves(stream):
+                stream.stalled_since = 0
+                continue
+            stream.stalled_since = since = stream.stalled_since or now
+            if stream.send_window > 0:
+                since = max(since, self._sent_at)
+            if now - since > timeout:
+                self.reset_id(stream.id, ErrorCode.CANCEL)
+                self._close(stream)
+                self._handler.on_reset(stream, ErrorCode.CANCEL)
 
     def reset_id(self, stream_id: int, code: int) -> None:
         """Tells the peer that a stream has ended, whether it was open or not."""
