@@ -17,10 +17,10 @@ from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
     json_contents_text,
-    loads,
     plain_array,
     tensor_text,
 )
+from salver.codecs.long_array import LongArray, loads_long
 from salver.codecs.status import json_refusal
 from salver.codecs.values import cells, is_number
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
@@ -79,12 +79,12 @@ class PlainDoor:
         return json_refusal(error)
 
     def _decode_instances(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
-        value = loads(body, self._max_depth)
+        value = loads_long(body, self._max_depth)
         if not isinstance(value, dict) or "instances" not in value:
             known = ", ".join(value) if isinstance(value, dict) else "no object"
             raise InvalidInput(f'expected {{"instances": [...]}}, got {known}')
         method = value.get("signature_name", "")
-        if not isinstance(method, str) or not isinstance(value["instances"], list):
+        if not isinstance(method, str) or not isinstance(value["instances"], list | LongArray):
             raise InvalidInput("instances must be a list, signature_name a string")
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
         # TensorFlow's clients send the name of its default signature, which is every model's first.
@@ -113,8 +113,8 @@ class PlainDoor:
         return Raw(body, media)
 
     def _json(self, body: Buffer) -> Object:
-        value = loads(body, self._max_depth)
-        if isinstance(value, list):
+        value = loads_long(body, self._max_depth)
+        if isinstance(value, list | LongArray):
             return Object("auto", value)
         if isinstance(value, dict):
             for key, schema in _KEYS.items():
@@ -130,7 +130,7 @@ class PlainDoor:
 
 
 def _object(schema: Schema, key: str, value: Any) -> Object:
-    if schema == "rows" and not isinstance(value, list):
+    if schema == "rows" and not isinstance(value, list | LongArray):
         raise InvalidInput(f"{key!r} must be a list; one input goes under 'input'")
     if schema == "rows" and not value:
         raise InvalidInput(f"{key!r} is empty; send at least one input")

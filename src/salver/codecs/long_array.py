@@ -1,0 +1,193 @@
+"""JSON arrays of many megabytes, decoded a few rows at a time.
+
+A decoder holds the interpreter for as long as its text takes, and with it the loop and everybody
+else's requests. So a long text is cut into parts, which take about a millisecond each.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from salver.codecs.json_numbers import check_depth, is_one_array, loads, parsed, syntax_error
+from salver.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from salver.types import Buffer
+
+PART_BYTES: Final = 64 << 10
+LONG_BYTES: Final = 4 * PART_BYTES
+_AROUND_BYTES: Final = 4096
+"""What stands before and after a long array is shorter than this, or all is decoded in one step."""
+_TRIES: Final = 8
+"""Ends that are tried near each other, before a part is sought that is twice as long."""
+_OPENING: Final = re.compile(rb'\s*+((?:\[\s*+)*+)((?:\{\s*+"[^"\\]{0,99}+"|"|))')
+_LIST: Final = re.compile(rb"\s*+\[")
+_QUOTE: Final = re.compile(rb'"')
+_BRACE: Final = re.compile(rb"\{")
+
+
+def loads_long(body: Buffer, max_depth: int) -> Any:
+    """As `loads`, but a long outermost array, or the only one in an object, such as that of
+    `{"instances": [...]}`, is given as a `LongArray`, and not decoded yet.
+
+    Raises: InvalidInput, TooLarge.
+    """
+    if len(body) > LONG_BYTES:
+        start = bytes(body[:_AROUND_BYTES]).find(b"[")
+        stop = bytes(body[-_AROUND_BYTES:]).rfind(b"]")
+        if start >= 0 and stop >= 0:
+            found = _with_array(body, start, len(body) - _AROUND_BYTES + stop, max_depth)
+            if found is not None:
+                return found
+    return loads(body, max_depth)
+
+
+def _with_array(body: Buffer, start: int, stop: int, max_depth: int) -> Any:
+    """The body's value, where its first `[` and last `]` belong together; else None.
+
+    Without the text between them no other list can be there.
+    """
+    try:
+        value = loads(bytes(body[:start]) + b"[]" + bytes(body[stop + 1 :]), max_depth)
+    except InvalidInput:
+        return None
+    if value == []:
+        return LongArray(body, start + 1, stop, max_depth, b"[")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if item == []:
+                return value | {key: LongArray(body, start + 1, stop, max_depth, b'{"":[')}
+    return None
+
+
+class LongArray:
+    """A JSON array whose elements are the text of a body from `start` to `stop`.
+
+    `opening` is JSON that opens it, and what it stands in.
+    """
+
+    __slots__ = ("_body", "_max_depth", "_opening", "_start", "_stop")
+
+    def __init__(self, body: Buffer, start: int, stop: int, max_depth: int, opening: bytes) -> None:
+        self._body = body
+        self._start = start
+        self._stop = stop
+        self._max_depth = max_depth
+        self._opening = opening
+
+    def parts(self) -> Iterator[list[Any]]:
+        """Its elements, some at a time. An element that is itself a long array of numbers comes
+        alone and as a `LongArray`.
+
+        Raises: InvalidInput, TooLarge.
+        """
+        for part in self._parts(self._decoded):
+            yield [part] if isinstance(part, LongArray) else part
+
+    def texts(self, parse: Callable[[bytes], Any]) -> Iterator[Any]:
+        """What `parse` makes of its elements, some at a time: it gets the text of an array.
+
+        Raises: what `parse` raises of all that is left.
+        """
+        for part in self._parts(lambda start, stop: parse(self._text(start, stop))):
+            if isinstance(part, LongArray):
+                yield from part.texts(parse)
+            else:
+                yield part
+
+    def whole(self) -> list[Any]:
+        """All elements. Raises: InvalidInput, TooLarge."""
+        elements: list[Any] = []
+        for part in self.parts():
+            elements += map(plain, part)
+        return elements
+
+    def _parts(self, decode: Callable[[int, int], Any]) -> Iterator[Any]:
+        """Where a part ends is guessed by how the first element begins. A part that can be parsed
+        was guessed right, for it began between two elements; else another end is tried.
+        """
+        boundary = self._boundary()
+        start, size, tries = self._start, PART_BYTES, 0
+        while start <= self._stop:
+            found = boundary.search(self._body, start + size, self._stop)
+            stop = found.start(1) if found else self._stop
+            part = self._inner(start, stop) if stop - start > LONG_BYTES else None
+            try:
+                part = part or decode(start, stop)
+            except (ValueError, TypeError):
+                if stop == self._stop:
+                    raise
+                tries += 1
+                size = (stop - start) * (1 if tries % _TRIES else 2)
+                continue
+            yield part
+            start, size, tries = stop + 1, PART_BYTES, 0
+
+    def _boundary(self) -> re.Pattern[bytes]:
+        """What stands between two elements; its group is the comma."""
+        opening: Any = _OPENING.match(self._body, self._start, self._stop)
+        brackets, first = opening[1].count(b"["), opening[2]
+        if brackets:
+            return re.compile(rb"\]\s*+" * brackets + rb"(,)" + rb"\s*+\[" * brackets)
+        if first[:1] == b"{":
+            key = re.escape(first[1:].strip())
+            return re.compile(rb"\}\s*+(,)\s*+\{\s*+" + key)
+        return re.compile(rb'(?<!\\)"\s*+(,)' if first else rb"(,)")
+
+    def _inner(self, start: int, stop: int) -> LongArray | None:
+        """A long element as a `LongArray`, if it is an array of numbers."""
+        body: Any = memoryview(self._body)
+        opening = _LIST.match(body, start, stop)
+        end = bytes(body[stop - _AROUND_BYTES : stop]).rstrip()
+        if opening is None or end[-1:] != b"]":
+            return None
+        if _QUOTE.search(body, start, stop) or _BRACE.search(body, start, stop):
+            return None
+        if not is_one_array(body[start:stop]):
+            return None
+        last = stop - _AROUND_BYTES + len(end) - 1
+        return LongArray(body, opening.end(), last, self._max_depth, self._opening + b"[")
+
+    def _text(self, start: int, stop: int) -> bytes:
+        """Some elements as the text of an array. Raises: InvalidInput if there are none."""
+        text = bytes(self._body[start:stop])
+        if start > self._start and (not text or text.isspace()):
+            raise self._syntax_error(start)
+        return b"[%b]" % text
+
+    def _decoded(self, start: int, stop: int) -> list[Any]:
+        """Raises: ValueError."""
+        text = self._text(start, stop)
+        depth = self._opening.count(b"[") + self._opening.count(b"{") - 1
+        check_depth(text, self._max_depth, depth)
+        try:
+            value: list[Any] = parsed(text)
+        except orjson.JSONDecodeError:
+            if stop == self._stop:
+                raise self._syntax_error(start) from None
+            raise
+        return value
+
+    def _syntax_error(self, start: int) -> InvalidInput:
+        """What is wrong with all that follows an element that ended before `start`."""
+        before = bytes(self._body[:start])
+        opening = self._opening + b"0," * (start > self._start)
+        try:
+            parsed(opening + bytes(self._body[start:]))
+        except orjson.JSONDecodeError as error:
+            column = error.colno
+            if error.lineno == 1:
+                column += len(before[before.rfind(b"\n") + 1 :].decode(errors="replace"))
+                column -= len(opening)
+            return syntax_error(error.msg, before.count(b"\n") + error.lineno, column)
+        return InvalidInput("the body is not valid JSON")
+
+
+def plain(value: Any) -> Any:
+    """A decoded value, also of a `LongArray`. Raises: InvalidInput, TooLarge."""
+    return value.whole() if isinstance(value, LongArray) else value
