@@ -5,6 +5,7 @@ The plain doors decode without knowing the model; here its signature decides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.types import BF16, BYTES, Loose, Object, Raw, Tensor, Tensors, bf16_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from salver.signature import Method, TensorSpec
 
@@ -43,7 +44,10 @@ def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
     if isinstance(payload, Tensors):
         return payload
     if payload.schema == "columns":
-        return _bind_columns(method, payload.value)
+        if not isinstance(payload.value, Mapping):
+            return _bind_parts(method, payload.value, _bind_columns)
+        method.check_rows(_num_rows(payload.value))
+        return _bind_columns(method, payload.value, 0)
     value = payload.value
     if method.batching == "rows":
         return _bind_rows(method, payload, value)
@@ -123,9 +127,8 @@ def _bind_parts(
     bound: dict[int, Tensors] = {}
     num_rows = 0
     for part in parts:
-        tensors = bind_part(method, part, num_rows)
-        bound[num_rows] = tensors
-        num_rows += next(iter(tensors.values())).shape[0]
+        bound[num_rows] = bind_part(method, part, num_rows)
+        num_rows += _num_rows(part)
     method.check_rows(num_rows)
     names = list(dict.fromkeys(name for tensors in bound.values() for name in tensors))
     for first, tensors in bound.items():
@@ -135,6 +138,11 @@ def _bind_parts(
     return Tensors(
         {name: _joined([tensors[name] for tensors in bound.values()], name) for name in names}
     )
+
+
+def _num_rows(table: Any) -> int:
+    """Rows of a list, or of columns by name."""
+    return len(next(iter(table.values()), ()) if isinstance(table, Mapping) else table)
 
 
 def _joined(tensors: list[Tensor], name: str) -> Tensor:
@@ -221,15 +229,14 @@ def _table(spec: TensorSpec, rows: Any, first: int) -> Tensor:
     return tensor_of_value(spec, matrix, first)
 
 
-def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tensors:
+def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: int) -> Tensors:
     """A table by columns, as CSV gives it: values are text, empty ones are missing."""
     specs = method.inputs
-    num_rows = len(next(iter(columns.values()), ()))
+    num_rows = _num_rows(columns)
     if method.batching != "rows":
         raise UnsupportedMedia(
             f"this model takes one input per request, not a table; {_remedy(method)}"
         )
-    method.check_rows(num_rows)
     missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
@@ -239,17 +246,19 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
                 f"unknown column {unknown[0]!r}.{did_you_mean(unknown[0], spec.columns)} "
                 f"There are: {', '.join(spec.columns)}"
             )
-        matrix = [cells(columns.get(name, missing), name) for name in spec.columns]
+        matrix = [cells(columns.get(name, missing), name, first) for name in spec.columns]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].dtype is not BYTES:
         spec = specs[0]
-        matrix = [cells(column, name) for name, column in columns.items()]
+        matrix = [cells(column, name, first) for name, column in columns.items()]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     found = Tensors()
     for spec in _chosen(method, columns):
         column = columns.get(spec.name, missing)
         values: Any = (
-            [cell or "" for cell in column] if spec.dtype is BYTES else cells(column, spec.name)
+            [cell or "" for cell in column]
+            if spec.dtype is BYTES
+            else cells(column, spec.name, first)
         )
         shape = (num_rows,) + (1,) * (len(spec.shape) - 1)
         found[spec.name] = _reshaped(tensor_of_value(spec, values), shape)

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
 
+from salver.codecs.csv_rows import decode_csv
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
@@ -22,7 +20,6 @@ from salver.codecs.json_numbers import (
 )
 from salver.codecs.long_array import LongArray, loads_long
 from salver.codecs.status import json_refusal
-from salver.codecs.values import cells, is_number
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer
 from salver.types import BYTES, ModelRef, Object, Raw, Request
@@ -107,7 +104,7 @@ class PlainDoor:
         if media == "application/json" or media.endswith("+json"):
             return self._json(body)
         if media == "text/csv":
-            return _csv(body)
+            return decode_csv(body)
         if media == "multipart/form-data":
             raise UnsupportedMedia("forms are not taken; send the file itself: curl -T FILE URL")
         return Raw(body, media)
@@ -148,54 +145,6 @@ def _sniff(body: Buffer) -> str:
         return "application/octet-stream"
     line = bytes(body[:4096]).partition(b"\n")[0]
     return "text/csv" if b"," in line else "text/plain"
-
-
-def _csv(body: Buffer) -> Object:
-    """Columns of text by name; without a line of names, rows of numbers.
-
-    Raises: InvalidInput naming the line that differs in length.
-    """
-    try:
-        text = bytes(body).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidInput("CSV must be UTF-8 text") from None
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        rows = list(filter(None, reader))
-    except csv.Error as error:
-        raise InvalidInput(f"line {reader.line_num} is not valid CSV: {error}") from None
-    if not rows:
-        raise InvalidInput("the table is empty")
-    width = len(rows[0])
-    if set(map(len, rows)) != {width}:
-        raise _uneven(text, width)
-    if all(cell == "" or is_number(cell) for cell in rows[0]) and any(rows[0]):
-        return Object("rows", _number_rows(rows, width))
-    names = [name.strip() for name in rows[0]]
-    if len(set(names)) != width:
-        raise InvalidInput("two columns of the table have the same name")
-    if len(rows) == 1:
-        raise InvalidInput("the table has column names, but no rows")
-    return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
-
-
-def _uneven(text: str, width: int) -> InvalidInput:
-    """The refusal of a table that has a line of another width."""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    got = next(len(row) for row in reader if len(row) not in (0, width))
-    return InvalidInput(f"line {reader.line_num} has {got} cells, the first has {width}")
-
-
-def _number_rows(rows: list[list[str]], width: int) -> list[list[float]]:
-    """A table of numbers. Raises: InvalidInput naming column and row of a cell that is none."""
-    try:
-        flat = cells(list(chain.from_iterable(rows)), "")
-    except InvalidInput:
-        for index, column in enumerate(zip(*rows, strict=True), 1):
-            cells(column, f"column {index}")
-        raise
-    table: list[list[float]] = flat.reshape(-1, width).tolist()
-    return table
 
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
