@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
+import json
+from contextlib import contextmanager, nullcontext, suppress
+from unittest import mock
 
 import numpy as np
 import orjson
@@ -12,9 +14,11 @@ from hypothesis.extra import numpy as hnp
 from ml_dtypes import bfloat16
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
+from salver.codecs import json_request, long_array
 from salver.codecs.json_numbers import NON_FINITE
 from salver.codecs.json_request import decode_request
 from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.codecs.long_array import LongArray
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, SalverError, Unsupported
 from salver.observe.memory import resident_bytes
@@ -158,7 +162,27 @@ def test_several_outputs_parameters_and_strange_names():
     assert value["outputs"][1] == {"name": "c", "datatype": "BYTES", "shape": [1], "data": ["é"]}
 
 
-@pytest.mark.parametrize("padding", [0, 2000])
+@contextmanager
+def short_parts():
+    """Every array is a long one, of several parts."""
+    options = {"PART_BYTES": 2, "LONG_BYTES": 1, "_AROUND_BYTES": 40}
+    with (
+        mock.patch.object(json_request, "LONG_BYTES", 1),
+        mock.patch.multiple(long_array, **options),
+    ):
+        yield
+
+
+@pytest.fixture(params=["small", "large", "long"])
+def padding(request):
+    """Spaces after a request, so that it is decoded as a small, a large or a long one."""
+    if request.param == "long":
+        with short_parts():
+            yield 2000
+    else:
+        yield 2000 if request.param == "large" else 0
+
+
 class TestSmallAndLarge:
     @pytest.mark.parametrize("name", [n for n, d in DTYPES.items() if d.is_integer])
     def test_integers_keep_their_range(self, padding, name):
@@ -277,6 +301,54 @@ def test_a_long_body_leaves_no_memory_behind():
     assert resident_bytes() - before < 7 * len(body)
 
 
+@pytest.mark.parametrize("shape", [(60_000,), (15_000, 4), (1, 2, 30_000)])
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64"])
+def test_no_step_decodes_more_than_a_part(shape, datatype):
+    lengths = []
+    texts = LongArray.texts
+
+    def noted(self, parse):
+        return texts(self, lambda text: lengths.append(len(text)) or parse(text))
+
+    array = (np.random.default_rng(0).normal(size=shape) * 1e9).astype(DTYPES[datatype].numpy)
+    value = one(datatype, shape, array, parameters={})
+    value["inputs"] *= 2
+    value["inputs"][1] = {**value["inputs"][1], "name": "z", "datatype": "INT8", "data": [7]}
+    value["inputs"][1]["shape"] = [1]
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    with mock.patch.object(LongArray, "texts", noted):
+        found = decode_request(body, 64).tensors
+    np.testing.assert_array_equal(found["x"].array(), array)
+    assert found["z"].array("z").tolist() == [7]
+    assert len(lengths) > 4
+    assert max(lengths) <= long_array.LONG_BYTES
+
+
+def test_many_bare_words_are_decoded_in_parts():
+    numbers = np.random.default_rng(0).normal(size=30_000)
+    numbers[::7] = np.nan
+    body = json.dumps(one("FP64", [30_000], numbers.tolist())).encode()
+    with mock.patch.object(json_request, "_decode_small", side_effect=AssertionError):
+        found = decode_request(body, 64).tensors["x"].array()
+    np.testing.assert_array_equal(found, numbers)
+
+
+def test_what_stands_for_a_long_array_may_be_data():
+    value = one("FP32", [60_000], np.ones(60_000).tolist())
+    value["inputs"].insert(0, {**one("FP32", [1], 0)["inputs"][0], "name": "y"})
+    found = decode_request(orjson.dumps(value), 64).tensors
+    assert found["x"].array("x").sum() == 60_000
+    assert found["y"].array("y").tolist() == [0]
+
+
+def test_a_long_array_elsewhere_is_no_input():
+    value = one("FP32", [1], [1.0])
+    value["parameters"] = {"data": np.ones(60_000).tolist()}
+    found = decode_request(orjson.dumps(value), 64)
+    assert found.parameters == value["parameters"]
+    assert found.tensors["x"].array("x").tolist() == [1.0]
+
+
 def test_narrowed_checks_signs():
     for value, dtype in ((np.array([-1]), UINT64), (np.array([2**63], np.uint64), INT64)):
         with pytest.raises(InvalidInput, match="does not fit"):
@@ -391,12 +463,13 @@ JSON = st.recursive(
     shape=JSON,
     data=JSON,
     padding=st.sampled_from([0, 1100]),
+    is_long=st.booleans(),
 )
-def test_any_value_is_a_tensor_or_an_error(datatype, shape, data, padding):
+def test_any_value_is_a_tensor_or_an_error(datatype, shape, data, padding, is_long):
     try:
         body = orjson.dumps(one(datatype, shape, data)) + b" " * padding
     except TypeError:
         return
-    with suppress(SalverError):
+    with suppress(SalverError), short_parts() if is_long else nullcontext():
         tensor = decode_request(body, 8).tensors["x"]
         assert tensor.array("x").shape == tensor.shape
