@@ -237,7 +237,6 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
         raise UnsupportedMedia(
             f"this model takes one input per request, not a table; {_remedy(method)}"
         )
-    missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
         unknown = [name for name in columns if name not in spec.columns]
@@ -246,6 +245,8 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
                 f"unknown column {unknown[0]!r}.{did_you_mean(unknown[0], spec.columns)} "
                 f"There are: {', '.join(spec.columns)}"
             )
+        _check_columns(specs, columns)
+        missing = [None] * num_rows
         matrix = [cells(columns.get(name, missing), name, first) for name in spec.columns]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].dtype is not BYTES:
@@ -253,8 +254,12 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
         matrix = [cells(column, name, first) for name, column in columns.items()]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     found = Tensors()
-    for spec in _chosen(method, columns):
-        column = columns.get(spec.name, missing)
+    chosen = _chosen(method, columns)
+    _check_columns(specs, columns)
+    for spec in chosen:
+        if spec.name not in columns:
+            continue
+        column = columns[spec.name]
         values: Any = (
             [cell or "" for cell in column]
             if spec.dtype is BYTES
@@ -263,6 +268,19 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
         shape = (num_rows,) + (1,) * (len(spec.shape) - 1)
         found[spec.name] = _reshaped(tensor_of_value(spec, values), shape)
     return found
+
+
+def _check_columns(specs: Sequence[TensorSpec], columns: Mapping[str, Any]) -> None:
+    """Raises: InvalidInput for a table without a column that the model was made with: its cells may
+    be empty, but a whole column is hardly left out on purpose.
+    """
+    names = [name for spec in specs if not spec.optional for name in spec.columns]
+    lacking = [name for name in names if name not in columns]
+    if lacking:
+        raise InvalidInput(
+            f"the table lacks {'columns' if len(lacking) > 1 else 'column'} "
+            f"{', '.join(map(repr, lacking))}; leave the cells of a missing one empty"
+        )
 
 
 def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
