@@ -20,7 +20,7 @@ from salver.codecs.json_request import decode_request
 from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
 from salver.codecs.long_array import LongArray
 from salver.codecs.values import narrowed
-from salver.errors import InvalidInput, SalverError, Unsupported
+from salver.errors import InvalidInput, SalverError, TooLarge, Unsupported
 from salver.observe.memory import resident_bytes
 from salver.signature import Method
 from salver.types import (
@@ -339,6 +339,26 @@ def test_what_stands_for_a_long_array_may_be_data():
     found = decode_request(orjson.dumps(value), 64).tensors
     assert found["x"].array("x").sum() == 60_000
     assert found["y"].array("y").tolist() == [0]
+
+
+@pytest.mark.parametrize("depth", [300, 5000, 1_000_000])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b"[", b"")])
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"data":[1]}],"unknown":%b',
+        b'"data":[1],"unknown":%b}]',
+        b'"data":[1],"parameters":{"a":%b}}]',
+        b'"data":[1]}],"outputs":[{"name":"y","unknown":%b}]',
+        b'"data":%b}]',
+    ],
+)
+def test_no_nesting_is_too_deep_to_be_judged(field, opening, closing, depth):
+    nested = opening * depth + b"1" + closing * depth
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],' + field % nested + b"}"
+    # What is only skipped may be somewhat deeper.
+    with suppress(TooLarge) if depth == 300 else pytest.raises(TooLarge, match="than 64 levels"):
+        assert decode_request(body, 64).tensors["x"].array("x").tolist() == [1]
 
 
 def test_a_long_array_elsewhere_is_no_input():

@@ -193,6 +193,14 @@ def test_depth_is_bounded_as_in_one_step(around):
         whole(body)
 
 
+@pytest.mark.parametrize("depth", [500, 1_000_000])
+@pytest.mark.parametrize("around", [b"%b", b'{"inputs": [%b]}', b'{"inputs": [1], "z": %b}'])
+def test_no_nesting_is_too_deep_to_be_judged(around, depth):
+    body = around % (b"[" * depth + b" " * 300_000 + b"]" * depth)
+    with pytest.raises(TooLarge):
+        loads_long(body, MAX_DEPTH)
+
+
 def test_bare_words_for_missing_numbers_are_taken():
     rows = [[float("nan"), 1.0]] * 40_000
     body = json.dumps({"instances": rows}).encode()

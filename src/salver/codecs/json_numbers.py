@@ -144,18 +144,17 @@ def syntax_error(problem: str, line: int, column: int) -> InvalidInput:
     return InvalidInput(f"the body is not valid JSON (line {line}, column {column}): {problem}")
 
 
-def check_depth(body: Buffer, max_depth: int, depth: int = 0) -> None:
-    """Bounds the nesting of what stands `depth` deep before anything is built from it.
+def check_depth(body: Buffer, max_depth: int) -> None:
+    """Bounds the nesting before anything is built from it.
 
     Strings, which may hold brackets, are only taken out when it seems too deep with them.
 
     Raises: TooLarge.
     """
     raw = body if isinstance(body, bytes | bytearray) else bytes(body)
-    allowed = max_depth - depth
-    if raw.count(b"[") + raw.count(b"{") <= allowed:
+    if raw.count(b"[") + raw.count(b"{") <= max_depth:
         return
-    if _depth(raw) > allowed and _depth(_STRING.sub(b"", raw)) > allowed:
+    if _depth(raw) > max_depth and _depth(_STRING.sub(b"", raw)) > max_depth:
         raise TooLarge(f"JSON nested deeper than {max_depth} levels")
 
 

@@ -266,7 +266,7 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
 
 def _decode_long(body: Buffer, max_depth: int) -> InferBody | None:
     """With long arrays of plain numbers decoded in short steps; None for other bodies."""
-    short, arrays = lift_data(body, max_depth)
+    short, arrays = lift_data(body)
     if not arrays:
         return None
     tensors = Tensors()

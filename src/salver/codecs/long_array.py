@@ -25,7 +25,8 @@ _AROUND_BYTES: Final = 4096
 """What stands before and after a long array is shorter than this, or all is decoded in one step."""
 _TRIES: Final = 4
 """Ends that are tried near each other before a part is sought that is four times as long."""
-_OPENING: Final = re.compile(rb'\s*+((?:\[\s*+)*+)((?:\{\s*+"[^"\\]{0,99}+"|"|))')
+_MAX_RANK: Final = 8
+_OPENING: Final = re.compile(rb'\s*+((?:\[\s*+){0,8}+)((?:\{\s*+"[^"\\]{0,99}+"|"|))')
 _LIST: Final = re.compile(rb"\s*+\[")
 _DATA: Final = re.compile(rb'"data"\s*+:\s*+\[')
 
@@ -37,6 +38,7 @@ def loads_long(body: Buffer, max_depth: int) -> Any:
     Raises: InvalidInput, TooLarge.
     """
     if len(body) > LONG_BYTES:
+        check_depth(body, max_depth)
         start = bytes(body[:_AROUND_BYTES]).find(b"[")
         stop = bytes(body[-_AROUND_BYTES:]).rfind(b"]")
         if start >= 0 and stop >= 0:
@@ -56,15 +58,15 @@ def _with_array(body: Buffer, start: int, stop: int, max_depth: int) -> Any:
     except InvalidInput:
         return None
     if value == []:
-        return LongArray(body, start + 1, stop, max_depth, b"[")
+        return LongArray(body, start + 1, stop, b"[")
     if isinstance(value, dict):
         for key, item in value.items():
             if item == []:
-                return value | {key: LongArray(body, start + 1, stop, max_depth, b'{"":[')}
+                return value | {key: LongArray(body, start + 1, stop, b'{"":[')}
     return None
 
 
-def lift_data(body: Buffer, max_depth: int) -> tuple[bytes, list[LongArray]]:
+def lift_data(body: Buffer) -> tuple[bytes, list[LongArray]]:
     """A request of the Open Inference Protocol with 0, 1, 2 … for the `data` that is a long array
     of numbers, and those arrays.
     """
@@ -78,7 +80,7 @@ def lift_data(body: Buffer, max_depth: int) -> tuple[bytes, list[LongArray]]:
         if end - at > LONG_BYTES and rest[-1:] == b"]":
             stop = end - _AROUND_BYTES + len(rest) - 1
             short += bytes(body[start : at - 1]), b"%d" % len(arrays)
-            arrays.append(LongArray(body, at, stop, max_depth, b'{"":[{"":['))
+            arrays.append(LongArray(body, at, stop, b'{"":[{"":['))
             start = at = stop + 1
     return b"".join([*short, bytes(body[start:])]), arrays
 
@@ -89,20 +91,19 @@ class LongArray:
     `opening` is JSON that opens it, and what it stands in.
     """
 
-    __slots__ = ("_body", "_max_depth", "_opening", "_start", "_stop")
+    __slots__ = ("_body", "_opening", "_start", "_stop")
 
-    def __init__(self, body: Buffer, start: int, stop: int, max_depth: int, opening: bytes) -> None:
+    def __init__(self, body: Buffer, start: int, stop: int, opening: bytes) -> None:
         self._body = body
         self._start = start
         self._stop = stop
-        self._max_depth = max_depth
         self._opening = opening
 
     def parts(self) -> Iterator[list[Any]]:
         """Its elements, some at a time. An element that is itself a long array of numbers comes
         alone and as a `LongArray`.
 
-        Raises: InvalidInput, TooLarge.
+        Raises: InvalidInput.
         """
         for part in self._parts(self._decoded):
             yield [part] if isinstance(part, LongArray) else part
@@ -119,7 +120,7 @@ class LongArray:
                 yield part
 
     def whole(self) -> list[Any]:
-        """All elements. Raises: InvalidInput, TooLarge."""
+        """All elements. Raises: InvalidInput."""
         elements: list[Any] = []
         for part in self.parts():
             elements += map(plain, part)
@@ -132,8 +133,7 @@ class LongArray:
         boundary = self._boundary()
         start, size, tries = self._start, PART_BYTES, 0
         while start <= self._stop:
-            found = boundary.search(self._body, start + size, self._stop)
-            stop = found.start(1) if found else self._stop
+            stop = self._end_of_part(boundary, start + size)
             part = self._inner(start, stop) if stop - start > LONG_BYTES else None
             try:
                 part = part or decode(start, stop)
@@ -145,6 +145,14 @@ class LongArray:
                 continue
             yield part
             start, size, tries = stop + 1, PART_BYTES, 0
+
+    def _end_of_part(self, boundary: re.Pattern[bytes], least: int) -> int:
+        """The next comma from `least` on that may stand between two elements."""
+        for at in range(least, self._stop, PART_BYTES):
+            found = boundary.search(self._body, at, min(at + PART_BYTES, self._stop))
+            if found:
+                return found.start(1)
+        return self._stop
 
     def _boundary(self) -> re.Pattern[bytes]:
         """What stands between two elements; its group is the comma."""
@@ -162,12 +170,12 @@ class LongArray:
         body: Any = memoryview(self._body)
         opening = _LIST.match(body, start, stop)
         end = bytes(body[stop - _AROUND_BYTES : stop]).rstrip()
-        if opening is None or end[-1:] != b"]":
+        if opening is None or end[-1:] != b"]" or self._opening.count(b"[") > _MAX_RANK:
             return None
         if _first_of(b'"{', body, start, stop) < stop or not is_one_array(body[start:stop]):
             return None
         last = stop - _AROUND_BYTES + len(end) - 1
-        return LongArray(body, opening.end(), last, self._max_depth, self._opening + b"[")
+        return LongArray(body, opening.end(), last, self._opening + b"[")
 
     def _text(self, start: int, stop: int) -> bytes:
         """Some elements as the text of an array. Raises: InvalidInput if there are none."""
@@ -179,8 +187,6 @@ class LongArray:
     def _decoded(self, start: int, stop: int) -> list[Any]:
         """Raises: ValueError."""
         text = self._text(start, stop)
-        depth = self._opening.count(b"[") + self._opening.count(b"{") - 1
-        check_depth(text, self._max_depth, depth)
         try:
             value: list[Any] = parsed(text)
         except orjson.JSONDecodeError:
@@ -215,5 +221,5 @@ def _first_of(marks: bytes, body: Buffer, start: int, stop: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A decoded value, also of a `LongArray`. Raises: InvalidInput, TooLarge."""
+    """A decoded value, also of a `LongArray`. Raises: InvalidInput."""
     return value.whole() if isinstance(value, LongArray) else value
