@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 from contextlib import contextmanager, nullcontext, suppress
 from unittest import mock
@@ -10,19 +9,16 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from ml_dtypes import bfloat16
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tests.codecs.arrays import NAMED
+from tritonclient.http import InferenceServerClient, InferInput
 
 from salver.codecs import json_request, long_array
-from salver.codecs.json_numbers import NON_FINITE
 from salver.codecs.json_request import decode_request
-from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
 from salver.codecs.long_array import LongArray
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, SalverError, TooLarge, Unsupported
 from salver.observe.memory import resident_bytes
-from salver.signature import Method
 from salver.types import (
     BF16,
     BYTES,
@@ -30,36 +26,9 @@ from salver.types import (
     INT8,
     INT64,
     UINT64,
-    ModelRef,
-    Response,
-    Rows,
     Tensor,
-    Tensors,
     bf16_floats,
 )
-
-METHOD = Method(inputs=(), outputs=(), batching="rows")
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
-TEXT = st.binary(max_size=5).filter(lambda raw: not raw.endswith(b"\0"))
-
-
-def arrays(dtype):
-    if dtype is BYTES:
-        return hnp.arrays(np.object_, SHAPES, elements=TEXT)
-    if dtype is BF16:
-        floats = hnp.arrays(np.uint16, SHAPES).map(bf16_floats)
-        return floats.map(lambda array: np.where(np.isnan(array), np.float32(0), array))
-    return hnp.arrays(dtype.numpy, SHAPES)
-
-
-NAMED = st.sampled_from(sorted(DTYPES.values(), key=lambda dtype: dtype.name)).flatmap(
-    lambda dtype: st.tuples(st.just(dtype), arrays(dtype))
-)
-
-
-def response(start=0, stop=-1, names=None, **tensors):
-    made = Tensors({name: Tensor.of(value) for name, value in tensors.items()})
-    return Response(Rows(made), ModelRef("m", "1"), METHOD, names or tuple(made), start, stop)
 
 
 def one(datatype, shape, data, **more):
@@ -106,60 +75,6 @@ def test_what_the_triton_client_sends_arrives(named, binary):
     np.testing.assert_array_equal(got, array)
     assert found.id == "7"
     assert found.parameters["a"] == 1
-
-
-@given(named=NAMED, start=st.integers(0, 2), binary=st.booleans())
-def test_the_triton_client_reads_what_is_answered(named, start, binary):
-    dtype, array = named
-    if dtype is BF16:
-        return
-    if dtype is BYTES and not binary:
-        array = np.array([item.hex().encode() for item in array.flat], np.object_).reshape(
-            array.shape
-        )
-    if not binary and dtype.is_float:
-        array = np.where(np.isfinite(array), array, array.dtype.type(0))
-    rows = response(y=array)
-    expected = array
-    if array.ndim and len(array) > start:
-        rows.start, rows.stop = start, len(array)
-        expected = array[start:]
-    if binary:
-        head, *tail = encode_with_binary(rows, "7", ["y"])
-        raw = b"".join([head, *map(bytes, tail)])
-        result = InferenceServerClient.parse_response_body(raw, header_length=len(head))
-    else:
-        result = InferenceServerClient.parse_response_body(encode_response(rows, "7"))
-    assert result.get_response()["id"] == "7"
-    assert result.get_output("y")["shape"] == list(expected.shape)
-    got = result.as_numpy("y")
-    if dtype is BYTES and not binary:
-        got = np.array([item.encode() for item in got.flat], np.object_).reshape(got.shape)
-    np.testing.assert_array_equal(got, expected)
-
-
-@given(
-    array=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(0, 70))), data=st.data()
-)
-def test_every_call_of_a_batch_gets_its_rows(array, data):
-    whole = response(y=array)
-    edges = sorted({0, len(array), *data.draw(st.lists(st.integers(0, len(array))))})
-    for start, stop in itertools.pairwise(edges):
-        part = Response(whole.rows, whole.ref, METHOD, ("y",), start, stop)
-        (output,) = orjson.loads(encode_response(part))["outputs"]
-        assert output["shape"] == [stop - start, array.shape[1]]
-        flat = [NON_FINITE.get(x, x) for x in output["data"]]
-        np.testing.assert_array_equal(np.array(flat, np.float32), array[start:stop].ravel())
-
-
-def test_several_outputs_parameters_and_strange_names():
-    made = response(**{'a"b': np.ones((1, 2)), "c": np.array(["é"], np.object_)})
-    made.parameters = {"p": True}
-    value = orjson.loads(encode_response(made, 'i"d'))
-    assert value["id"] == 'i"d'
-    assert value["parameters"] == {"p": True}
-    assert [output["name"] for output in value["outputs"]] == ['a"b', "c"]
-    assert value["outputs"][1] == {"name": "c", "datatype": "BYTES", "shape": [1], "data": ["é"]}
 
 
 @contextmanager
@@ -438,28 +353,6 @@ def test_shared_memory_is_refused_with_its_name():
     value = one("FP32", [1], None, parameters={"shared_memory_region": "r"})
     with pytest.raises(Unsupported, match="shared memory"):
         decode_request(orjson.dumps(value), 64)
-
-
-def test_which_outputs_are_binary():
-    def wanted(parameters, *outputs):
-        value = {**one("FP32", [1], [1]), "parameters": parameters, "outputs": list(outputs)}
-        return wants_binary(decode_request(orjson.dumps(value), 64), ("a", "b"))
-
-    plain, binary = {"name": "a"}, {"name": "b", "parameters": {"binary_data": True}}
-    assert wanted({}) == []
-    assert wanted({"binary_data_output": True}) == ["a", "b"]
-    assert wanted({}, plain, binary) == ["b"]
-    assert wanted({"binary_data_output": True}, plain) == ["a"]
-    with pytest.raises(Unsupported, match="shared memory"):
-        wanted({}, {"name": "a", "parameters": {"shared_memory_region": "r"}})
-
-
-def test_the_triton_clients_wishes_are_understood():
-    outputs = [InferRequestedOutput("a", binary_data=True), InferRequestedOutput("b", False)]
-    given_input = InferInput("x", [1], "FP32")
-    given_input.set_data_from_numpy(np.ones(1, np.float32))
-    body, length = InferenceServerClient.generate_request_body([given_input], outputs=outputs)
-    assert wants_binary(decode_request(body, 64, length), ("a", "b")) == ["a"]
 
 
 @given(body=st.binary(max_size=80), json_bytes=st.integers(-1, 90))
