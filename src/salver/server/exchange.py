@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from salver.codecs.bind import bind
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.bodies import INFLATED_AT_ONCE, decompress
-from salver.types import CallContext
+from salver.types import CallContext, Object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from salver.server.app import App
     from salver.server.head import HttpHead
     from salver.server.http2.stream import Stream
-    from salver.types import Call, Response
+    from salver.types import Call, ModelRef, Request, Response, Tensors
 
 log = logging.getLogger("salver.server")
 GONE: Final = Cancelled("the client went away")
@@ -75,7 +76,8 @@ class Exchange:
         except Exception:
             self._fail_internally()
 
-    def _run(self, endpoint: Endpoint, operation: Any) -> None:
+    def _run(self, endpoint: Endpoint, operation: Any, inputs: Tensors | None = None) -> None:
+        """`inputs` are those of an inference, if they are bound already."""
         head = self.head
         self.operation = operation
         if type(operation) is Infer:
@@ -85,7 +87,10 @@ class Exchange:
             timeout = timeout or self.app.default_timeout_ns
             deadline = self.started + timeout if timeout else 0
             context = CallContext(deadline, operation.priority)
-            self.call = self.app.engine.submit(operation.ref, operation.request, self, context)
+            request = operation.request
+            if inputs is not None:
+                request = replace(request, payload=inputs)
+            self.call = self.app.engine.submit(operation.ref, request, self, context)
         elif isinstance(operation, Query):
             found = self.app.admin.query(operation)
             if isawaitable(found):
@@ -111,12 +116,23 @@ class Exchange:
         """
         try:
             operation = await asyncio.to_thread(self._decode, endpoint, body, encoding)
+            inputs = None
+            if type(operation) is Infer and isinstance(operation.request.payload, Object):
+                inputs = await self._bind_aside(operation.ref, operation.request)
             if self.is_open:
-                self._run(endpoint, operation)
+                self._run(endpoint, operation, inputs)
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
+
+    async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors:
+        method = self.app.engine.find(ref).plan(request.method).method
+        payload: Any = request.payload
+        inputs = await asyncio.to_thread(bind, method, payload)
+        # What is needed for the answer is in the rest; the text would be kept until then.
+        payload.value = None
+        return inputs
 
     def _decode(self, endpoint: Endpoint, body: Any, encoding: str) -> Any:
         plain = self._inflate(body, encoding) if encoding else body
