@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.clock import NS_PER_S
@@ -23,14 +24,14 @@ from salver.errors import (
 )
 from salver.observe.memory import give_back, resident_bytes
 from salver.observe.statistics import ModelStatistics, merged
-from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Object, Request, Tensors
+from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from salver.clock import Clock
     from salver.config import ServerConfig
-    from salver.engine.generation import Generation, Plan
+    from salver.engine.generation import Generation
     from salver.interfaces import Sink, VersionOnDisk
 
 log = logging.getLogger("salver.engine")
@@ -249,7 +250,11 @@ class Engine:
         if type(payload) is Tensors:
             inputs = payload
         elif parts := parts_of(plan.method, payload):
-            return self._submit_each(parts, plan, ref, request, sink, context, depth, generation)
+            submit = partial(self.submit, ref, context=context, depth=depth, generation=generation)
+            each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
+            call = Call(request, sink, context, each, self._clock(), plan.name)
+            each.submit(call, call.queued)
+            return call
         else:
             inputs = bind(plan.method, payload)
         now = self._clock()
@@ -281,28 +286,6 @@ class Engine:
             generation.leases -= 1
             generation.statistics.refused(error)
             raise
-        return call
-
-    def _submit_each(
-        self,
-        parts: Sequence[Object],
-        plan: Plan,
-        ref: ModelRef,
-        request: Request,
-        sink: Sink,
-        context: CallContext,
-        depth: int,
-        generation: Generation,
-    ) -> Call:
-        """Has one call stand for several, one for each part of its inputs."""
-
-        def submit(part: Request, each: Sink) -> Call:
-            return self.submit(ref, part, each, context, depth, generation)
-
-        now = self._clock()
-        each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
-        call = Call(request, sink, context, each, now, plan.name)
-        each.submit(call, now)
         return call
 
     async def load(self, version: VersionOnDisk) -> Generation:
