@@ -266,6 +266,74 @@ def test_commands_load_and_unload_in_explicit_mode() -> None:
     asyncio.run(test())
 
 
+async def settle() -> None:
+    """Lets everything go as far as it can, scans in threads as well."""
+    await asyncio.to_thread(int)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def begin_load(at: Bench) -> asyncio.Task[None]:
+    """A load of `m` that has begun and is held."""
+    at.engine.held[V1] = asyncio.Event()
+    first = asyncio.create_task(at.repository.load("m"))
+    while not at.engine.loads:
+        await settle()
+    return first
+
+
+def test_commands_that_wait_for_a_load_share_the_next() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        first = await begin_load(at)
+        others = [asyncio.create_task(at.repository.load("m")) for _ in range(40)]
+        await settle()
+        assert at.engine.loads == [V1]
+        others[0].cancel()
+        at.source.offer(m2="new")
+        at.engine.held[V1].set()
+        await asyncio.gather(first, *others[1:])
+        assert at.engine.loads == [V1, V2]
+        assert at.engine.in_service == {V2}
+        await at.repository.load("m")
+        assert at.engine.loads == [V1, V2, V2]
+        assert not at.repository._next_loads
+        assert not at.repository._turns
+
+    asyncio.run(test())
+
+
+def test_a_failed_load_is_told_to_all_that_share_it_and_to_no_other() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        first = await begin_load(at)
+        others = [asyncio.create_task(at.repository.load("m")) for _ in range(3)]
+        await settle()
+        at.source.offer()
+        at.engine.held[V1].set()
+        await first
+        found = await asyncio.gather(*others, return_exceptions=True)
+        assert [type(error) for error in found] == [NotFound] * 3
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("last", ["load", "unload"])
+def test_commands_take_effect_in_the_order_they_came(last: str) -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        tasks = [await begin_load(at)]
+        for command in ("load", "unload", "load", last):
+            tasks.append(asyncio.create_task(getattr(at.repository, command)("m")))
+            await settle()
+        at.engine.held[V1].set()
+        await asyncio.gather(*tasks)
+        assert at.engine.loads == [V1] * 3
+        assert at.engine.in_service == ({V1} if last == "load" else set())
+
+    asyncio.run(test())
+
+
 def test_a_command_tells_what_failed_and_loads_the_rest() -> None:
     async def test() -> None:
         at = Bench(mode="explicit", m1="a", m2="a")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
 
 from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 from salver.types import ModelRef
@@ -87,6 +88,8 @@ class Repository:
         self._wanted: Versions = {}
         self._tried: dict[ModelRef, str] = {}
         self._loading: dict[ModelRef, asyncio.Task[None]] = {}
+        self._next_loads: dict[str, asyncio.Task[None]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._problem = ""
 
     def names(self) -> list[str]:
@@ -167,11 +170,29 @@ class Repository:
 
     async def load(self, name: str) -> None:
         """Loads or reloads every version of a name that the source offers now; then unloads those
-        that it does not offer any more.
+        that it does not offer any more. Those who ask while another load of it waits to begin share
+        that.
 
         Raises: NotFound, Conflict outside explicit mode, LoadFailed.
         """
         self._demand_explicit()
+        following = self._next_loads.get(name)
+        if following is None:
+            following = asyncio.ensure_future(self._load_in_turn(name))
+            self._next_loads[name] = following
+        await asyncio.shield(following)
+
+    async def _load_in_turn(self, name: str) -> None:
+        async with self._turn(name):
+            if self._next_loads.get(name) is asyncio.current_task():
+                del self._next_loads[name]
+            await self._load_name(name)
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """What commands for a name hold, one after the other as they came."""
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    async def _load_name(self, name: str) -> None:
         self._wanted = await asyncio.to_thread(self._source.scan)
         versions = [version for ref, version in self._wanted.items() if ref.name == name]
         if not versions:
@@ -192,9 +213,12 @@ class Repository:
         Raises: NotFound, Conflict outside explicit mode.
         """
         self._demand_explicit()
-        await self._engine.unload(ModelRef(name))
-        for ref in [ref for ref in self._tried if ref.name == name]:
-            del self._tried[ref]
+        # Whoever asks for a load after this gets one after this.
+        self._next_loads.pop(name, None)
+        async with self._turn(name):
+            await self._engine.unload(ModelRef(name))
+            for ref in [ref for ref in self._tried if ref.name == name]:
+                del self._tried[ref]
 
     def _demand_explicit(self) -> None:
         if self._config.mode != "explicit":
