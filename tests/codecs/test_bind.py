@@ -118,9 +118,8 @@ def test_what_is_missing_in_a_table_of_columns():
     found = bind(rows(age, CITY), Object("rows", given))
     np.testing.assert_array_equal(found["age"].array(), [np.nan, 2, np.nan])
     assert found["city"].array().tolist() == [[b""], [b"Ulm"], [b""]]
-    for schema, value in (("rows", [{"city": "a"}]), ("columns", {"city": ["a"]})):
-        found = bind(rows(age, CITY), Object(schema, value))
-        np.testing.assert_array_equal(found["age"].array(), [np.nan])
+    found = bind(rows(age, CITY), Object("rows", [{"city": "a"}]))
+    np.testing.assert_array_equal(found["age"].array(), [np.nan])
     with pytest.raises(InvalidInput, match="row 1: missing input 'city'"):
         bind(rows(age, CITY), Object("rows", [{"city": "a"}, {"age": 1}]))
     with pytest.raises(InvalidInput, match="unexpected input 'town'"):
@@ -248,15 +247,29 @@ def columns(method, **values):
 def test_tables_by_column():
     found = columns(rows(IRIS), b=["1", ""], a=["2", "3"])
     np.testing.assert_array_equal(found["x"], [[2, 1], [3, np.nan]])
-    np.testing.assert_array_equal(columns(rows(IRIS), a=["1"])["x"], [[1, np.nan]])
     assert columns(rows(MATRIX), p=["1"], q=["2"]) == {"x": [[1.0, 2.0]]}
     assert columns(rows(AGE, CITY), age=["1"], city=[""]) == {"age": [[1.0]], "city": [[b""]]}
     with pytest.raises(InvalidInput, match="unknown column 'c'"):
-        columns(rows(IRIS), c=["1"])
+        columns(rows(IRIS), c=["1"], a=["1"])
     with pytest.raises(InvalidInput, match="column 'a', row 2: 'x' is not a number"):
-        columns(rows(IRIS), a=["1", "x"])
+        columns(rows(IRIS), a=["1", "x"], b=["1", "2"])
     with pytest.raises(UnsupportedMedia, match="not a table"):
         columns(single(MATRIX), a=["1"])
+
+
+def test_a_table_has_every_column_that_the_model_was_made_with():
+    with pytest.raises(InvalidInput, match="lacks column 'b'; leave the cells"):
+        columns(rows(IRIS), a=["1"])
+    wide = TensorSpec(name="x", dtype=FP32, shape=(-1, 3), columns=("a", "b", "c"))
+    with pytest.raises(InvalidInput, match="lacks columns 'a', 'c'"):
+        columns(rows(wide), b=["1"])
+    age = TensorSpec(name="age", dtype=FP32, shape=(-1,), columns=("age",))
+    with pytest.raises(InvalidInput, match="lacks column 'age'"):
+        columns(rows(age, CITY), city=["a"])
+    maybe = TensorSpec(name="age", dtype=FP32, shape=(-1,), columns=("age",), optional=True)
+    assert columns(rows(maybe, CITY), city=["a"]) == {"city": [[b"a"]]}
+    found = columns(rows(age, CITY), city=["a"], age=[""])
+    np.testing.assert_array_equal(found["age"], [np.nan])
 
 
 def test_tensors_pass_as_they_are():

@@ -1,25 +1,25 @@
 from __future__ import annotations
 
-import itertools
-from contextlib import suppress
+import json
+from contextlib import contextmanager, nullcontext, suppress
+from unittest import mock
 
 import numpy as np
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from ml_dtypes import bfloat16
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tests.codecs.arrays import NAMED
+from tritonclient.http import InferenceServerClient, InferInput
 
-from salver.codecs.json_numbers import NON_FINITE
+from salver.codecs import json_request, long_array
 from salver.codecs.json_request import decode_request
-from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.codecs.long_array import LongArray
 from salver.codecs.v2 import MAX_RANK
 from salver.codecs.values import narrowed
-from salver.errors import InvalidInput, SalverError, Unsupported
+from salver.errors import InvalidInput, SalverError, TooLarge, Unsupported
 from salver.observe.memory import resident_bytes
-from salver.signature import Method
 from salver.types import (
     BF16,
     BYTES,
@@ -27,36 +27,9 @@ from salver.types import (
     INT8,
     INT64,
     UINT64,
-    ModelRef,
-    Response,
-    Rows,
     Tensor,
-    Tensors,
     bf16_floats,
 )
-
-METHOD = Method(inputs=(), outputs=(), batching="rows")
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
-TEXT = st.binary(max_size=5).filter(lambda raw: not raw.endswith(b"\0"))
-
-
-def arrays(dtype):
-    if dtype is BYTES:
-        return hnp.arrays(np.object_, SHAPES, elements=TEXT)
-    if dtype is BF16:
-        floats = hnp.arrays(np.uint16, SHAPES).map(bf16_floats)
-        return floats.map(lambda array: np.where(np.isnan(array), np.float32(0), array))
-    return hnp.arrays(dtype.numpy, SHAPES)
-
-
-NAMED = st.sampled_from(sorted(DTYPES.values(), key=lambda dtype: dtype.name)).flatmap(
-    lambda dtype: st.tuples(st.just(dtype), arrays(dtype))
-)
-
-
-def response(start=0, stop=-1, names=None, **tensors):
-    made = Tensors({name: Tensor.of(value) for name, value in tensors.items()})
-    return Response(Rows(made), ModelRef("m", "1"), METHOD, names or tuple(made), start, stop)
 
 
 def one(datatype, shape, data, **more):
@@ -105,61 +78,27 @@ def test_what_the_triton_client_sends_arrives(named, binary):
     assert found.parameters["a"] == 1
 
 
-@given(named=NAMED, start=st.integers(0, 2), binary=st.booleans())
-def test_the_triton_client_reads_what_is_answered(named, start, binary):
-    dtype, array = named
-    if dtype is BF16:
-        return
-    if dtype is BYTES and not binary:
-        array = np.array([item.hex().encode() for item in array.flat], np.object_).reshape(
-            array.shape
-        )
-    if not binary and dtype.is_float:
-        array = np.where(np.isfinite(array), array, array.dtype.type(0))
-    rows = response(y=array)
-    expected = array
-    if array.ndim and len(array) > start:
-        rows.start, rows.stop = start, len(array)
-        expected = array[start:]
-    if binary:
-        head, *tail = encode_with_binary(rows, "7", ["y"])
-        raw = b"".join([head, *map(bytes, tail)])
-        result = InferenceServerClient.parse_response_body(raw, header_length=len(head))
+@contextmanager
+def short_parts():
+    """Every array is a long one, of several parts."""
+    options = {"PART_BYTES": 2, "LONG_BYTES": 1, "_AROUND_BYTES": 40}
+    with (
+        mock.patch.object(json_request, "LONG_BYTES", 1),
+        mock.patch.multiple(long_array, **options),
+    ):
+        yield
+
+
+@pytest.fixture(params=["small", "large", "long"])
+def padding(request):
+    """Spaces after a request, so that it is decoded as a small, a large or a long one."""
+    if request.param == "long":
+        with short_parts():
+            yield 2000
     else:
-        result = InferenceServerClient.parse_response_body(encode_response(rows, "7"))
-    assert result.get_response()["id"] == "7"
-    assert result.get_output("y")["shape"] == list(expected.shape)
-    got = result.as_numpy("y")
-    if dtype is BYTES and not binary:
-        got = np.array([item.encode() for item in got.flat], np.object_).reshape(got.shape)
-    np.testing.assert_array_equal(got, expected)
+        yield 2000 if request.param == "large" else 0
 
 
-@given(
-    array=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(0, 70))), data=st.data()
-)
-def test_every_call_of_a_batch_gets_its_rows(array, data):
-    whole = response(y=array)
-    edges = sorted({0, len(array), *data.draw(st.lists(st.integers(0, len(array))))})
-    for start, stop in itertools.pairwise(edges):
-        part = Response(whole.rows, whole.ref, METHOD, ("y",), start, stop)
-        (output,) = orjson.loads(encode_response(part))["outputs"]
-        assert output["shape"] == [stop - start, array.shape[1]]
-        flat = [NON_FINITE.get(x, x) for x in output["data"]]
-        np.testing.assert_array_equal(np.array(flat, np.float32), array[start:stop].ravel())
-
-
-def test_several_outputs_parameters_and_strange_names():
-    made = response(**{'a"b': np.ones((1, 2)), "c": np.array(["é"], np.object_)})
-    made.parameters = {"p": True}
-    value = orjson.loads(encode_response(made, 'i"d'))
-    assert value["id"] == 'i"d'
-    assert value["parameters"] == {"p": True}
-    assert [output["name"] for output in value["outputs"]] == ['a"b', "c"]
-    assert value["outputs"][1] == {"name": "c", "datatype": "BYTES", "shape": [1], "data": ["é"]}
-
-
-@pytest.mark.parametrize("padding", [0, 2000])
 class TestSmallAndLarge:
     @pytest.mark.parametrize("name", [n for n, d in DTYPES.items() if d.is_integer])
     def test_integers_keep_their_range(self, padding, name):
@@ -294,6 +233,74 @@ def test_a_long_body_leaves_no_memory_behind():
     assert resident_bytes() - before < 7 * len(body)
 
 
+@pytest.mark.parametrize("shape", [(60_000,), (15_000, 4), (1, 2, 30_000)])
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64"])
+def test_no_step_decodes_more_than_a_part(shape, datatype):
+    lengths = []
+    texts = LongArray.texts
+
+    def noted(self, parse):
+        return texts(self, lambda text: lengths.append(len(text)) or parse(text))
+
+    array = (np.random.default_rng(0).normal(size=shape) * 1e9).astype(DTYPES[datatype].numpy)
+    value = one(datatype, shape, array, parameters={})
+    value["inputs"] *= 2
+    value["inputs"][1] = {**value["inputs"][1], "name": "z", "datatype": "INT8", "data": [7]}
+    value["inputs"][1]["shape"] = [1]
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    with mock.patch.object(LongArray, "texts", noted):
+        found = decode_request(body, 64).tensors
+    np.testing.assert_array_equal(found["x"].array(), array)
+    assert found["z"].array("z").tolist() == [7]
+    assert len(lengths) > 4
+    assert max(lengths) <= long_array.LONG_BYTES
+
+
+def test_many_bare_words_are_decoded_in_parts():
+    numbers = np.random.default_rng(0).normal(size=30_000)
+    numbers[::7] = np.nan
+    body = json.dumps(one("FP64", [30_000], numbers.tolist())).encode()
+    with mock.patch.object(json_request, "_decode_other", side_effect=AssertionError):
+        found = decode_request(body, 64).tensors["x"].array()
+    np.testing.assert_array_equal(found, numbers)
+
+
+def test_what_stands_for_a_long_array_may_be_data():
+    value = one("FP32", [60_000], np.ones(60_000).tolist())
+    value["inputs"].insert(0, {**one("FP32", [1], 0)["inputs"][0], "name": "y"})
+    found = decode_request(orjson.dumps(value), 64).tensors
+    assert found["x"].array("x").sum() == 60_000
+    assert found["y"].array("y").tolist() == [0]
+
+
+@pytest.mark.parametrize("depth", [300, 5000, 1_000_000])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b"[", b"")])
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"data":[1]}],"unknown":%b',
+        b'"data":[1],"unknown":%b}]',
+        b'"data":[1],"parameters":{"a":%b}}]',
+        b'"data":[1]}],"outputs":[{"name":"y","unknown":%b}]',
+        b'"data":%b}]',
+    ],
+)
+def test_no_nesting_is_too_deep_to_be_judged(field, opening, closing, depth):
+    nested = opening * depth + b"1" + closing * depth
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],' + field % nested + b"}"
+    # What is only skipped may be somewhat deeper.
+    with suppress(TooLarge) if depth == 300 else pytest.raises(TooLarge, match="than 64 levels"):
+        assert decode_request(body, 64).tensors["x"].array("x").tolist() == [1]
+
+
+def test_a_long_array_elsewhere_is_no_input():
+    value = one("FP32", [1], [1.0])
+    value["parameters"] = {"data": np.ones(60_000).tolist()}
+    found = decode_request(orjson.dumps(value), 64)
+    assert found.parameters == value["parameters"]
+    assert found.tensors["x"].array("x").tolist() == [1.0]
+
+
 def test_narrowed_checks_signs():
     for value, dtype in ((np.array([-1]), UINT64), (np.array([2**63], np.uint64), INT64)):
         with pytest.raises(InvalidInput, match="does not fit"):
@@ -365,28 +372,6 @@ def test_shared_memory_is_refused_with_its_name():
         decode_request(orjson.dumps(value), 64)
 
 
-def test_which_outputs_are_binary():
-    def wanted(parameters, *outputs):
-        value = {**one("FP32", [1], [1]), "parameters": parameters, "outputs": list(outputs)}
-        return wants_binary(decode_request(orjson.dumps(value), 64), ("a", "b"))
-
-    plain, binary = {"name": "a"}, {"name": "b", "parameters": {"binary_data": True}}
-    assert wanted({}) == []
-    assert wanted({"binary_data_output": True}) == ["a", "b"]
-    assert wanted({}, plain, binary) == ["b"]
-    assert wanted({"binary_data_output": True}, plain) == ["a"]
-    with pytest.raises(Unsupported, match="shared memory"):
-        wanted({}, {"name": "a", "parameters": {"shared_memory_region": "r"}})
-
-
-def test_the_triton_clients_wishes_are_understood():
-    outputs = [InferRequestedOutput("a", binary_data=True), InferRequestedOutput("b", False)]
-    given_input = InferInput("x", [1], "FP32")
-    given_input.set_data_from_numpy(np.ones(1, np.float32))
-    body, length = InferenceServerClient.generate_request_body([given_input], outputs=outputs)
-    assert wants_binary(decode_request(body, 64, length), ("a", "b")) == ["a"]
-
-
 @given(body=st.binary(max_size=80), json_bytes=st.integers(-1, 90))
 def test_any_bytes_are_a_request_or_an_error(body, json_bytes):
     with suppress(SalverError):
@@ -408,12 +393,13 @@ JSON = st.recursive(
     shape=JSON,
     data=JSON,
     padding=st.sampled_from([0, 1100]),
+    is_long=st.booleans(),
 )
-def test_any_value_is_a_tensor_or_an_error(datatype, shape, data, padding):
+def test_any_value_is_a_tensor_or_an_error(datatype, shape, data, padding, is_long):
     try:
         body = orjson.dumps(one(datatype, shape, data)) + b" " * padding
     except TypeError:
         return
-    with suppress(SalverError):
+    with suppress(SalverError), short_parts() if is_long else nullcontext():
         tensor = decode_request(body, 8).tensors["x"]
         assert tensor.array("x").shape == tensor.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -125,9 +126,16 @@ class EchoEngine:
         self.is_busy = False
         self.target = self
 
-    def submit(self, ref: ModelRef, request: Request, sink: Any, context: Any) -> Call:
+    def find(self, ref: ModelRef) -> EchoEngine:
         if ref.name == "missing":
             raise NotFound("'missing' is not served here.")
+        return self
+
+    def plan(self, method: str) -> Any:
+        return SimpleNamespace(method=ECHO)
+
+    def submit(self, ref: ModelRef, request: Request, sink: Any, context: Any) -> Call:
+        self.find(ref)
         call = Call(request, sink, context, self, 0)
         self.calls.append(call)
         if not self.holds:

@@ -5,10 +5,11 @@ import gzip
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from salver.errors import DeadlineExceeded, Overloaded
-from salver.types import Tensor
+from salver.types import Tensor, Tensors
 
 STREAM = {"path": "/predict/m/words"}
 
@@ -230,6 +231,35 @@ def test_much_text_is_decoded_beside_the_loop(door, is_compressed):
     here.turn()
     (answer,) = client.answers()
     assert answer.json["outputs"][0]["data"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("is_one", [False, True])
+def test_many_rows_are_bound_beside_the_loop(door, is_one):
+    here = door()
+    client = here.connect()
+    rows = [[1.0, 2.0, 3.0, 4.0]] * 20_000
+    body = orjson.dumps({"input": rows[0]} if is_one else {"inputs": rows}) + b" " * 300_000
+    client.feed(here.request(body, path="/predict/m"))
+    while here.app._tasks:
+        here.loop.run_until_complete(asyncio.wait(here.app._tasks))
+    here.turn()
+    (call,) = here.engine.calls
+    assert isinstance(call.request.payload, Tensors)
+    assert call.request.payload["x"].shape == (1 if is_one else 20_000, 4)
+    (answer,) = client.answers()
+    assert answer.json["prediction" if is_one else "predictions"] == (rows[0] if is_one else rows)
+
+
+def test_many_rows_that_do_not_fit_are_refused(door):
+    here = door()
+    client = here.connect()
+    body = orjson.dumps({"inputs": [["a"] * 4] * 40_000})
+    for path, status in (("/predict/m", 400), ("/predict/missing", 404)):
+        client.feed(here.request(body, path=path))
+        while here.app._tasks:
+            here.loop.run_until_complete(asyncio.wait(here.app._tasks))
+        here.turn()
+        assert client.answers()[-1].status == status
 
 
 def test_many_bytes_are_decoded_at_once(door):

@@ -5,16 +5,26 @@ The plain doors decode without knowing the model; here its signature decides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salver.codecs.values import BYTES_KEY, cells, rank_of, shown, tensor_of_value
+from salver.codecs.long_array import LongArray
+from salver.codecs.values import (
+    BYTES_KEY,
+    cells,
+    joined,
+    rank_of,
+    shown,
+    start_of,
+    tensor_of_value,
+)
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.types import BF16, BYTES, Loose, Object, Raw, Tensor, Tensors, bf16_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from salver.signature import Method, TensorSpec
 
@@ -34,17 +44,26 @@ def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
     if isinstance(payload, Tensors):
         return payload
     if payload.schema == "columns":
-        return _bind_columns(method, payload.value)
+        if not isinstance(payload.value, Mapping):
+            return _bind_parts(method, payload.value, _bind_columns)
+        method.check_rows(_num_rows(payload.value))
+        return _bind_columns(method, payload.value, 0)
     value = payload.value
     if method.batching == "rows":
         return _bind_rows(method, payload, value)
-    if payload.schema in ("rows", "auto") and isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    if payload.schema != "row" and _num_items(value) == 1:
+        value = start_of(value)[0]
     elif payload.schema == "rows":
-        got = len(value) if isinstance(value, list) else 1
+        got = _num_items(value)
         raise InvalidInput(f"this model takes one input per request, got {got}; send them singly")
     payload.is_single = True
     return _bind_one(method, value)
+
+
+def _num_items(value: Any) -> int:
+    if isinstance(value, LongArray):
+        return sum(map(len, value.parts()))
+    return len(value) if isinstance(value, list | np.ndarray) else 0
 
 
 def _bind_one(method: Method, value: Any) -> Tensors:
@@ -85,29 +104,66 @@ def _is_number_column(spec: TensorSpec) -> bool:
 
 
 def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
-    specs = method.inputs
-    table = specs[0] if len(specs) == 1 else None
     if payload.schema != "rows":
         if _is_whole_tensors(method, value):
             return _bind_one(method, value)
         rank = rank_of(value)
-        wanted = max((len(spec.shape) for spec in specs), default=0)
+        wanted = max((len(spec.shape) for spec in method.inputs), default=0)
         if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
             payload.is_single = True
             value = [value]
+    if isinstance(value, LongArray):
+        return _bind_parts(method, value.parts(), _bind_list)
     if not isinstance(value, list | np.ndarray):
         raise InvalidInput(f"expected a list of inputs, got {shown(value)}")
     method.check_rows(len(value))
-    first = value[0] if len(value) else None
-    if isinstance(first, dict) and table is not None and table.columns:
-        return Tensors({table.name: _table(table, value)})
-    if isinstance(first, dict) and not (table is not None and _is_value(table, first)):
-        return _by_name(method, value)
+    return _bind_list(method, value, 0)
+
+
+def _bind_parts(
+    method: Method, parts: Iterable[Any], bind_part: Callable[[Method, Any, int], Tensors]
+) -> Tensors:
+    """Rows that come some at a time, so that nothing takes long and little is held at once."""
+    bound: dict[int, Tensors] = {}
+    num_rows = 0
+    for part in parts:
+        bound[num_rows] = bind_part(method, part, num_rows)
+        num_rows += _num_rows(part)
+    method.check_rows(num_rows)
+    names = list(dict.fromkeys(name for tensors in bound.values() for name in tensors))
+    for first, tensors in bound.items():
+        for name in names:
+            if name not in tensors:
+                raise InvalidInput(f"row {first}: missing input {name!r}")
+    return Tensors(
+        {name: _joined([tensors[name] for tensors in bound.values()], name) for name in names}
+    )
+
+
+def _num_rows(table: Any) -> int:
+    """Rows of a list, or of columns by name."""
+    return len(next(iter(table.values()), ()) if isinstance(table, Mapping) else table)
+
+
+def _joined(tensors: list[Tensor], name: str) -> Tensor:
+    array = joined([tensor.array() for tensor in tensors], name)
+    return Tensor(tensors[0].dtype, array.shape, array)
+
+
+def _bind_list(method: Method, value: Any, first: int) -> Tensors:
+    """Rows as they stand in a list, counted from `first`."""
+    specs = method.inputs
+    table = specs[0] if len(specs) == 1 else None
+    row = value[0] if len(value) else None
+    if isinstance(row, dict) and table is not None and table.columns:
+        return Tensors({table.name: _table(table, value, first)})
+    if isinstance(row, dict) and not (table is not None and _is_value(table, row)):
+        return _by_name(method, value, first)
     if table is None:
         raise InvalidInput(
             f"expected each input as an object with {', '.join(spec.name for spec in specs)}"
         )
-    return Tensors({table.name: tensor_of_value(table, value)})
+    return Tensors({table.name: tensor_of_value(table, value, first)})
 
 
 def _is_whole_tensors(method: Method, value: Any) -> bool:
@@ -124,24 +180,28 @@ def _is_value(spec: TensorSpec, value: dict[str, Any]) -> bool:
 
 
 def _is_rows_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    rows = start_of(value) if isinstance(value, list | LongArray) else []
+    return bool(rows) and isinstance(rows[0], dict)
 
 
-def _by_name(method: Method, rows: Any) -> Tensors:
+def _by_name(method: Method, rows: Any, first: int) -> Tensors:
     """Rows as objects by input name."""
     given: dict[str, None] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, first):
         if not isinstance(row, dict):
             raise InvalidInput(f"row {index}: expected an object by input, got {shown(row)}")
         given |= dict.fromkeys(row)
     return Tensors(
-        {spec.name: tensor_of_value(spec, _pick(rows, spec)) for spec in _chosen(method, given)}
+        {
+            spec.name: tensor_of_value(spec, _pick(rows, spec, first), first)
+            for spec in _chosen(method, given)
+        }
     )
 
 
-def _pick(rows: Sequence[dict[str, Any]], spec: TensorSpec) -> list[Any]:
+def _pick(rows: Sequence[dict[str, Any]], spec: TensorSpec, first: int) -> list[Any]:
     picked = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, first):
         if spec.name not in row and not _is_number_column(spec):
             raise InvalidInput(f"row {index}: missing input {spec.name!r}")
         value = row.get(spec.name)
@@ -152,11 +212,11 @@ def _pick(rows: Sequence[dict[str, Any]], spec: TensorSpec) -> list[Any]:
     return picked
 
 
-def _table(spec: TensorSpec, rows: Any) -> Tensor:
+def _table(spec: TensorSpec, rows: Any, first: int) -> Tensor:
     """Rows as objects by column name; a column that is left out or null is missing (NaN)."""
     known = set(spec.columns)
     matrix = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, first):
         if not isinstance(row, dict):
             raise InvalidInput(f"row {index}: expected an object by column, got {shown(row)}")
         if not row.keys() <= known:
@@ -166,19 +226,17 @@ def _table(spec: TensorSpec, rows: Any) -> Tensor:
                 f"There are: {', '.join(spec.columns)}"
             )
         matrix.append([row.get(column) for column in spec.columns])
-    return tensor_of_value(spec, matrix)
+    return tensor_of_value(spec, matrix, first)
 
 
-def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tensors:
+def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: int) -> Tensors:
     """A table by columns, as CSV gives it: values are text, empty ones are missing."""
     specs = method.inputs
-    num_rows = len(next(iter(columns.values()), ()))
+    num_rows = _num_rows(columns)
     if method.batching != "rows":
         raise UnsupportedMedia(
             f"this model takes one input per request, not a table; {_remedy(method)}"
         )
-    method.check_rows(num_rows)
-    missing = [None] * num_rows
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
         unknown = [name for name in columns if name not in spec.columns]
@@ -187,21 +245,42 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]]) -> Tenso
                 f"unknown column {unknown[0]!r}.{did_you_mean(unknown[0], spec.columns)} "
                 f"There are: {', '.join(spec.columns)}"
             )
-        matrix = [cells(columns.get(name, missing), name) for name in spec.columns]
+        _check_columns(specs, columns)
+        missing = [None] * num_rows
+        matrix = [cells(columns.get(name, missing), name, first) for name in spec.columns]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].dtype is not BYTES:
         spec = specs[0]
-        matrix = [cells(column, name) for name, column in columns.items()]
+        matrix = [cells(column, name, first) for name, column in columns.items()]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     found = Tensors()
-    for spec in _chosen(method, columns):
-        column = columns.get(spec.name, missing)
+    chosen = _chosen(method, columns)
+    _check_columns(specs, columns)
+    for spec in chosen:
+        if spec.name not in columns:
+            continue
+        column = columns[spec.name]
         values: Any = (
-            [cell or "" for cell in column] if spec.dtype is BYTES else cells(column, spec.name)
+            [cell or "" for cell in column]
+            if spec.dtype is BYTES
+            else cells(column, spec.name, first)
         )
         shape = (num_rows,) + (1,) * (len(spec.shape) - 1)
         found[spec.name] = _reshaped(tensor_of_value(spec, values), shape)
     return found
+
+
+def _check_columns(specs: Sequence[TensorSpec], columns: Mapping[str, Any]) -> None:
+    """Raises: InvalidInput for a table without a column that the model was made with: its cells may
+    be empty, but a whole column is hardly left out on purpose.
+    """
+    names = [name for spec in specs if not spec.optional for name in spec.columns]
+    lacking = [name for name in names if name not in columns]
+    if lacking:
+        raise InvalidInput(
+            f"the table lacks {'columns' if len(lacking) > 1 else 'column'} "
+            f"{', '.join(map(repr, lacking))}; leave the cells of a missing one empty"
+        )
 
 
 def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

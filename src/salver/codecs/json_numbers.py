@@ -17,6 +17,8 @@ from salver.errors import Internal, InvalidInput, TooLarge
 from salver.types import BF16, BYTES, Tensor, bf16_floats
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from salver.types import Array, Buffer
 
 NON_FINITE: Final = {
@@ -26,7 +28,7 @@ NON_FINITE: Final = {
 }
 _BRACKET_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
-_DEPTH_BLOCK: Final = 1 << 20
+_DEPTH_BLOCK: Final = 1 << 18
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 
@@ -114,17 +116,32 @@ def loads(body: Buffer, max_depth: int) -> Any:
     """
     check_depth(body, max_depth)
     try:
+        return parsed(body)
+    except orjson.JSONDecodeError as error:
+        raise syntax_error(error.msg, error.lineno, error.colno) from None
+
+
+def parsed(body: Buffer) -> Any:
+    """JSON of any form and depth. Raises: orjson.JSONDecodeError."""
+    try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         first = error
+    if first.pos >= len(first.doc) - 1:
+        # It is cut off, which makes it no JSON to anybody.
+        raise first
     try:
         value = json.loads(bytes(body))
         # The json module also takes numbers and text that nothing else can hold.
         orjson.dumps(value)
-    except (ValueError, TypeError):
-        where = f"line {first.lineno}, column {first.colno}"
-        raise InvalidInput(f"the body is not valid JSON ({where}): {first.msg}") from None
+    except (ValueError, TypeError, RecursionError):
+        raise first from None
     return value
+
+
+def syntax_error(problem: str, line: int, column: int) -> InvalidInput:
+    """The refusal of a text that is not JSON; lines and columns count from 1."""
+    return InvalidInput(f"the body is not valid JSON (line {line}, column {column}): {problem}")
 
 
 def check_depth(body: Buffer, max_depth: int) -> None:
@@ -143,10 +160,27 @@ def check_depth(body: Buffer, max_depth: int) -> None:
 
 def _depth(raw: bytes | bytearray) -> int:
     """The deepest nesting of brackets, wherever they stand."""
-    steps = np.frombuffer(raw.translate(_BRACKET_STEPS, _NO_BRACKETS), np.int8)
-    depth = deepest = 0
-    for start in range(0, len(steps), _DEPTH_BLOCK):
-        depths = np.cumsum(steps[start : start + _DEPTH_BLOCK], dtype=np.int32)
-        deepest = max(deepest, depth + int(depths.max()))
-        depth += int(depths[-1])
-    return deepest
+    return max((int(depths.max()) for depths in _depths(raw)), default=0)
+
+
+def is_one_array(raw: Buffer) -> bool:
+    """Whether a text without strings and objects, from one bracket to another, is one array as far
+    as its brackets tell.
+    """
+    outside, last = 0, 1
+    for depths in _depths(raw):
+        outside += int(np.count_nonzero(depths <= 0))
+        last = int(depths[-1])
+    return outside == 1 and last == 0
+
+
+def _depths(raw: Buffer) -> Iterator[Array]:
+    """How deep each bracket leads, or leads back to."""
+    depth = 0
+    for start in range(0, len(raw), _DEPTH_BLOCK):
+        block = bytes(raw[start : start + _DEPTH_BLOCK])
+        steps = np.frombuffer(block.translate(_BRACKET_STEPS, _NO_BRACKETS), np.int8)
+        depths = depth + np.cumsum(steps, dtype=np.int32)
+        if depths.size:
+            depth = int(depths[-1])
+            yield depths

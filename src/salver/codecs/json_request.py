@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
 from salver.codecs.json_numbers import NON_FINITE, loads
+from salver.codecs.long_array import LIFTED, LONG_BYTES, lift_data
 from salver.codecs.v2 import (
     MAX_RANK,
     given_twice,
@@ -31,11 +32,22 @@ from salver.codecs.v2 import (
 )
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, Unsupported
-from salver.types import BOOL, BYTES, DTYPES, UINT64, DType, Packed, Tensor, Tensors
+from salver.types import (
+    BOOL,
+    BYTES,
+    DTYPES,
+    UINT64,
+    DType,
+    Packed,
+    Tensor,
+    Tensors,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from salver.codecs.long_array import LongArray
     from salver.types import Array, Buffer
 
 _LARGE: Final = 1024
@@ -83,6 +95,12 @@ class InferBody(Struct, gc=False):
     outputs: list[JsonOutput] | None = None
 
 
+_NOT_PLAIN: Final = (
+    ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError,
+)  # fmt: skip
+"""What is raised where the quick ways meet anything but plain numbers."""
+
+
 def _item_type(dtype: DType) -> type:
     """The type that JSON's values are read as."""
     return float if dtype.is_float else bool if dtype is BOOL else str if dtype is BYTES else int
@@ -114,6 +132,7 @@ def _typed_input(dtype: DType) -> Any:
 _TYPED: Final[dict[str, Any]] = {name: _typed_input(dtype) for name, dtype in DTYPES.items()}
 _TYPED_REQUEST: Final = Decoder(JsonRequest[reduce(or_, _TYPED.values())])  # type: ignore[misc]
 _ANY_REQUEST: Final = JsonRequest[JsonInput]
+_LOOSE_REQUEST: Final = Decoder(_ANY_REQUEST)
 _parsers: Final = threading.local()
 _SIMD_ARRAY: Final[Any] = simdjson.Array
 
@@ -132,7 +151,8 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
         view = memoryview(body)
         body, binary = view[:json_bytes], view[json_bytes:]
     if len(body) > _LARGE and not binary:
-        found = _decode_large(body)
+        found = _decode_long(body, max_depth) if len(body) > LONG_BYTES else None
+        found = found or _decode_large(body)
         if found is not None:
             return found
     try:
@@ -280,6 +300,63 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
     return Tensor(dtype, shape, np.frombuffer(data, dtype.numpy).reshape(shape))
 
 
+def _decode_long(body: Buffer, max_depth: int) -> InferBody | None:
+    """With long arrays of plain numbers decoded in short steps; None for other bodies."""
+    short, arrays = lift_data(body)
+    if not arrays:
+        return None
+    tensors = Tensors()
+    num_used = 0
+    try:
+        request = _LOOSE_REQUEST.decode(short)
+        for given in request.inputs:
+            if given.parameters or given.name in tensors:
+                return None
+            if given.data == {LIFTED: num_used}:
+                tensors[given.name] = _tensor_of_long(given, arrays[num_used], max_depth)
+                num_used += 1
+            else:
+                tensors[given.name] = _tensor_of_json(_flattened(given))
+    except _NOT_PLAIN:
+        return None
+    if num_used < len(arrays):
+        return None
+    return InferBody(tensors, request.id, request.parameters, request.outputs)
+
+
+def _tensor_of_long(given: JsonInput, array: LongArray, max_depth: int) -> Tensor:
+    """Raises: one of `_NOT_PLAIN` for anything but plain numbers that fit."""
+    name, dtype, parser = given.name, DTYPES[given.datatype], simdjson.Parser()
+
+    def parse(text: bytes) -> Array:
+        try:
+            document = parser.parse(text)
+        except ValueError:
+            return numbers(dtype, _flat_values(loads(text, max_depth), dtype, name), name)
+        try:
+            return narrowed(_numbers(document, dtype), dtype, name)
+        except ValueError as error:
+            # Another part would not make it better.
+            raise TypeError from error
+
+    data = np.concatenate(list(array.texts(parse)))
+    _check_count(name, given.shape, data.size)
+    return Tensor(dtype, given.shape, data.reshape(given.shape))
+
+
+def _numbers(array: Any, dtype: DType) -> Array:
+    """The numbers of an array of simdjson's as float64, int64 or uint64.
+
+    Raises: ValueError or TypeError if there is anything else in it.
+    """
+    if dtype.is_float:
+        return np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    if dtype.is_integer:
+        kind = "u" if dtype is UINT64 else "i"
+        return np.frombuffer(array.as_buffer(of_type=kind), f"{kind}8")
+    raise TypeError
+
+
 def _decode_large(body: Buffer) -> InferBody | None:
     """By simdjson; None when the body is anything but plain numbers, for the other way to judge."""
     parser = getattr(_parsers, "parser", None)
@@ -290,7 +367,7 @@ def _decode_large(body: Buffer) -> InferBody | None:
     try:
         request = parser.parse(body)
         found = _read_large(request)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError):
+    except _NOT_PLAIN:
         return None
     finally:
         # The parser refuses to work again while an element of the last document lives.
@@ -309,13 +386,7 @@ def _read_large(request: Any) -> InferBody:
         shape = msgspec.convert(given["shape"].as_list(), Shape)
         if type(name) is not str or name in tensors:
             raise ValueError
-        if dtype.is_float:
-            data = np.frombuffer(given["data"].as_buffer(of_type="d"), np.float64)
-        elif dtype.is_integer:
-            kind = "u" if dtype is UINT64 else "i"
-            data = np.frombuffer(given["data"].as_buffer(of_type=kind), f"{kind}8")
-        else:
-            raise TypeError
+        data = _numbers(given["data"], dtype)
         _check_count(name, shape, data.size)
         tensors[name] = Tensor(dtype, shape, narrowed(data, dtype, name).reshape(shape))
     id, parameters, outputs = (request.get(key) for key in ("id", "parameters", "outputs"))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from salver.codecs.json_numbers import NON_FINITE, dumps
+from salver.codecs.long_array import LongArray, plain
 from salver.errors import InvalidInput
 from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits, unfit
 
@@ -29,28 +30,47 @@ _TRUTH: Final = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0
 """How programs write truth values into tables of numbers."""
 
 
-def tensor_of_value(spec: TensorSpec, value: Any) -> Tensor:
-    """A tensor of the spec's type from nested lists or an array.
+def tensor_of_value(spec: TensorSpec, value: Any, first: int = 0) -> Tensor:
+    """A tensor of the spec's type from nested lists or an array, of which the rows are counted
+    from `first`.
 
     Raises: InvalidInput for ragged lists and values of another type.
     """
     if spec.dtype is BYTES:
-        array = _bytes_array(spec, value)
+        array = _bytes_array(spec, _listed(value))
     else:
-        array = _number_array(spec, value)
+        array = _number_array(spec, value, first)
     return Tensor(spec.dtype, array.shape, array)
 
 
-def _number_array(spec: TensorSpec, value: Any) -> Array:
+def _listed(value: Any) -> Any:
+    """Arrays and long lists as nested lists."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [value[0].whole()] if _is_one_long(value) else plain(value)
+
+
+def _is_one_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], LongArray)
+
+
+def _number_array(spec: TensorSpec, value: Any, first: int) -> Array:
     name, dtype = spec.name, spec.dtype
+    long = value[0] if _is_one_long(value) else value
+    if isinstance(long, LongArray):
+        with contextlib.suppress(InvalidInput):
+            array = joined([_number_array(spec, part, 0) for part in long.parts()], name)
+            return array if long is value else array[None]
+        # What is wrong, and where, is told of the whole.
+        value = _listed(value)
     try:
         array = np.asarray(value, np.object_ if _has_text(value) else None)
     except (ValueError, OverflowError):
-        raise InvalidInput(f"input {name!r}: the rows differ in length") from None
+        raise _ragged(name) from None
     if not array.size:
         return array.astype(dtype.numpy)
     if array.dtype.kind == "O" and dtype.is_float:
-        array = _with_missing(spec, array)
+        array = _with_missing(spec, array, first)
     if array.dtype.kind == "b" and spec.columns and dtype.is_float:
         array = array.astype(np.float64)
     kind = array.dtype.kind
@@ -62,6 +82,18 @@ def _number_array(spec: TensorSpec, value: Any) -> Array:
     if not fits:
         raise InvalidInput(f"input {name!r}: expected {dtype.name}, got {_first_odd(array, dtype)}")
     return narrowed(array, dtype, name)
+
+
+def joined(arrays: Sequence[Array], name: str) -> Array:
+    """Rows that came in parts. Raises: InvalidInput if they differ in length."""
+    try:
+        return np.concatenate(arrays)
+    except ValueError:
+        raise _ragged(name) from None
+
+
+def _ragged(name: str) -> InvalidInput:
+    return InvalidInput(f"input {name!r}: the rows differ in length")
 
 
 def _has_text(value: Any) -> bool:
@@ -96,9 +128,14 @@ def rank_of(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return value.ndim
     rank = 0
-    while isinstance(value, list) and value:
+    while isinstance(value, list | LongArray) and (value := start_of(value)):
         value, rank = value[0], rank + 1
     return rank
+
+
+def start_of(values: list[Any] | LongArray) -> list[Any]:
+    """The first elements of a list, at least one if it has any."""
+    return next(values.parts()) if isinstance(values, LongArray) else values
 
 
 def _is_whole(array: Array) -> Array:
@@ -106,8 +143,9 @@ def _is_whole(array: Array) -> Array:
     return whole
 
 
-def _with_missing(spec: TensorSpec, array: Array) -> Array:
-    """Objects as numbers: for tables null is NaN, and truth values are 1 and 0.
+def _with_missing(spec: TensorSpec, array: Array, first: int) -> Array:
+    """Objects as numbers: words for non-finite floats, and for tables null as NaN and truth values
+    as 1 and 0.
 
     Raises: InvalidInput.
     """
@@ -118,15 +156,17 @@ def _with_missing(spec: TensorSpec, array: Array) -> Array:
         elif isinstance(value, str) and value in NON_FINITE:
             flat[index] = NON_FINITE[value]
         elif not isinstance(value, int | float) or (isinstance(value, bool) and not spec.columns):
-            where = _where(spec, array.shape, index)
+            where = _where(spec, array.shape, index, first)
             raise InvalidInput(
                 f"input {spec.name!r}{where}: expected {spec.dtype.name}, got {shown(value)}"
             )
     return np.array(flat, np.float64).reshape(array.shape)
 
 
-def _where(spec: TensorSpec, shape: tuple[int, ...], index: int) -> str:
+def _where(spec: TensorSpec, shape: tuple[int, ...], index: int, first: int) -> str:
     place = [int(i) for i in np.unravel_index(index, shape)]
+    if place:
+        place[0] += first
     if spec.columns and len(place) == 2 and place[1] < len(spec.columns):
         return f", row {place[0]}, column {spec.columns[place[1]]!r}"
     return f" at {place}"
@@ -248,10 +288,10 @@ def _number(cell: Any) -> float:
     return _TRUTH[cell] if cell in _TRUTH else float(cell)
 
 
-def cells(column: Sequence[Any], name: str) -> Array:
+def cells(column: Sequence[Any], name: str, first: int = 0) -> Array:
     """Text cells of a table's column as float64; empty ones are missing (NaN), true is 1.
 
-    Raises: InvalidInput naming the line of the first cell that is none.
+    Raises: InvalidInput naming the row of the first cell that is none, counted on from `first`.
     """
     with contextlib.suppress(ValueError, TypeError):
         # Most often nothing is missing.
@@ -268,6 +308,6 @@ def cells(column: Sequence[Any], name: str) -> Array:
                 _number(cell)
             except (ValueError, TypeError):
                 raise InvalidInput(
-                    f"column {name!r}, row {index + 1}: {str(cell)[:40]!r} is not a number"
+                    f"column {name!r}, row {first + index + 1}: {str(cell)[:40]!r} is not a number"
                 ) from None
         raise

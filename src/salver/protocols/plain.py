@@ -5,25 +5,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
 
+from salver.codecs.csv_rows import decode_csv
 from salver.codecs.json_numbers import (
     array_text,
     bytes_as_text,
     dumps,
     json_contents_text,
-    loads,
     plain_array,
     tensor_text,
 )
+from salver.codecs.long_array import LongArray, loads_long
 from salver.codecs.status import json_refusal
-from salver.codecs.values import cells, column_names
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer, Query
 from salver.types import BYTES, ModelRef, Object, Raw, Request
@@ -93,12 +90,13 @@ class PlainDoor:
         return json_refusal(error)
 
     def _decode_instances(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
-        value = loads(body, self._max_depth)
+        value = loads_long(body, self._max_depth)
         if not isinstance(value, dict) or ("instances" in value) == ("inputs" in value):
             known = ", ".join(value) if isinstance(value, dict) else "no object"
             raise InvalidInput(f'expected {{"instances": [...]}} or {{"inputs": ...}}, got {known}')
         method = value.get("signature_name", "")
-        if not isinstance(method, str) or not isinstance(value.get("instances", []), list):
+        instances = value.get("instances", [])
+        if not isinstance(method, str) or not isinstance(instances, list | LongArray):
             raise InvalidInput("instances must be a list, signature_name a string")
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
         # TensorFlow's clients send the name of its default signature, which is every model's first.
@@ -106,7 +104,7 @@ class PlainDoor:
         if "inputs" in value:
             payload = Object("row", value["inputs"])
             return Infer(ref=ref, request=Request(payload, method), encoding=_COLUMNS)
-        return Infer(ref=ref, request=Request(Object("rows", value["instances"]), method))
+        return Infer(ref=ref, request=Request(Object("rows", instances), method))
 
     def _decode_predict(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         payload = self._payload(head.headers.get("content-type", ""), body)
@@ -124,14 +122,14 @@ class PlainDoor:
         if media == "application/json" or media.endswith("+json"):
             return self._json(body)
         if media == "text/csv":
-            return _csv(body)
+            return decode_csv(body)
         if media == "multipart/form-data":
             raise UnsupportedMedia("forms are not taken; send the file itself: curl -T FILE URL")
         return Raw(body, media)
 
     def _json(self, body: Buffer) -> Object:
-        value = loads(body, self._max_depth)
-        if isinstance(value, list):
+        value = loads_long(body, self._max_depth)
+        if isinstance(value, list | LongArray):
             return Object("auto", value)
         if isinstance(value, dict):
             for key, schema in _KEYS.items():
@@ -154,7 +152,7 @@ def _query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:
 
 
 def _object(schema: Schema, key: str, value: Any) -> Object:
-    if schema == "rows" and not isinstance(value, list):
+    if schema == "rows" and not isinstance(value, list | LongArray):
         raise InvalidInput(f"{key!r} must be a list; one input goes under 'input'")
     if schema == "rows" and not value:
         raise InvalidInput(f"{key!r} is empty; send at least one input")
@@ -172,52 +170,6 @@ def _sniff(body: Buffer) -> str:
         return "application/octet-stream"
     line = bytes(body[:4096]).partition(b"\n")[0]
     return "text/csv" if b"," in line else "text/plain"
-
-
-def _csv(body: Buffer) -> Object:
-    """Columns of text by name; without a line of names, rows of numbers.
-
-    Raises: InvalidInput naming the line that differs in length.
-    """
-    try:
-        text = bytes(body).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidInput("CSV must be UTF-8 text") from None
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        rows = list(filter(None, reader))
-    except csv.Error as error:
-        raise InvalidInput(f"line {reader.line_num} is not valid CSV: {error}") from None
-    if not rows:
-        raise InvalidInput("the table is empty")
-    width = len(rows[0])
-    if set(map(len, rows)) != {width}:
-        raise _uneven(text, width)
-    names = column_names(rows[0])
-    if names is None:
-        return Object("rows", _number_rows(rows, width))
-    if len(rows) == 1:
-        raise InvalidInput("the table has column names, but no rows")
-    return Object("columns", dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)))
-
-
-def _uneven(text: str, width: int) -> InvalidInput:
-    """The refusal of a table that has a line of another width."""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    got = next(len(row) for row in reader if len(row) not in (0, width))
-    return InvalidInput(f"line {reader.line_num} has {got} cells, the first has {width}")
-
-
-def _number_rows(rows: list[list[str]], width: int) -> list[list[float]]:
-    """A table of numbers. Raises: InvalidInput naming column and row of a cell that is none."""
-    try:
-        flat = cells(list(chain.from_iterable(rows)), "")
-    except InvalidInput:
-        for index, column in enumerate(zip(*rows, strict=True), 1):
-            cells(column, f"column {index}")
-        raise
-    table: list[list[float]] = flat.reshape(-1, width).tolist()
-    return table
 
 
 def encode_names(operation: Query, value: dict[str, list[str]]) -> HttpAnswer:

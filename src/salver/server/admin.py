@@ -161,7 +161,7 @@ class Admin:
                 {
                     "name": generation.ref.name,
                     "kind": "KIND_CPU",
-                    "count": generation.target.num_instances,
+                    "count": observed_version(generation).statistics.gauges.num_instances,
                     "gpus": [],
                 }
             ],

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from salver.codecs.bind import bind
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.inflation import Compressed
-from salver.types import CallContext
+from salver.types import CallContext, Object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from salver.server.app import App
     from salver.server.head import HttpHead
     from salver.server.http2.stream import Stream
-    from salver.types import Call, Response
+    from salver.types import Call, ModelRef, Request, Response, Tensors
 
 log = logging.getLogger("salver.server")
 GONE: Final = Cancelled("the client went away")
@@ -76,7 +77,8 @@ class Exchange:
         except Exception:
             self._fail_internally()
 
-    def _run(self, endpoint: Endpoint, operation: Any) -> None:
+    def _run(self, endpoint: Endpoint, operation: Any, inputs: Tensors | None = None) -> None:
+        """`inputs` are those of an inference, if they are bound already."""
         head = self.head
         self.operation = operation
         if type(operation) is Infer:
@@ -86,7 +88,10 @@ class Exchange:
             timeout = timeout or self.app.default_timeout_ns
             deadline = self.started + timeout if timeout else 0
             context = CallContext(deadline, operation.priority)
-            self.call = self.app.engine.submit(operation.ref, operation.request, self, context)
+            request = operation.request
+            if inputs is not None:
+                request = replace(request, payload=inputs)
+            self.call = self.app.engine.submit(operation.ref, request, self, context)
         elif isinstance(operation, Query):
             found = self.app.admin.query(operation)
             if isawaitable(found):
@@ -105,33 +110,51 @@ class Exchange:
                 self.app.spawn(self._run_aside(endpoint, self._open(endpoint, compressed, body)))
                 return
         elif self._is_much_text(body):
-            decoding = asyncio.to_thread(self._decode, endpoint, body)
-            self.app.spawn(self._run_aside(endpoint, decoding))
+            self.app.spawn(self._run_aside(endpoint, self._decode_aside(endpoint, body)))
             return
         self._run(endpoint, self._decode(endpoint, body))
 
     def _is_much_text(self, body: Any) -> bool:
         return len(body) > _DECODED_AT_ONCE and _BINARY not in self.head.headers
 
-    async def _run_aside(self, endpoint: Endpoint, decoding: Awaitable[Any]) -> None:
+    async def _run_aside(
+        self, endpoint: Endpoint, decoding: Awaitable[tuple[Any, Tensors | None]]
+    ) -> None:
         """Off the loop, which a table of some megabytes, or of some kilobytes of compressed ones,
         would keep busy for seconds.
         """
         try:
-            operation = await decoding
+            operation, inputs = await decoding
             if self.is_open:
-                self._run(endpoint, operation)
+                self._run(endpoint, operation, inputs)
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
 
-    async def _open(self, endpoint: Endpoint, compressed: Compressed, plain: Any) -> Any:
-        """The operation in a compressed body; `plain` is what it holds, if that is known."""
+    async def _open(
+        self, endpoint: Endpoint, compressed: Compressed, plain: Any
+    ) -> tuple[Any, Tensors | None]:
+        """What is in a compressed body; `plain` is the body, if that is known."""
         with compressed:
             if plain is None:
                 plain = await self.connection.inflation.inflate(compressed, self._limit)
-            return await asyncio.to_thread(self._decode, endpoint, plain)
+            return await self._decode_aside(endpoint, plain)
+
+    async def _decode_aside(self, endpoint: Endpoint, body: Any) -> tuple[Any, Tensors | None]:
+        """The operation, and its inputs if they can be bound already."""
+        operation = await asyncio.to_thread(self._decode, endpoint, body)
+        if type(operation) is Infer and isinstance(operation.request.payload, Object):
+            return operation, await self._bind_aside(operation.ref, operation.request)
+        return operation, None
+
+    async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors:
+        method = self.app.engine.find(ref).plan(request.method).method
+        payload: Any = request.payload
+        inputs = await asyncio.to_thread(bind, method, payload)
+        # What is needed for the answer is in the rest; the text would be kept until then.
+        payload.value = None
+        return inputs
 
     def _decode(self, endpoint: Endpoint, body: Any) -> Any:
         return endpoint.decode(self.head, self.head.arguments, body)

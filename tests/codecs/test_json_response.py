@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tests.codecs.arrays import NAMED
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+from salver.codecs.json_numbers import NON_FINITE
+from salver.codecs.json_request import decode_request
+from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.errors import Unsupported
+from salver.signature import Method
+from salver.types import BF16, BYTES, ModelRef, Response, Rows, Tensor, Tensors
+
+METHOD = Method(inputs=(), outputs=(), batching="rows")
+
+
+def response(start=0, stop=-1, names=None, **tensors):
+    made = Tensors({name: Tensor.of(value) for name, value in tensors.items()})
+    return Response(Rows(made), ModelRef("m", "1"), METHOD, names or tuple(made), start, stop)
+
+
+@given(named=NAMED, start=st.integers(0, 2), binary=st.booleans())
+def test_the_triton_client_reads_what_is_answered(named, start, binary):
+    dtype, array = named
+    if dtype is BF16:
+        return
+    if dtype is BYTES and not binary:
+        array = np.array([item.hex().encode() for item in array.flat], np.object_).reshape(
+            array.shape
+        )
+    if not binary and dtype.is_float:
+        array = np.where(np.isfinite(array), array, array.dtype.type(0))
+    rows = response(y=array)
+    expected = array
+    if array.ndim and len(array) > start:
+        rows.start, rows.stop = start, len(array)
+        expected = array[start:]
+    if binary:
+        head, *tail = encode_with_binary(rows, "7", ["y"])
+        raw = b"".join([head, *map(bytes, tail)])
+        result = InferenceServerClient.parse_response_body(raw, header_length=len(head))
+    else:
+        result = InferenceServerClient.parse_response_body(encode_response(rows, "7"))
+    assert result.get_response()["id"] == "7"
+    assert result.get_output("y")["shape"] == list(expected.shape)
+    got = result.as_numpy("y")
+    if dtype is BYTES and not binary:
+        got = np.array([item.encode() for item in got.flat], np.object_).reshape(got.shape)
+    np.testing.assert_array_equal(got, expected)
+
+
+@given(
+    array=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(0, 70))), data=st.data()
+)
+def test_every_call_of_a_batch_gets_its_rows(array, data):
+    whole = response(y=array)
+    edges = sorted({0, len(array), *data.draw(st.lists(st.integers(0, len(array))))})
+    for start, stop in itertools.pairwise(edges):
+        part = Response(whole.rows, whole.ref, METHOD, ("y",), start, stop)
+        (output,) = orjson.loads(encode_response(part))["outputs"]
+        assert output["shape"] == [stop - start, array.shape[1]]
+        flat = [NON_FINITE.get(x, x) for x in output["data"]]
+        np.testing.assert_array_equal(np.array(flat, np.float32), array[start:stop].ravel())
+
+
+def test_several_outputs_parameters_and_strange_names():
+    made = response(**{'a"b': np.ones((1, 2)), "c": np.array(["é"], np.object_)})
+    made.parameters = {"p": True}
+    value = orjson.loads(encode_response(made, 'i"d'))
+    assert value["id"] == 'i"d'
+    assert value["parameters"] == {"p": True}
+    assert [output["name"] for output in value["outputs"]] == ['a"b', "c"]
+    assert value["outputs"][1] == {"name": "c", "datatype": "BYTES", "shape": [1], "data": ["é"]}
+
+
+def test_which_outputs_are_binary():
+    entry = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
+
+    def wanted(parameters, *outputs):
+        value = {"inputs": [entry], "parameters": parameters, "outputs": list(outputs)}
+        return wants_binary(decode_request(orjson.dumps(value), 64), ("a", "b"))
+
+    plain, binary = {"name": "a"}, {"name": "b", "parameters": {"binary_data": True}}
+    assert wanted({}) == []
+    assert wanted({"binary_data_output": True}) == ["a", "b"]
+    assert wanted({}, plain, binary) == ["b"]
+    assert wanted({"binary_data_output": True}, plain) == ["a"]
+    with pytest.raises(Unsupported, match="shared memory"):
+        wanted({}, {"name": "a", "parameters": {"shared_memory_region": "r"}})
+
+
+def test_the_triton_clients_wishes_are_understood():
+    outputs = [InferRequestedOutput("a", binary_data=True), InferRequestedOutput("b", False)]
+    given_input = InferInput("x", [1], "FP32")
+    given_input.set_data_from_numpy(np.ones(1, np.float32))
+    body, length = InferenceServerClient.generate_request_body([given_input], outputs=outputs)
+    assert wants_binary(decode_request(body, 64, length), ("a", "b")) == ["a"]
