@@ -16,6 +16,7 @@ from salver.errors import (
 )
 from salver.interfaces import Infer
 from salver.protocols.kserve_v2_grpc import Answered
+from salver.server.bodies import INFLATED_AT_ONCE, decompress
 from salver.server.exchange import GONE
 from salver.server.grpc.call import MORE_MESSAGES, NO_MESSAGE, GrpcCall
 from salver.server.grpc.wire import (
@@ -325,12 +326,12 @@ class WatchCall(StreamCall):
     def take(self, message: Buffer | Compressed) -> None:
         if self._operation is not None:
             raise InvalidInput(MORE_MESSAGES)
-        plain = self.open(message)
-        if plain is None:
-            raise TooLarge("the message is larger than any that this method takes")
         if isinstance(message, Compressed):
-            message.free()
-        self._operation = self.head.method.decode(plain)
+            if len(message.data) > INFLATED_AT_ONCE:
+                raise TooLarge("the message is larger than any that this method takes")
+            # It is not kept, so that it needs no room among others.
+            message = decompress(message.data, message.encoding, self._limit)
+        self._operation = self.head.method.decode(message)
         self._look()
 
     def end(self) -> None:
