@@ -60,6 +60,15 @@ def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
     return _bind_one(method, value)
 
 
+def is_list_of_inputs(method: Method, payload: Object) -> bool:
+    """Whether it says that there may be several inputs, and not one that is itself a list."""
+    if payload.schema != "auto" or method.batching != "rows":
+        return payload.schema == "rows"
+    value = payload.value
+    wanted = max((len(spec.shape) for spec in method.inputs), default=0)
+    return rank_of(value) >= wanted or _is_rows_of_objects(value)
+
+
 def _num_items(value: Any) -> int:
     if isinstance(value, LongArray):
         return sum(map(len, value.parts()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
 from salver.engine.caller import LoopCaller
+from salver.engine.each import Each, parts_of
 from salver.engine.inline import LoopBudget
 from salver.engine.loader import Loader
 from salver.errors import (
@@ -22,14 +23,14 @@ from salver.errors import (
 )
 from salver.observe.memory import give_back, resident_bytes
 from salver.observe.statistics import ModelStatistics, merged
-from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Request, Tensors
+from salver.types import NO_CONTEXT, Call, CallContext, ModelRef, Object, Request, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from salver.clock import Clock
     from salver.config import ServerConfig
-    from salver.engine.generation import Generation
+    from salver.engine.generation import Generation, Plan
     from salver.interfaces import Sink, VersionOnDisk
 
 log = logging.getLogger("salver.engine")
@@ -245,7 +246,12 @@ class Engine:
             generation = self.find(ref)
         plan = generation.plan(request.method)
         payload = request.payload
-        inputs = payload if type(payload) is Tensors else bind(plan.method, payload)
+        if type(payload) is Tensors:
+            inputs = payload
+        elif parts := parts_of(plan.method, payload):
+            return self._submit_each(parts, plan, ref, request, sink, context, depth, generation)
+        else:
+            inputs = bind(plan.method, payload)
         now = self._clock()
         rows = plan.method.check(inputs)
         size, group = plan.place(inputs, rows)
@@ -275,6 +281,28 @@ class Engine:
             generation.leases -= 1
             generation.statistics.refused(error)
             raise
+        return call
+
+    def _submit_each(
+        self,
+        parts: Sequence[Object],
+        plan: Plan,
+        ref: ModelRef,
+        request: Request,
+        sink: Sink,
+        context: CallContext,
+        depth: int,
+        generation: Generation,
+    ) -> Call:
+        """Has one call stand for several, one for each part of its inputs."""
+
+        def submit(part: Request, each: Sink) -> Call:
+            return self.submit(ref, part, each, context, depth, generation)
+
+        now = self._clock()
+        each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
+        call = Call(request, sink, context, each, now, plan.name)
+        each.submit(call, now)
         return call
 
     async def load(self, version: VersionOnDisk) -> Generation:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from salver.codecs.bind import bind
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
+from salver.engine.each import parts_of
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.inflation import Compressed
@@ -148,9 +149,11 @@ class Exchange:
             return operation, await self._bind_aside(operation.ref, operation.request)
         return operation, None
 
-    async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors:
+    async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors | None:
         method = self.app.engine.find(ref).plan(request.method).method
         payload: Any = request.payload
+        if await asyncio.to_thread(parts_of, method, payload):
+            return None
         inputs = await asyncio.to_thread(bind, method, payload)
         # What is needed for the answer is in the rest; the text would be kept until then.
         payload.value = None
