@@ -134,7 +134,7 @@ class ModelConfig(Options, frozen=True, kw_only=True):
         tuple[str, ...] | Literal["all"] | int,
         _option("Which versions: a number for the latest so many, `all`, or a list."),
     ] = 1
-    version_labels: Annotated[dict[str, str], _option("Names for versions: `stable: '3'`.")] = {}
+    version_labels: Annotated[dict[str, str], _option("Names for versions: `stable: 3`.")] = {}
     labels: Annotated[tuple[str, ...], _option("Class names, in order.")] = ()
     columns: Annotated[tuple[str, ...], _option("Names of the input columns, in order.")] = ()
     tags: Annotated[tuple[str, ...], _option("Free words for the page.")] = ()
@@ -263,11 +263,28 @@ def parse(text: str, struct: type[T], where: str) -> T:
         raise ConfigError(f"{where}{line}: {problem}") from None
     if value is None:
         return struct()
+    if struct is ModelConfig and isinstance(value, dict):
+        value = {key: _with_names(key, option) for key, option in value.items()}
     lines = dict(_lines(node))
     try:
         return msgspec.convert(value, struct, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error), value, struct, lines, where)) from None
+
+
+def _with_names(key: Any, option: Any) -> Any:
+    """An option of a model with names where versions stand as numbers: `versions: [1, 2]`."""
+    if key == "version":
+        return _version_name(option)
+    if key == "versions" and isinstance(option, list):
+        return [_version_name(version) for version in option]
+    if key == "version_labels" and isinstance(option, dict):
+        return {label: _version_name(version) for label, version in option.items()}
+    return option
+
+
+def _version_name(version: Any) -> Any:
+    return str(version) if type(version) is int else version
 
 
 def _lines(node: Any, path: str = "$") -> Iterator[tuple[str, int]]:

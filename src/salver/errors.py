@@ -18,7 +18,8 @@ SalverError
 ├── Undeliverable           an instance died and the call may not be run again
 ├── LoadFailed              a model could not be loaded
 │   ├── TrustRequired       opening the file would run code from whoever made it
-│   └── MissingExtra        a framework is not installed
+│   ├── MissingExtra        a framework is not installed
+│   └── LoadInterrupted     whoever loaded it was killed; the files may be fine
 ├── ConfigError             a file, flag or variable is wrong
 └── Internal                a bug of ours
 
@@ -122,6 +123,10 @@ class TrustRequired(LoadFailed):
 
 class MissingExtra(LoadFailed):
     pass
+
+
+class LoadInterrupted(LoadFailed):
+    retryable = True
 
 
 class ConfigError(SalverError):

@@ -47,6 +47,11 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
         # Clients write a single value as one element as often as without any dimension.
         if expected == got or (not expected and got == (1,)):
             return
+        if not expected:
+            raise InvalidInput(
+                f"input {self.name!r}: expected one value, got shape {list(got)}; send one request "
+                "for each value"
+            )
         if len(expected) != len(got):
             raise InvalidInput(
                 f"input {self.name!r}: expected {len(expected)} dimensions {list(expected)}, "

@@ -16,6 +16,7 @@ from tritonclient.http import InferenceServerClient, InferInput
 from salver.codecs import json_request, long_array
 from salver.codecs.json_request import decode_request
 from salver.codecs.long_array import LongArray
+from salver.codecs.v2 import MAX_RANK
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, SalverError, TooLarge, Unsupported
 from salver.observe.memory import resident_bytes
@@ -134,10 +135,12 @@ class TestSmallAndLarge:
         refused(one("FP32", [2, 2], [1, 2, 3]), r"\[2, 2\] expects 4 elements, got 3", padding)
         refused(one("FP32", [], []), "expects 1 elements, got 0", padding)
         refused(one("FP32", [2], [[1, 2], [3]]), "got 3", padding)
+        assert decoded(one("FP32", [1] * MAX_RANK, [1.5]), padding).array().ndim == MAX_RANK
+        refused(one("FP32", [1] * (MAX_RANK + 1), [1.5]), "shape", padding)
 
     @pytest.mark.parametrize(
         "shape",
-        [[-1], [2**62, 4], [2**40] * 4, [0, 2**39, 2**39], [1] * 33, [1.5], ["1"], "1"],
+        [[-1], [2**62, 4], [2**40] * 4, [0, 2**39, 2**39], [1] * 65, [1.5], ["1"], "1"],
     )
     def test_impossible_shapes(self, padding, shape):
         refused(one("FP32", shape, [1.0]), padding=padding)

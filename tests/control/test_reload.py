@@ -7,13 +7,14 @@ from typing import Any, cast
 import pytest
 
 from salver.config import ModelConfig, ServerConfig
-from salver.control.reload import Repository, to_load, to_unload
-from salver.errors import Conflict, LoadFailed, NotFound
+from salver.control.reload import Interruption, Repository, to_load, to_retry, to_unload
+from salver.errors import Conflict, LoadFailed, LoadInterrupted, NotFound
 from salver.interfaces import VersionOnDisk
 from salver.types import ModelRef
 
 V1, V2, V3 = (ModelRef("m", str(number)) for number in (1, 2, 3))
 OTHER = ModelRef("n", "1")
+SECOND = 1_000_000_000
 
 
 def offered(**stamps: str) -> dict[ModelRef, VersionOnDisk]:
@@ -37,6 +38,22 @@ def test_what_is_new_or_changed_is_loaded_when_at_rest() -> None:
 def test_what_failed_is_not_tried_again_as_it_is() -> None:
     now = offered(m1="a")
     assert to_load(now, now, {V1: "a"}) == []
+
+
+def test_what_was_interrupted_is_tried_again_ever_later_and_not_for_ever() -> None:
+    now = offered(m1="a")
+
+    def retries(times: int, seconds: float, stamp: str = "a") -> list[ModelRef]:
+        last = Interruption(stamp, times, 5 * SECOND)
+        return to_retry(now, {V1: last, V2: last}, round((5 + seconds) * SECOND))
+
+    assert retries(1, 0.9) == []
+    assert retries(1, 1) == [V1]
+    assert retries(4, 7.9) == []
+    assert retries(4, 8) == [V1]
+    assert retries(4, 8, "older files") == []
+    assert retries(6, 32) == [V1]
+    assert retries(7, 1e6) == []
 
 
 def test_old_versions_stay_until_all_new_ones_serve() -> None:
@@ -76,6 +93,7 @@ class Engine:
         self.loads: list[ModelRef] = []
         self.forgotten: list[ModelRef] = []
         self.broken: set[ModelRef] = set()
+        self.killed: set[ModelRef] = set()
         self.held: dict[ModelRef, asyncio.Event] = {}
         self.is_started = False
 
@@ -89,6 +107,8 @@ class Engine:
             await self.held[ref].wait()
         if ref in self.broken:
             raise LoadFailed("broken")
+        if ref in self.killed:
+            raise LoadInterrupted("killed")
         self.in_service.add(ref)
 
     async def unload(self, ref: ModelRef, why: str = "") -> None:
@@ -109,7 +129,10 @@ class Bench:
         self.source = Source(**stamps)
         self.engine = Engine()
         config = ServerConfig(mode=cast("Any", mode))
-        self.repository = Repository(self.source, cast("Any", self.engine), config)
+        self.now = 0
+        self.repository = Repository(
+            self.source, cast("Any", self.engine), config, lambda: self.now
+        )
 
     async def look(self, times: int = 2) -> None:
         """Looks, and lets begun loads go as far as they can."""
@@ -127,6 +150,43 @@ def test_start_loads_everything_and_survives_failures() -> None:
         assert at.engine.in_service == {OTHER}
         assert at.engine.is_started
         assert at.repository.names() == ["m", "n"]
+
+    asyncio.run(test())
+
+
+def test_a_load_that_was_interrupted_is_tried_again_until_it_is_not() -> None:
+    async def test() -> None:
+        at = Bench(m1="a", n1="a")
+        at.engine.killed, at.engine.broken = {V1}, {OTHER}
+        await at.repository.start()
+        at.engine.loads.clear()
+        numbers = []
+        for at.now in range(0, 200 * SECOND, SECOND):
+            await at.look(1)
+            numbers.append(len(at.engine.loads))
+        assert at.engine.loads == [V1] * 6
+        assert [numbers.index(number) for number in range(1, 7)] == [1, 3, 7, 15, 31, 63]
+        at.source.offer(m1="b", n1="a")
+        await at.look()
+        assert at.engine.loads == [V1] * 7
+        at.engine.killed.clear()
+        at.now += SECOND
+        await at.look(5)
+        assert at.engine.loads == [V1] * 8
+        assert at.engine.in_service == {V1}
+
+    asyncio.run(test())
+
+
+def test_what_was_interrupted_and_is_gone_is_not_tried_again() -> None:
+    async def test() -> None:
+        at = Bench(m1="a")
+        at.engine.killed = {V1}
+        await at.repository.start()
+        at.source.offer()
+        await at.look()
+        assert not at.repository._interrupted
+        assert at.engine.forgotten == [V1]
 
     asyncio.run(test())
 
@@ -262,6 +322,74 @@ def test_commands_load_and_unload_in_explicit_mode() -> None:
         assert at.engine.in_service == set()
         with pytest.raises(NotFound):
             await at.repository.unload("m")
+
+    asyncio.run(test())
+
+
+async def settle() -> None:
+    """Lets everything go as far as it can, scans in threads as well."""
+    await asyncio.to_thread(int)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def begin_load(at: Bench) -> asyncio.Task[None]:
+    """A load of `m` that has begun and is held."""
+    at.engine.held[V1] = asyncio.Event()
+    first = asyncio.create_task(at.repository.load("m"))
+    while not at.engine.loads:
+        await settle()
+    return first
+
+
+def test_commands_that_wait_for_a_load_share_the_next() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        first = await begin_load(at)
+        others = [asyncio.create_task(at.repository.load("m")) for _ in range(40)]
+        await settle()
+        assert at.engine.loads == [V1]
+        others[0].cancel()
+        at.source.offer(m2="new")
+        at.engine.held[V1].set()
+        await asyncio.gather(first, *others[1:])
+        assert at.engine.loads == [V1, V2]
+        assert at.engine.in_service == {V2}
+        await at.repository.load("m")
+        assert at.engine.loads == [V1, V2, V2]
+        assert not at.repository._next_loads
+        assert not at.repository._turns
+
+    asyncio.run(test())
+
+
+def test_a_failed_load_is_told_to_all_that_share_it_and_to_no_other() -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        first = await begin_load(at)
+        others = [asyncio.create_task(at.repository.load("m")) for _ in range(3)]
+        await settle()
+        at.source.offer()
+        at.engine.held[V1].set()
+        await first
+        found = await asyncio.gather(*others, return_exceptions=True)
+        assert [type(error) for error in found] == [NotFound] * 3
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("last", ["load", "unload"])
+def test_commands_take_effect_in_the_order_they_came(last: str) -> None:
+    async def test() -> None:
+        at = Bench(mode="explicit", m1="a")
+        tasks = [await begin_load(at)]
+        for command in ("load", "unload", "load", last):
+            tasks.append(asyncio.create_task(getattr(at.repository, command)("m")))
+            await settle()
+        at.engine.held[V1].set()
+        await asyncio.gather(*tasks)
+        assert at.engine.loads == [V1] * 3
+        assert at.engine.in_service == ({V1} if last == "load" else set())
 
     asyncio.run(test())
 

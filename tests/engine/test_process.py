@@ -400,9 +400,10 @@ async def test_a_load_that_fails_says_why_and_leaves_no_process(tmp_path: Path) 
         ({"fails_to_load": True}, "there is nothing to load"),
         ({"dies_at_load": True}, "was killed by signal 9 .* while it loaded the model"),
     ):
-        with pytest.raises(LoadFailed, match=words):
+        with pytest.raises(LoadFailed, match=words) as found:
             async with launched(tmp_path, options=options):
                 pass
+        assert found.value.retryable == ("dies_at_load" in options)
     assert not has_children()
 
 

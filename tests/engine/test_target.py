@@ -236,6 +236,24 @@ def test_cancelling_ends_a_call_once(bench: Make) -> None:
     assert at.instance.sizes == [1]
 
 
+def test_who_is_cancelled_by_an_answer_to_a_neighbour_is_counted_once(bench: Make) -> None:
+    at = bench()
+    one, two, three = at.submit(1.0), at.submit(2.0), at.submit(3.0)
+    take = one.sink.push
+
+    def break_off(*answer: Any) -> None:
+        take(*answer)
+        at.target.cancel(two, Cancelled("gone"))
+
+    one.sink.push = break_off
+    at.run()
+    at.instance.finish(rows(10, 20, 30))
+    assert [one.sink.values, three.sink.values] == [[10], [30]]
+    assert isinstance(two.sink.error, Cancelled)
+    outcomes = at.statistics.outcomes()
+    assert (at.statistics.success.times, outcomes["cancelled"]) == (2, 1)
+
+
 def test_a_full_queue_refuses(bench: Make) -> None:
     at = bench(queue=Queue(max_calls=1))
     at.submit(1.0)

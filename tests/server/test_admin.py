@@ -314,9 +314,10 @@ def test_one_line_tells_of_each_load_swap_and_unload(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def check(served: Served) -> None:
-        await served.tell("load", model="double")
-        await served.tell("load", model="double")
-        await served.tell("unload", model="double")
+        for command in ("load", "load", "unload"):
+            await served.tell(command, model="double")
+            # What was replaced or unloaded ends beside the loop's other work.
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
 
     caplog.set_level("INFO", "salver.engine")
     serve(folder, check)

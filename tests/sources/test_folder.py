@@ -118,6 +118,25 @@ def test_a_listed_version_that_is_missing_is_a_problem(tmp_path: Path) -> None:
     assert "no version folder '7'; there are: 1" in str(found["m:7"].problem)
 
 
+def test_versions_may_be_written_as_numbers(tmp_path: Path) -> None:
+    put(tmp_path, "many/1/model.onnx", "many/2/model.onnx", "many/3/model.onnx", "one/model.onnx")
+    labels = "version_labels: {stable: 1, next: '2'}"
+    (tmp_path / "many" / "model.yaml").write_text(f"versions: [1, '2']\n{labels}")
+    (tmp_path / "one" / "model.yaml").write_text("version: 3")
+    found = scan(tmp_path)
+    assert sorted(found) == ["many:1", "many:2", "one:3"]
+    assert not any(version.problem for version in found.values())
+    assert found["many:1"].config.version_labels == {"stable": "1", "next": "2"}
+
+
+@pytest.mark.parametrize("text", ["version: 1.5", "versions: [true]", "version_labels: {a: [1]}"])
+def test_other_values_are_no_versions(tmp_path: Path, text: str) -> None:
+    put(tmp_path, "m/model.onnx")
+    (tmp_path / "m" / "model.yaml").write_text(text)
+    (version,) = scan(tmp_path).values()
+    assert "model.yaml:1: version" in str(version.problem)
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [

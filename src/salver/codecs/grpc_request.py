@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from salver.codecs.protobuf import decode_varint, message
 from salver.codecs.recent import Recent
 from salver.codecs.v2 import (
+    MAX_RANK,
     given_twice,
     input_dtype,
     method_name,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_HEADS: Final = 256
 MAX_NAMES: Final = 4096
-MAX_RANK: Final = 64
 
 # First bytes of fields: the number shifted by three, and 2 for "length-delimited".
 _ID, _RAW = 0x1A, 0x3A

@@ -22,6 +22,7 @@ from msgspec.json import Decoder
 from salver.codecs.json_numbers import NON_FINITE, loads
 from salver.codecs.long_array import LIFTED, LONG_BYTES, lift_data
 from salver.codecs.v2 import (
+    MAX_RANK,
     given_twice,
     input_dtype,
     negative_dimension,
@@ -59,7 +60,8 @@ _LEVELS: Final = 4
 """Of lists in lists, that the fast way takes."""
 
 Input = TypeVar("Input")
-Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
+Rank = Meta(max_length=MAX_RANK)
+Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Rank]
 
 
 class JsonInput(Struct, gc=False):
@@ -67,7 +69,7 @@ class JsonInput(Struct, gc=False):
 
     name: str
     datatype: str
-    shape: Annotated[tuple[Annotated[int, Meta(le=_MAX_ELEMENTS)], ...], Meta(max_length=32)]
+    shape: Annotated[tuple[Annotated[int, Meta(le=_MAX_ELEMENTS)], ...], Rank]
     data: Any = None
     parameters: dict[str, Any] | None = None
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from salver.types import Array, DType
 
 _LARGEST: Final = 1 << 53
+MAX_RANK: Final = 64
+"""Most dimensions of a tensor, as many as numpy can have."""
 _RESERVED: Final = frozenset(("timeout", "priority", "method", "binary_data_output"))
 EXTENSIONS: Final = (
     "classification",

@@ -5,32 +5,59 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
+from salver.clock import NS_PER_S, system_clock
 from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from salver.clock import Clock
     from salver.config import ServerConfig
     from salver.interfaces import Source, VersionOnDisk
 
     Versions = Mapping[ModelRef, VersionOnDisk]
 
 log = logging.getLogger("salver.models")
+_FIRST_RETRY_NS: Final = NS_PER_S
+_MAX_RETRIES: Final = 6
+
+
+class Interruption(NamedTuple):
+    """The last of so many `times` in a row that a load of these files was cut off, in ns."""
+
+    stamp: str
+    times: int
+    at: int
 
 
 def to_load(wanted: Versions, before: Versions, tried: Mapping[ModelRef, str]) -> list[ModelRef]:
     """Versions that are new or changed, compared with what was tried, and at rest since `before`.
 
-    A version whose files changed since the last look may be half written. What failed is tried
-    again only when its files change.
+    A version whose files changed since the last look may be half written. What failed by its files
+    is tried again only when they change.
     """
     return [
         ref
         for ref, version in wanted.items()
         if tried.get(ref) != version.stamp and ref in before and before[ref].stamp == version.stamp
+    ]
+
+
+def to_retry(
+    wanted: Versions, interrupted: Mapping[ModelRef, Interruption], now: int
+) -> list[ModelRef]:
+    """Versions whose load was cut off and is due again: ever later, and not for ever."""
+    return [
+        ref
+        for ref, last in interrupted.items()
+        if ref in wanted
+        and wanted[ref].stamp == last.stamp
+        and last.times <= _MAX_RETRIES
+        and now - last.at >= _FIRST_RETRY_NS << (last.times - 1)
     ]
 
 
@@ -80,13 +107,19 @@ class Loads(Protocol):
 class Repository:
     """The models of one source, and the loop that follows it."""
 
-    def __init__(self, source: Source, engine: Loads, config: ServerConfig) -> None:
+    def __init__(
+        self, source: Source, engine: Loads, config: ServerConfig, clock: Clock = system_clock
+    ) -> None:
         self._source = source
         self._engine = engine
         self._config = config
+        self._clock = clock
         self._wanted: Versions = {}
         self._tried: dict[ModelRef, str] = {}
+        self._interrupted: dict[ModelRef, Interruption] = {}
         self._loading: dict[ModelRef, asyncio.Task[None]] = {}
+        self._next_loads: dict[str, asyncio.Task[None]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._problem = ""
 
     def names(self) -> list[str]:
@@ -125,7 +158,8 @@ class Repository:
             return
         self._problem = ""
         before, self._wanted = self._wanted, wanted
-        for ref in to_load(wanted, before, self._tried):
+        changed = to_load(wanted, before, self._tried)
+        for ref in changed + to_retry(wanted, self._interrupted, self._clock()):
             # What changes while it is loaded is loaded again after that.
             if ref not in self._loading:
                 self._begin(ref)
@@ -139,10 +173,14 @@ class Repository:
 
     async def _load(self, version: VersionOnDisk) -> None:
         ref = version.ref
+        last = self._interrupted.pop(ref, None)
         try:
             await self._engine.load(version)
         except SalverError as error:
             log.error("%s could not be loaded: %s", ref, error.message)
+            if error.retryable:
+                times = 1 + (last.times if last and last.stamp == version.stamp else 0)
+                self._interrupted[ref] = Interruption(version.stamp, times, self._clock())
         except Exception:
             log.exception("a bug while loading %s", ref)
         finally:
@@ -157,6 +195,7 @@ class Repository:
         ]
         for ref in refs:
             del self._tried[ref]
+            self._interrupted.pop(ref, None)
             if (task := self._loading.get(ref)) is not None:
                 task.cancel()
         for ref in refs:
@@ -167,11 +206,29 @@ class Repository:
 
     async def load(self, name: str) -> None:
         """Loads or reloads every version of a name that the source offers now; then unloads those
-        that it does not offer any more.
+        that it does not offer any more. Those who ask while another load of it waits to begin share
+        that.
 
         Raises: NotFound, Conflict outside explicit mode, LoadFailed.
         """
         self._demand_explicit()
+        following = self._next_loads.get(name)
+        if following is None:
+            following = asyncio.ensure_future(self._load_in_turn(name))
+            self._next_loads[name] = following
+        await asyncio.shield(following)
+
+    async def _load_in_turn(self, name: str) -> None:
+        async with self._turn(name):
+            if self._next_loads.get(name) is asyncio.current_task():
+                del self._next_loads[name]
+            await self._load_name(name)
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """What commands for a name hold, one after the other as they came."""
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    async def _load_name(self, name: str) -> None:
         self._wanted = await asyncio.to_thread(self._source.scan)
         versions = [version for ref, version in self._wanted.items() if ref.name == name]
         if not versions:
@@ -192,9 +249,12 @@ class Repository:
         Raises: NotFound, Conflict outside explicit mode.
         """
         self._demand_explicit()
-        await self._engine.unload(ModelRef(name))
-        for ref in [ref for ref in self._tried if ref.name == name]:
-            del self._tried[ref]
+        # Whoever asks for a load after this gets one after this.
+        self._next_loads.pop(name, None)
+        async with self._turn(name):
+            await self._engine.unload(ModelRef(name))
+            for ref in [ref for ref in self._tried if ref.name == name]:
+                del self._tried[ref]
 
     def _demand_explicit(self) -> None:
         if self._config.mode != "explicit":

@@ -35,7 +35,7 @@ from salver.engine.frames import (
 from salver.engine.packing import pack_work, unpack_request, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
-from salver.errors import LoadFailed, SalverError
+from salver.errors import LoadFailed, LoadInterrupted, SalverError
 from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class ProcessInstance:
         if not self._is_loaded:
             # Inputs that nobody sent may not keep a model down for good.
             self.warm = None
-            raise LoadFailed("its worker died in the warm-up; the next one is not warmed up")
+            raise LoadInterrupted("its worker died in the warm-up; the next one is not warmed up")
 
     def start(self, work: Work, emit: Emit, done: interfaces.Done) -> None:
         if not self._is_loaded:
@@ -382,7 +382,8 @@ class ProcessInstance:
             self._timer.cancel()
             self._timer = None
         if not self._loaded.done():
-            self._loaded.set_exception(LoadFailed(f"the worker {how} while it loaded the model"))
+            died = LoadInterrupted(f"the worker {how} while it loaded the model")
+            self._loaded.set_exception(died)
         if was_up and not self._is_stopping:
             log.error("%s: worker %d %s", self._spec.ref, self._worker.pid, hung or how)
             if self.watcher is not None:

@@ -342,13 +342,15 @@ class BatchedTarget:
         """Gives each call its rows; `_finish` for a whole batch, which is most of what happens."""
         ref, method = self._ref, self._signature.methods[work.method]
         offsets = work.offsets if len(calls) > 1 else (0, -1)
-        queued = [call.queued for call in calls if not call.ended]
-        self._statistics.answered(queued, calls[0].started, now)
+        queued: list[int] = []
         for call, (start, stop) in zip(calls, pairwise(offsets), strict=True):
+            # Whoever gets an answer may cancel those behind it.
             if not call.ended:
                 call.ended = True
+                queued.append(call.queued)
                 call.lease.end()
                 self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
+        self._statistics.answered(queued, calls[0].started, now)
 
     def _own_result(
         self, call: Call, result: Tensors | None, has_begun: bool

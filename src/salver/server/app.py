@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from salver.clock import NS_PER_S, NS_PER_US
 from salver.interfaces import Infer
@@ -12,6 +12,7 @@ from salver.observe.access import Record
 from salver.observe.cores import usable_cores
 from salver.server.bodies import BufferPool
 from salver.server.head import HeadReader
+from salver.server.inflation import InflationGate
 from salver.server.polling import BusyPolling
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from salver.server.exchange import Exchange
     from salver.server.head import HttpHead
     from salver.server.router import Router
+
+_MAX_INFLATED: Final = 4
+"""Bodies of the largest size that may be in use inflated at once, on all connections together."""
 
 
 class Connection(Protocol):
@@ -57,6 +61,8 @@ class App:
         self.now = clock()
         self.heads = HeadReader(config.limits, router, config.api_key)
         self.pool = BufferPool()
+        limits = config.limits
+        self.inflation = InflationGate(_MAX_INFLATED * limits.body_bytes, limits.body_timeout_s)
         self.is_draining = False
         self.default_timeout_ns = int(config.limits.request_timeout_s * NS_PER_S)
         self.connections: set[Connection] = set()

@@ -15,7 +15,7 @@ from salver.codecs.status import http_status, json_refusal
 from salver.engine.each import parts_of
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
-from salver.server.bodies import INFLATED_AT_ONCE, decompress
+from salver.server.inflation import Compressed
 from salver.types import CallContext, Object
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_unsent", "answer", "app", "call", "connection", "head", "is_open", "operation", "pieces",
-        "started", "stream",
+        "_compressed", "_unsent", "answer", "app", "call", "connection", "head", "is_open",
+        "operation", "pieces", "started", "stream",
     )  # fmt: skip
 
     def __init__(self, app: App, connection: Any, head: HttpHead) -> None:
@@ -60,6 +60,7 @@ class Exchange:
         self.answer: HttpAnswer | None = None
         self.pieces: list[bytes] | None = None
         self.is_open = True
+        self._compressed: Compressed | None = None
 
     def run(self, body: Any) -> None:
         """Starts the operation that head and body mean; errors become the answer."""
@@ -103,29 +104,50 @@ class Exchange:
 
     def _run_long(self, endpoint: Endpoint, body: Any, encoding: str) -> None:
         """The same for a body that may be long to decode: compressed, or much text."""
-        if encoding and len(body) <= INFLATED_AT_ONCE:
-            body, encoding = self._inflate(body, encoding), ""
-        is_much_text = len(body) > _DECODED_AT_ONCE and _BINARY not in self.head.headers
-        if encoding or is_much_text:
-            self.app.spawn(self._run_aside(endpoint, body, encoding))
-        else:
-            self._run(endpoint, self._decode(endpoint, body, encoding))
+        if encoding:
+            compressed = self._compressed = Compressed(body, encoding)
+            body = self.connection.inflation.inflate_at_once(compressed, self._limit)
+            if body is None or self._is_much_text(body):
+                self.app.spawn(self._run_aside(endpoint, self._open(endpoint, compressed, body)))
+                return
+        elif self._is_much_text(body):
+            self.app.spawn(self._run_aside(endpoint, self._decode_aside(endpoint, body)))
+            return
+        self._run(endpoint, self._decode(endpoint, body))
 
-    async def _run_aside(self, endpoint: Endpoint, body: Any, encoding: str) -> None:
+    def _is_much_text(self, body: Any) -> bool:
+        return len(body) > _DECODED_AT_ONCE and _BINARY not in self.head.headers
+
+    async def _run_aside(
+        self, endpoint: Endpoint, decoding: Awaitable[tuple[Any, Tensors | None]]
+    ) -> None:
         """Off the loop, which a table of some megabytes, or of some kilobytes of compressed ones,
         would keep busy for seconds.
         """
         try:
-            operation = await asyncio.to_thread(self._decode, endpoint, body, encoding)
-            inputs = None
-            if type(operation) is Infer and isinstance(operation.request.payload, Object):
-                inputs = await self._bind_aside(operation.ref, operation.request)
+            operation, inputs = await decoding
             if self.is_open:
                 self._run(endpoint, operation, inputs)
         except SalverError as error:
             self.fail(error)
         except Exception:
             self._fail_internally()
+
+    async def _open(
+        self, endpoint: Endpoint, compressed: Compressed, plain: Any
+    ) -> tuple[Any, Tensors | None]:
+        """What is in a compressed body; `plain` is the body, if that is known."""
+        with compressed:
+            if plain is None:
+                plain = await self.connection.inflation.inflate(compressed, self._limit)
+            return await self._decode_aside(endpoint, plain)
+
+    async def _decode_aside(self, endpoint: Endpoint, body: Any) -> tuple[Any, Tensors | None]:
+        """The operation, and its inputs if they can be bound already."""
+        operation = await asyncio.to_thread(self._decode, endpoint, body)
+        if type(operation) is Infer and isinstance(operation.request.payload, Object):
+            return operation, await self._bind_aside(operation.ref, operation.request)
+        return operation, None
 
     async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors | None:
         method = self.app.engine.find(ref).plan(request.method).method
@@ -137,12 +159,12 @@ class Exchange:
         payload.value = None
         return inputs
 
-    def _decode(self, endpoint: Endpoint, body: Any, encoding: str) -> Any:
-        plain = self._inflate(body, encoding) if encoding else body
-        return endpoint.decode(self.head, self.head.arguments, plain)
+    def _decode(self, endpoint: Endpoint, body: Any) -> Any:
+        return endpoint.decode(self.head, self.head.arguments, body)
 
-    def _inflate(self, body: Any, encoding: str) -> bytes:
-        return decompress(body, encoding, self.app.config.limits.body_bytes)
+    @property
+    def _limit(self) -> int:
+        return self.app.config.limits.body_bytes
 
     async def _answer(self, endpoint: Endpoint, result: Awaitable[Any]) -> None:
         try:
@@ -190,6 +212,8 @@ class Exchange:
             if self._unsent > _PAUSE_UNSENT and self.call is not None:
                 self.call.lease.target.pause(self.call)
         self.is_open = not final
+        if final:
+            self._free()
         self.connection.ready(self)
 
     def take_pieces(self) -> list[bytes]:
@@ -215,6 +239,8 @@ class Exchange:
         """Ends the exchange with a complete answer."""
         self.answer = answer
         self.is_open = False
+        if self._compressed is not None:
+            self._free()
         self.connection.ready(self)
 
     def fail(self, error: SalverError) -> None:
@@ -225,6 +251,7 @@ class Exchange:
             last = {"error": error.message, "status": http_status(error)}
             self.pieces.append(dumps(last) + b"\n")
             self.is_open = False
+            self._free()
             self.connection.ready(self)
         else:
             answer = self._error_answer(error)
@@ -244,7 +271,13 @@ class Exchange:
     def abandon(self) -> None:
         """The client is gone: ends the call, sends nothing."""
         self.is_open = False
+        self._free()
         self._cancel()
+
+    def _free(self) -> None:
+        """The body is of no more use."""
+        if self._compressed is not None:
+            self._compressed.free()
 
     def _cancel(self) -> None:
         call, self.call = self.call, None

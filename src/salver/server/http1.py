@@ -54,7 +54,8 @@ class Http1Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_body", "_chunked", "_closed_at", "_exchanges", "_head", "_is_closing", "_is_discarding",
         "_is_writable", "_known_head", "_lingers", "_max_pipelined", "_out", "_owes_continue",
-        "_received", "_rest", "_rest_since", "_unread", "app", "idle_since", "transport",
+        "_received", "_rest", "_rest_since", "_unread", "app", "idle_since", "inflation",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, app: App) -> None:
@@ -62,6 +63,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.idle_since = app.clock()
         """When something was received or written last, for the sweep."""
+        self.inflation = app.inflation
         self._known_head = app.heads.known
         self._max_pipelined = app.config.limits.pipelined
         self._rest = b""

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.server.bodies import BufferPool, decompress
 from salver.server.grpc import wire
-from salver.server.grpc.wire import CallHead, Compressed, Deframer
+from salver.server.grpc.wire import CallHead, Deframer
 from salver.server.http2 import hpack
 from salver.server.http2.head import RequestHead
+from salver.server.inflation import Compressed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from salver.engine.frames import error_of
-from salver.errors import LoadFailed, NotFound, SalverError, did_you_mean
+from salver.errors import LoadFailed, LoadInterrupted, NotFound, SalverError, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
 from salver.observe.statistics import Gauges
@@ -224,7 +224,7 @@ class Fleet:
         if fault is not None:
             raise error_of(fault)
         if not answers:
-            raise LoadFailed(f"{wanted.ref}: every process that loaded it came to its end")
+            raise LoadInterrupted(f"{wanted.ref}: every process that loaded it came to its end")
         return None
 
     def _next_generation(self) -> int:

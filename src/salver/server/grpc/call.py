@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.status import grpc_status
 from salver.errors import DeadlineExceeded, Internal, InvalidInput, SalverError
-from salver.server.bodies import decompress
-from salver.server.grpc.wire import CallHead, Compressed, Deframer, whole_message
+from salver.server.grpc.wire import CallHead, Deframer, whole_message
+from salver.server.inflation import Compressed
 from salver.types import CallContext
 
 if TYPE_CHECKING:
@@ -104,15 +103,20 @@ class GrpcCall(ABC):
     def end(self) -> None:
         """The last message has come."""
 
-    def open(self, message: Buffer | Compressed) -> Buffer:
-        """The plain message. Raises: InvalidInput, TooLarge."""
+    def open(self, message: Buffer | Compressed) -> Buffer | None:
+        """The plain message; None if it has to be inflated off the loop, which a few kilobytes of
+        zeros could keep busy for long, or has to wait.
+
+        Raises: InvalidInput, TooLarge.
+        """
         if isinstance(message, Compressed):
-            return decompress(message.data, message.encoding, self._limit)
+            return self.socket.inflation.inflate_at_once(message, self._limit)
         return message
 
     async def inflate(self, message: Compressed) -> Buffer:
-        """The same off the loop, which a few kilobytes of zeros could keep busy for long."""
-        return await asyncio.to_thread(self.open, message)
+        """The same off the loop. Raises: SalverError."""
+        with message:
+            return await self.socket.inflation.inflate(message, self._limit)
 
     def submit(self, operation: Infer, sink: Any) -> Call:
         """Hands an inference to the engine. Raises: SalverError."""

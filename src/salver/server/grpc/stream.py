@@ -16,16 +16,17 @@ from salver.errors import (
 )
 from salver.interfaces import Infer
 from salver.protocols.kserve_v2_grpc import Answered
+from salver.server.bodies import INFLATED_AT_ONCE, decompress
 from salver.server.exchange import GONE
 from salver.server.grpc.call import MORE_MESSAGES, NO_MESSAGE, GrpcCall
 from salver.server.grpc.wire import (
     OK_BLOCK,
     PREFIX_BYTES,
     CallHead,
-    Compressed,
     frame,
     status_block,
 )
+from salver.server.inflation import Compressed
 
 if TYPE_CHECKING:
     from salver.server.http2.socket import Http2Socket
@@ -54,10 +55,14 @@ class Asked:
     `num_bytes` came for it, `inflated_bytes` more have become of them.
     """
 
-    __slots__ = ("call", "inflated_bytes", "is_done", "num_bytes", "operation", "parts", "stream")
+    __slots__ = (
+        "call", "compressed", "inflated_bytes", "is_done", "num_bytes", "operation", "parts",
+        "stream",
+    )  # fmt: skip
 
     def __init__(self, stream: StreamCall, num_bytes: int) -> None:
         self.stream = stream
+        self.compressed: Compressed | None = None
         self.num_bytes = num_bytes
         self.inflated_bytes = 0
         self.operation: Any = None
@@ -68,6 +73,12 @@ class Asked:
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
         """Takes an answer from the engine."""
         self.stream.answer(self, item, final)
+
+    def free(self) -> None:
+        """Lets go of the request, whose answer may still have to wait."""
+        self.operation = self.call = None
+        if self.compressed is not None:
+            self.compressed.free()
 
 
 class StreamCall(GrpcCall):
@@ -113,11 +124,14 @@ class StreamCall(GrpcCall):
         try:
             if not isinstance(message, Compressed):
                 self._run(asked, message)
-            elif message.is_large:
-                self._num_inflating += 1
-                self.socket.app.spawn(self._inflate(asked, message))
             else:
-                self._run_inflated(asked, self.open(message))
+                asked.compressed = message
+                plain = self.open(message)
+                if plain is not None:
+                    self._run_inflated(asked, plain)
+                else:
+                    self._num_inflating += 1
+                    self.socket.app.spawn(self._inflate(asked, message))
         except Exception as error:
             self.answer(asked, self.explain(error), True)
         if self._is_enough_for_now():
@@ -179,7 +193,7 @@ class StreamCall(GrpcCall):
                 asked.parts += frame(parts)
             if final:
                 asked.is_done = True
-                asked.call = None
+                asked.free()
                 self._send_done()
             else:
                 self._send(asked)
@@ -284,7 +298,8 @@ class StreamCall(GrpcCall):
         self._later.clear()
         waiting, self._asked = self._asked, deque()
         for asked in waiting:
-            call, asked.call = asked.call, None
+            call = asked.call
+            asked.free()
             if call is not None:
                 call.lease.target.cancel(call, GONE)
 
@@ -311,9 +326,12 @@ class WatchCall(StreamCall):
     def take(self, message: Buffer | Compressed) -> None:
         if self._operation is not None:
             raise InvalidInput(MORE_MESSAGES)
-        if isinstance(message, Compressed) and message.is_large:
-            raise TooLarge("the message is larger than any that this method takes")
-        self._operation = self.head.method.decode(self.open(message))
+        if isinstance(message, Compressed):
+            if len(message.data) > INFLATED_AT_ONCE:
+                raise TooLarge("the message is larger than any that this method takes")
+            # It is not kept, so that it needs no room among others.
+            message = decompress(message.data, message.encoding, self._limit)
+        self._operation = self.head.method.decode(message)
         self._look()
 
     def end(self) -> None:

@@ -9,7 +9,8 @@ from salver.interfaces import Infer, Query
 from salver.protocols.kserve_v2_grpc import Answered
 from salver.server.exchange import GONE
 from salver.server.grpc.call import MORE_MESSAGES, NO_MESSAGE, GrpcCall
-from salver.server.grpc.wire import CallHead, Compressed, frame
+from salver.server.grpc.wire import CallHead, frame
+from salver.server.inflation import Compressed
 
 if TYPE_CHECKING:
     from salver.server.http2.socket import Http2Socket
@@ -22,13 +23,14 @@ _STREAMS: Final = "this method streams; call it by ModelStreamInfer"
 class UnaryCall(GrpcCall):
     """One message in, one out."""
 
-    __slots__ = ("_message", "call", "operation")
+    __slots__ = ("_compressed", "_message", "call", "operation")
 
     def __init__(self, socket: Http2Socket, stream: Stream, head: CallHead) -> None:
         super().__init__(socket, stream, head)
         self.call: Call | None = None
         self.operation: Any = None
         self._message: Buffer | Compressed | None = None
+        self._compressed: Compressed | None = None
 
     def take(self, message: Buffer | Compressed) -> None:
         if self._message is not None:
@@ -39,10 +41,14 @@ class UnaryCall(GrpcCall):
         message, self._message = self._message, None
         if message is None:
             raise InvalidInput(NO_MESSAGE)
-        if isinstance(message, Compressed) and message.is_large:
-            self.socket.app.spawn(self._inflate(message))
-        else:
-            self._run(self.open(message))
+        if isinstance(message, Compressed):
+            self._compressed = message
+            plain = self.open(message)
+            if plain is None:
+                self.socket.app.spawn(self._inflate(message))
+                return
+            message = plain
+        self._run(message)
 
     def _run(self, message: Buffer) -> None:
         operation = self.operation = self.head.method.decode(message)
@@ -88,10 +94,19 @@ class UnaryCall(GrpcCall):
     def _answer(self, item: Any) -> None:
         parts = self.head.method.encode(self.operation, item, True)
         self.is_over = True
+        if self._compressed is not None:
+            self._compressed.free()
         self.socket.send_unary(self.stream, frame(parts))
+
+    def fail(self, error: SalverError) -> None:
+        super().fail(error)
+        if self._compressed is not None:
+            self._compressed.free()
 
     def abandon(self) -> None:
         self.is_over = True
+        if self._compressed is not None:
+            self._compressed.free()
         call, self.call = self.call, None
         if call is not None:
             call.lease.target.cancel(call, GONE)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from salver.clock import NS_PER_MS, NS_PER_S
 from salver.codecs.status import MAX_MESSAGE_LENGTH
 from salver.errors import InvalidInput, TooLarge, Unsupported
-from salver.server.bodies import INFLATED_AT_ONCE
 from salver.server.http2 import hpack
+from salver.server.inflation import Compressed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,17 +74,6 @@ class CallHead:
                 f"messages compressed with {self.encoding!r} are not taken; there are: "
                 f"{ACCEPTED_ENCODINGS}"
             )
-
-
-class Compressed(NamedTuple):
-    """A message as it travelled; `decompress` it off the loop if it `is_large`."""
-
-    data: bytes
-    encoding: str
-
-    @property
-    def is_large(self) -> bool:
-        return len(self.data) > INFLATED_AT_ONCE
 
 
 def whole_message(data: Buffer, max_bytes: int) -> bytes | None:

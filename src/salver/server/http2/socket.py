@@ -18,6 +18,7 @@ from salver.server.head import check_key
 from salver.server.http2.connection import Http2Connection
 from salver.server.http2.limits import Http2Limits
 from salver.server.http2.request import HttpRequest, head_block
+from salver.server.inflation import InflationGate
 from salver.server.unread import Unread
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.now = app.clock()
         limits = app.config.limits
+        self.inflation = InflationGate(limits.body_bytes, limits.body_timeout_s, app.inflation)
         own = Http2Limits(
             streams=limits.streams,
             header_bytes=limits.header_bytes,
