@@ -356,6 +356,36 @@ def test_what_may_not_run_twice_is_undeliverable() -> None:
     run(test)
 
 
+def test_who_hears_of_a_loss_may_cancel_other_calls() -> None:
+    """As a connection does that ends with its first error."""
+
+    async def test() -> None:
+        home, front, line = await joined(is_idempotent=False)
+        calls: list[Call] = []
+
+        class Connection(Sink):
+            def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
+                super().push(call, item, final)
+                for each in calls:
+                    each.lease.target.cancel(each, Cancelled("the connection is closed"))
+
+        sinks = [Connection() for _ in range(3)]
+        for sink in sinks:
+            request = Request(Tensors(x=Tensor(FP32, (1, 1), [1.0])))
+            calls.append(front.engine.submit(ModelRef("m"), request, sink))
+        await until(lambda: len(home.model.calls) == 3)
+        line.shutdown(socket.SHUT_RDWR)
+        await until(lambda: all(sink.finals for sink in sinks))
+        assert sorted(type(sink.error).__name__ for sink in sinks) == [
+            "Cancelled",
+            "Cancelled",
+            "Undeliverable",
+        ]
+        assert front.generation.leases == 0
+
+    run(test)
+
+
 def test_a_stream_that_has_begun_does_not_begin_again() -> None:
     async def test() -> None:
         home, front, line = await joined()

@@ -59,7 +59,6 @@ class HomeTarget:
         self._peers = peers
         self._waiting = DirectScheduler(config)
         self._sent: dict[Call, Place] = {}
-        self._begun: set[Call] = set()
         self._statistics = statistics
         self.is_idempotent = is_idempotent
         self._clock = clock
@@ -125,7 +124,6 @@ class HomeTarget:
                 self._count(call, error, now)
 
     def item(self, call: Call, item: Tensors) -> None:
-        self._begun.add(call)
         self._push(call, self._response(call, item), False)
 
     def answered(self, call: Call, answer: Tensors | SalverError) -> None:
@@ -134,14 +132,14 @@ class HomeTarget:
         result = answer if isinstance(answer, SalverError) else self._response(call, answer)
         self._finish(call, result)
 
-    def lost(self, call: Call) -> None:
+    def lost(self, call: Call, *, has_begun: bool) -> None:
         """The home ended with this call: it waits for the next one, or ends too."""
         del self._sent[call]
         now = self._clock()
         call.attempt += 1
         error = judge_lost(
             idempotent=self.is_idempotent,
-            had_chunks=call in self._begun,
+            had_chunks=has_begun,
             losses=call.attempt,
         )
         try:
@@ -216,7 +214,6 @@ class HomeTarget:
         if call.ended:
             return
         call.ended = True
-        self._begun.discard(call)
         call.lease.end()
         self._push(call, item, True)
 

@@ -68,8 +68,8 @@ class Asker(Protocol):
 
     def answered(self, call: Call, answer: Tensors | SalverError) -> None: ...
 
-    def lost(self, call: Call) -> None:
-        """The peer that had it is gone."""
+    def lost(self, call: Call, *, has_begun: bool) -> None:
+        """The peer that had it is gone; its answer may have begun to come."""
         ...
 
     def found(self) -> None:
@@ -184,9 +184,10 @@ class Peer:
         for answer in self._metrics.values():
             if not answer.done():
                 answer.set_result(b"")
-        sent, self.sent = self.sent, {}
-        for each in sent.values():
-            each.asker.lost(each.call)
+        for number in tuple(self.sent):
+            # Whoever hears of a loss may cancel other calls.
+            if (sent := self.sent.pop(number, None)) is not None:
+                sent.asker.lost(sent.call, has_begun=sent.has_begun)
 
     def _on_readable(self) -> None:
         try:
