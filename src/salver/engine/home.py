@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from salver.clock import NS_PER_S
+from salver.engine.delivery import deliver
 from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
 from salver.errors import DeadlineExceeded, SalverError, Unavailable
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from salver.signature import Signature
     from salver.types import Call, ModelRef
 
-log = logging.getLogger("salver.engine")
 _ANY = Slot()
 
 
@@ -124,7 +123,7 @@ class HomeTarget:
                 self._count(call, error, now)
 
     def item(self, call: Call, item: Tensors) -> None:
-        self._push(call, self._response(call, item), False)
+        deliver(self.ref, call, self._response(call, item), False)
 
     def answered(self, call: Call, answer: Tensors | SalverError) -> None:
         """The home is done with a call."""
@@ -215,14 +214,7 @@ class HomeTarget:
             return
         call.ended = True
         call.lease.end()
-        self._push(call, item, True)
-
-    def _push(self, call: Call, item: Response | SalverError, final: bool) -> None:
-        try:
-            call.sink.push(call, item, final)
-        except Exception:
-            # One sink's bug must not cost other calls their answers.
-            log.exception("%s: an answer was lost", self.ref)
+        deliver(self.ref, call, item, True)
 
 
 def generation_elsewhere(

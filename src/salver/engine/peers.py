@@ -112,6 +112,7 @@ class PeerSink:
             self._peer.send(Item(self._number, 0, payload.tensors(item.tensors())), payload)
         except SalverError as error:
             call.lease.target.cancel(call, error)
+            return
         self.unread += 1
         if self.unread == STREAM_WINDOW:
             call.lease.target.pause(call)

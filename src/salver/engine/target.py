@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
+from salver.engine.delivery import deliver
 from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
@@ -262,7 +263,7 @@ class BatchedTarget:
             self.cancel(call, error)
             return
         running.begun.add(index)
-        self._push(call, self._respond(call, Rows(item)), False)
+        deliver(self._ref, call, self._respond(call, Rows(item)), False)
 
     def _done(self, running: Running, results: Results | Exception, cost: int) -> None:
         self._running.discard(running)
@@ -349,7 +350,8 @@ class BatchedTarget:
                 call.ended = True
                 queued.append(call.queued)
                 call.lease.end()
-                self._push(call, Response(rows, ref, method, call.outputs, start, stop), True)
+                response = Response(rows, ref, method, call.outputs, start, stop)
+                deliver(ref, call, response, True)
         self._statistics.answered(queued, calls[0].started, now)
 
     def _own_result(
@@ -388,14 +390,7 @@ class BatchedTarget:
             item if isinstance(item, SalverError) else None,
         )
         call.lease.end()
-        self._push(call, item, True)
-
-    def _push(self, call: Call, item: Response | SalverError, final: bool) -> None:
-        try:
-            call.sink.push(call, item, final)
-        except Exception:
-            # One sink's bug must not cost the rest of the batch their answers.
-            log.exception("%s: an answer was lost", self._ref)
+        deliver(self._ref, call, item, True)
 
     def pause(self, call: Call) -> None:
         """Lets a stream wait, after a few more items, until its reader resumes it.
