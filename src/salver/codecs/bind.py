@@ -64,9 +64,14 @@ def is_list_of_inputs(method: Method, payload: Object) -> bool:
     """Whether it says that there may be several inputs, and not one that is itself a list."""
     if payload.schema != "auto" or method.batching != "rows":
         return payload.schema == "rows"
-    value = payload.value
+    return _are_rows(method, payload.value)
+
+
+def _are_rows(method: Method, value: Any) -> bool:
+    """Whether a value that may be one input or several is several, as its nesting tells."""
     wanted = max((len(spec.shape) for spec in method.inputs), default=0)
-    return rank_of(value) >= wanted or _is_rows_of_objects(value)
+    is_deep = not isinstance(value, dict) and rank_of(value) >= wanted
+    return is_deep or _is_rows_of_objects(value)
 
 
 def _num_items(value: Any) -> int:
@@ -116,9 +121,7 @@ def _bind_rows(method: Method, payload: Object, value: Any) -> Tensors:
     if payload.schema != "rows":
         if _is_whole_tensors(method, value):
             return _bind_one(method, value)
-        rank = rank_of(value)
-        wanted = max((len(spec.shape) for spec in method.inputs), default=0)
-        if isinstance(value, dict) or (rank < wanted and not _is_rows_of_objects(value)):
+        if not _are_rows(method, value):
             payload.is_single = True
             value = [value]
     if isinstance(value, LongArray):

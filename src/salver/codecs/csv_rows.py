@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from salver.types import Array, Buffer
 
     Rows = list[list[str]]
-    Columns = dict[str, list[str]]
 
 PART_CELLS: Final = 8192
 
