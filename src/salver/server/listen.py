@@ -106,7 +106,7 @@ def remove_socket(path: str) -> None:
             os.unlink(path)
 
 
-async def unless_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+async def unless_stopped(work: Coroutine[Any, Any, object], stop: asyncio.Event) -> bool:
     """Does `work` to its end, or leaves it as soon as `stop` is set; whether it was done."""
     doing, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     await asyncio.wait((doing, stopped), return_when=asyncio.FIRST_COMPLETED)

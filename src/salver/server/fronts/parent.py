@@ -139,12 +139,8 @@ class Fronts:
         self._has_joined = True
 
     async def _keep_host(self) -> None:
-        wanted = asyncio.ensure_future(self._fleet.host_is_wanted.wait())
-        stopped = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait((wanted, stopped), return_when=asyncio.FIRST_COMPLETED)
-        wanted.cancel()
-        stopped.cancel()
-        if not self._stop.is_set():
+        """Runs the host from when it is wanted."""
+        if await unless_stopped(self._fleet.host_is_wanted.wait(), self._stop):
             await self._keep(self.config.processes)
 
     async def _keep(self, index: int) -> None:
@@ -152,7 +148,7 @@ class Fronts:
         loop, backoff_s = asyncio.get_running_loop(), FIRST_BACKOFF_S
         while True:
             began = loop.time()
-            status = await self._run_front(index)
+            status = await self._run_process(index)
             if self._stop.is_set() or not self._has_joined:
                 return
             log.error("%s ended (%s); it is started again", self._name(index), how(status))
@@ -179,7 +175,7 @@ class Fronts:
             await asyncio.wait_for(self._stop.wait(), seconds)
         return self._stop.is_set()
 
-    async def _run_front(self, index: int) -> int:
+    async def _run_process(self, index: int) -> int:
         """Runs a front or the host to its end; its exit status."""
         is_front = index < self.config.processes
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -273,6 +269,7 @@ class Fronts:
         remove_socket(self.config.unix_socket)
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]], indices: Collection[int]) -> None:
+        """Has some processes finish; those that do not in time are killed."""
         for index, link in self._fleet.links.items():
             if index in indices:
                 link.send(Stop())
@@ -292,9 +289,8 @@ def execute(
     """Starts the program of a front, or, without listeners, of the host. It dies with the thread
     that calls this.
     """
-    sockets = (control, passage)
-    descriptors = [each.fileno() for each in sockets]
-    descriptors += [slab_fd, *(listener.fileno() for listener in listeners)]
+    descriptors = [control.fileno(), passage.fileno(), slab_fd]
+    descriptors += [listener.fileno() for listener in listeners]
     return subprocess.Popen(
         # -P: a file in the working directory must not stand in for a module of the same name.
         [sys.executable, "-P", "-m", "salver.server.fronts.follower", str(os.getpid())]
