@@ -79,7 +79,7 @@ class Queue(Options, frozen=True, kw_only=True):
 class Instances(Options, frozen=True, kw_only=True):
     """What runs the batches."""
 
-    count: Annotated[int, _option("Instances of the model; 0 chooses.", ge=0)] = 0
+    count: Annotated[int, _option("Runs of the model that are possible at once; 0 is 1.", ge=0)] = 0
     isolation: Annotated[
         Literal["auto", "inline", "thread", "process"],
         _option("Where an instance runs; `process` survives crashes and hangs."),
@@ -182,7 +182,7 @@ class ServerConfig(Options, frozen=True, kw_only=True):
     cors_origins: Annotated[
         tuple[str, ...], _option("Origins whose pages may call this server.")
     ] = ()
-    device: Annotated[str, _option("`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto"
+    device: Annotated[str, _option("`cpu`, `cuda` or `cuda:1`; `auto` is the processor.")] = "auto"
     processes: Annotated[int, _option("Front processes.", ge=1)] = 1
     busy_poll_us: Annotated[
         int,
