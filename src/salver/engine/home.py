@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from salver.clock import NS_PER_S
+from salver.clock import NS_PER_MS, NS_PER_S
 from salver.engine.delivery import deliver
 from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from salver.types import Call, ModelRef
 
 _ANY = Slot()
+GRACE_NS: Final = 100 * NS_PER_MS
+"""A home that runs tells within this time that a call's deadline is over."""
 
 
 class Place(NamedTuple):
@@ -34,7 +36,8 @@ class Place(NamedTuple):
 
 
 class HomeTarget:
-    """Sends calls to the home, and has them wait here while there is none. Lives on the loop.
+    """Sends calls to the home, and has them wait here while there is none that answers. Lives on
+    the loop.
 
     The home counts what it gets; what never reaches it, or is lost with it, is counted here.
     """
@@ -63,6 +66,7 @@ class HomeTarget:
         self._clock = clock
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
         self._is_stopped = False
         peers.join(self)
 
@@ -102,9 +106,14 @@ class HomeTarget:
         peer = self._peers.home_of(self.generation)
         if peer is None:
             self._waiting.add(call, now)
-            self._look_in(0)
+            self._look_at(now, now)
         else:
-            self._sent[call] = Place(peer, peer.ask(self, call))
+            self._send(peer, call, now)
+
+    def _send(self, peer: Peer, call: Call, now: int) -> None:
+        self._sent[call] = Place(peer, peer.ask(self, call))
+        if deadline := call.context.deadline:
+            self._look_at(deadline + GRACE_NS, now)
 
     def found(self) -> None:
         """There is news of homes: sends what waits, or ends it."""
@@ -118,7 +127,7 @@ class HomeTarget:
         while peer is not None and (batch := self._waiting.next(_ANY, now)) is not None:
             (call,) = batch.calls
             try:
-                self._sent[call] = Place(peer, peer.ask(self, call))
+                self._send(peer, call, now)
             except SalverError as error:
                 self._count(call, error, now)
 
@@ -189,19 +198,39 @@ class HomeTarget:
                 self._count(call, why, now)
 
     def _end_late(self) -> None:
-        """Ends the calls whose time was over while they waited, now and later."""
+        """Ends the calls whose time is over, now and later, wherever they are."""
         now = self._clock()
-        late, again = self._waiting.expire(now)
-        for call in late:
-            error = DeadlineExceeded("the request's time was over while its model was restarted")
-            self._count(call, error, now)
+        expired, again = self._waiting.expire(now)
+        for call in expired:
+            self._count(call, _too_late(), now)
+        self._end_unanswered(now)
+        times = [call.context.deadline + GRACE_NS for call in self._sent if call.context.deadline]
         if again is not None:
-            self._look_in(max(again - now, 0) / NS_PER_S)
+            times.append(again)
+        if times:
+            self._look_at(min(times), now)
 
-    def _look_in(self, seconds: float) -> None:
+    def _end_unanswered(self, now: int) -> None:
+        """Ends calls that their home should have ended. It hangs, and so will not count them."""
+        due = [c for c in self._sent if 0 < c.context.deadline <= now - GRACE_NS]
+        for call in due:
+            # Whoever hears of one may cancel others.
+            if (place := self._sent.pop(call, None)) is not None:
+                place.peer.give_up(place.number)
+                self._count(call, _too_late(), now)
+
+    def _look_at(self, when: int, now: int) -> None:
+        """Looks then for calls whose time is over, unless it does so before."""
         if self._timer is not None:
+            if self._timer_at <= when:
+                return
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._end_late)
+        self._timer_at = when
+        self._timer = self._loop.call_later(max(when - now, 0) / NS_PER_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._end_late()
 
     def _count(self, call: Call, error: SalverError, now: int) -> None:
         """Ends a call that the home knows nothing of."""
@@ -215,6 +244,10 @@ class HomeTarget:
         call.ended = True
         call.lease.end()
         deliver(self.ref, call, item, True)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's time was over before its model's process answered")
 
 
 def generation_elsewhere(
