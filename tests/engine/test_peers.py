@@ -15,7 +15,7 @@ from salver.config import ModelConfig, Queue, ServerConfig
 from salver.engine.channel import InSlots, OutSlots, create_arena
 from salver.engine.engine import Engine
 from salver.engine.generation import Generation
-from salver.engine.home import generation_elsewhere
+from salver.engine.home import HomeTarget, generation_elsewhere
 from salver.engine.peers import Peers
 from salver.errors import (
     Cancelled,
@@ -144,18 +144,17 @@ class Front:
         self.peers = Peers(self.engine)
         processes.append(self.peers)
         self.statistics = ModelStatistics()
-        self.generation = generation_elsewhere(
+        target = HomeTarget(
             REF,
             NUMBER,
+            SIGNATURE,
             self.peers,
             config=ModelConfig(queue=Queue(max_calls=max_calls)),
-            runtime="fake",
-            signature=SIGNATURE,
-            is_idempotent=is_idempotent,
             statistics=self.statistics,
+            is_idempotent=is_idempotent,
             clock=clock,
-            loop=asyncio.get_running_loop(),
         )
+        self.generation = generation_elsewhere(target, "fake")
         self.engine.show(self.generation)
 
     def ask(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.clock import NS_PER_MS, NS_PER_S
-from salver.engine.delivery import deliver
+from salver.engine.delivery import being_unloaded, deliver, was_unloaded
 from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
-from salver.errors import DeadlineExceeded, SalverError, Unavailable
+from salver.errors import DeadlineExceeded, SalverError
 from salver.interfaces import Slot
 from salver.schedulers.direct import DirectScheduler
 from salver.types import Response, Rows, Tensors
 
 if TYPE_CHECKING:
-    import asyncio
-
     from salver.clock import Clock
     from salver.config import ModelConfig
     from salver.engine.peers import Peer, Peers
@@ -53,18 +52,18 @@ class HomeTarget:
         statistics: ModelStatistics,
         is_idempotent: bool,
         clock: Clock,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.ref = ref
         self.generation = generation
-        self._signature = signature
+        self.signature = signature
+        self.config = config
+        self.statistics = statistics
+        self.is_idempotent = is_idempotent
         self._peers = peers
         self._waiting = DirectScheduler(config)
         self._sent: dict[Call, Place] = {}
-        self._statistics = statistics
-        self.is_idempotent = is_idempotent
         self._clock = clock
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._is_stopped = False
@@ -102,7 +101,7 @@ class HomeTarget:
     def submit(self, call: Call, now: int) -> None:
         """Raises: Overloaded, Unavailable, or what the home failed with."""
         if self._is_stopped:
-            raise Unavailable(f"{self.ref} is being unloaded; try again")
+            raise being_unloaded(self.ref)
         peer = self._peers.home_of(self.generation)
         if peer is None:
             self._waiting.add(call, now)
@@ -158,7 +157,7 @@ class HomeTarget:
             self._count(call, refusal, now)
 
     def _response(self, call: Call, outputs: Tensors) -> Response:
-        method = self._signature.methods[call.method]
+        method = self.signature.methods[call.method]
         return Response(Rows(outputs), self.ref, method, call.outputs if outputs else ())
 
     def cancel(self, call: Call, why: SalverError) -> None:
@@ -187,7 +186,7 @@ class HomeTarget:
         self._peers.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        gone = Unavailable(f"{self.ref} was unloaded before this call ran; try again")
+        gone = was_unloaded(self.ref)
         self._end_waiting(gone, self._clock())
         for call in tuple(self._sent):
             self.cancel(call, gone)
@@ -235,7 +234,7 @@ class HomeTarget:
     def _count(self, call: Call, error: SalverError, now: int) -> None:
         """Ends a call that the home knows nothing of."""
         if not call.ended:
-            self._statistics.call(now - call.queued, now - call.queued, error)
+            self.statistics.call(now - call.queued, now - call.queued, error)
             self._finish(call, error)
 
     def _finish(self, call: Call, item: Response | SalverError) -> None:
@@ -250,39 +249,16 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the request's time was over before its model's process answered")
 
 
-def generation_elsewhere(
-    ref: ModelRef,
-    number: int,
-    peers: Peers,
-    *,
-    config: ModelConfig,
-    runtime: str,
-    signature: Signature,
-    is_idempotent: bool,
-    statistics: ModelStatistics,
-    clock: Clock,
-    loop: asyncio.AbstractEventLoop,
-) -> Generation:
+def generation_elsewhere(target: HomeTarget, runtime: str) -> Generation:
     """A generation that other processes of this server run."""
-    target = HomeTarget(
-        ref,
-        number,
-        signature,
-        peers,
-        config=config,
-        statistics=statistics,
-        is_idempotent=is_idempotent,
-        clock=clock,
-        loop=loop,
-    )
     return Generation(
-        ref,
-        number,
-        config=config,
+        target.ref,
+        target.generation,
+        config=target.config,
         runtime=runtime,
-        signature=signature,
+        signature=target.signature,
         target=target,
-        statistics=statistics,
+        statistics=target.statistics,
         batches=False,
         close=_nothing,
         workers=(target,),
