@@ -294,7 +294,7 @@ def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
 
         async def unload() -> None:
             await engine.unload(ref)
-            await asyncio.gather(*engine._retiring.values())
+            await asyncio.gather(*engine._ends)
 
         await engine.load(version)
         await unload()
