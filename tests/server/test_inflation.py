@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tests.server.http2.client import INFER, STREAM, Http2Client, framed, infer
 
-from salver.errors import Cancelled, InvalidInput, Overloaded
-from salver.server.bodies import INFLATED_AT_ONCE
+from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
+from salver.server.bodies import INFLATED_AT_ONCE, compress
 from salver.server.inflation import Compressed, InflationGate
 from salver.types import Tensor
 
@@ -59,6 +59,43 @@ def test_what_may_become_too_much_is_not_inflated_at_once():
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is not None
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is None
     assert gate.inflate_at_once(large(10_000), SIZE) is None
+
+
+def test_a_body_takes_the_room_that_it_needs():
+    """And not what so many bytes could become at most."""
+
+    async def run() -> None:
+        gate = InflationGate(SIZE, 60)
+        bodies = [large(SIZE // 8) for _ in range(8)]
+        for body in bodies:
+            await use(gate, body)
+        assert gate._held == SIZE
+        for body in bodies:
+            body.free()
+        assert is_empty(gate)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 100_000])
+def test_what_is_longer_than_its_end_says_is_refused(num_bytes):
+    async def run() -> None:
+        gate = InflationGate(SIZE, 60)
+        data = gzip.compress(np.random.default_rng(0).bytes(num_bytes))
+        body = Compressed(data[:-4] + (500).to_bytes(4, "little"), "gzip")
+        with pytest.raises(InvalidInput, match="longer than its end says"):
+            gate.inflate_at_once(body, SIZE) or await use(gate, body)
+        body.free()
+        assert is_empty(gate)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_is_too_large_is_refused_as_that(encoding):
+    data = compress([bytes(1001)], encoding)
+    with pytest.raises(TooLarge):
+        InflationGate(SIZE, 60).inflate_at_once(Compressed(data, encoding), 1000)
 
 
 def test_bodies_wait_for_room_in_the_order_they_came():

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from salver.errors import Cancelled, Overloaded
+from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
 from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION, decompress
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class InflationGate:
     """Lets bodies be inflated while all that are in use hold at most `max_bytes`, else they wait,
     first come, first served, for at most `wait_s`.
 
-    Before its inflation a body counts as the most that it can become. `outer` has to let it in too.
+    Before its inflation a body counts as the most that it can become: with gzip what its end says,
+    and it is refused if that is not true. `outer` has to let it in too.
     """
 
     __slots__ = ("_held", "_max_bytes", "_outer", "_wait_s", "_waiting")
@@ -67,9 +68,12 @@ class InflationGate:
 
         Raises: InvalidInput, TooLarge.
         """
-        if len(body.data) > INFLATED_AT_ONCE or not self._has_room(self._weight(body)):
+        if len(body.data) > INFLATED_AT_ONCE:
             return None
-        plain = decompress(body.data, body.encoding, max_bytes)
+        weight = self._weight(body, max_bytes)
+        if not self._has_room(weight):
+            return None
+        plain = _inflated(body, weight, max_bytes)
         self._take_at_once(len(plain))
         body.gate, body.data, body.held = self, b"", len(plain)
         return plain
@@ -80,7 +84,7 @@ class InflationGate:
         Whoever calls it works on the body.
         Raises: InvalidInput, TooLarge, Overloaded; Cancelled if nobody wants it by then.
         """
-        weight = self._weight(body)
+        weight = self._weight(body, max_bytes)
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._take(weight)
@@ -92,7 +96,7 @@ class InflationGate:
         body.gate, body.held = self, weight
         if not body.is_wanted:
             raise Cancelled("the client went away")
-        plain = await asyncio.to_thread(decompress, body.data, body.encoding, max_bytes)
+        plain = await asyncio.to_thread(_inflated, body, weight, max_bytes)
         body.data, body.held = b"", len(plain)
         self.give_back(weight - len(plain))
         return plain
@@ -103,8 +107,8 @@ class InflationGate:
         if self._outer is not None:
             self._outer.give_back(num_bytes)
 
-    def _weight(self, body: Compressed) -> int:
-        return min(len(body.data) * MAX_INFLATION, self._max_bytes)
+    def _weight(self, body: Compressed, max_bytes: int) -> int:
+        return min(_most_bytes(body, max_bytes), self._max_bytes)
 
     def _fits(self, num_bytes: int) -> bool:
         return not self._waiting and self._held + num_bytes <= self._max_bytes
@@ -151,3 +155,23 @@ class InflationGate:
                 self._held += size
                 turn.set_result(None)
             waiting.popleft()
+
+
+def _most_bytes(body: Compressed, max_bytes: int) -> int:
+    """What a body of at most `max_bytes` can become; with gzip its end tells, modulo 2^32 (RFC 1952
+    section 2.3.1).
+    """
+    most = min(len(body.data) * MAX_INFLATION, max_bytes)
+    if body.encoding == "gzip" and max_bytes < 1 << 32:
+        return min(most, int.from_bytes(body.data[-4:], "little"))
+    return most
+
+
+def _inflated(body: Compressed, weight: int, max_bytes: int) -> bytes:
+    """The plain body, of at most `weight` bytes. Raises: InvalidInput, TooLarge."""
+    try:
+        return decompress(body.data, body.encoding, weight)
+    except TooLarge:
+        if body.encoding != "gzip" or weight == max_bytes:
+            raise
+        raise InvalidInput(f"the {body.encoding} data is longer than its end says") from None
