@@ -38,6 +38,18 @@ async def use(gate: InflationGate, body: Compressed) -> bytes:
         return await gate.inflate(body, SIZE)
 
 
+async def one_and_one_that_waits(
+    one: InflationGate, other: InflationGate
+) -> tuple[Compressed, Compressed, asyncio.Task[bytes]]:
+    """A body in use, and one for which it leaves no room, each with its gate."""
+    first, second = large(SIZE // 2), large(SIZE // 2 + 1)
+    await use(one, first)
+    waiting = asyncio.create_task(use(other, second))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    return first, second, waiting
+
+
 def is_empty(gate: InflationGate) -> bool:
     return not gate._held and not gate._waiting
 
@@ -115,10 +127,7 @@ def test_bodies_wait_for_room_in_the_order_they_came():
 def test_a_short_one_does_not_pass_those_that_wait():
     async def run() -> None:
         gate = InflationGate(SIZE, 60)
-        first, second = large(SIZE - 1000), large(SIZE - 1000)
-        await use(gate, first)
-        waiting = asyncio.create_task(use(gate, second))
-        await asyncio.sleep(0)
+        first, _, waiting = await one_and_one_that_waits(gate, gate)
         assert gate.inflate_at_once(Compressed(gzip.compress(b""), "gzip"), 0) is None
         first.free()
         await waiting
@@ -130,10 +139,7 @@ def test_an_outer_gate_counts_what_all_inner_ones_hold():
     async def run() -> None:
         outer = InflationGate(SIZE, 60)
         one, other = InflationGate(SIZE, 60, outer), InflationGate(SIZE, 60, outer)
-        first, second = large(SIZE // 2), large(SIZE // 2 + 1)
-        await use(one, first)
-        waiting = asyncio.create_task(use(other, second))
-        await asyncio.sleep(0)
+        first, second, waiting = await one_and_one_that_waits(one, other)
         assert outer._held == len(outer._waiting) * (SIZE // 2)
         first.free()
         await waiting
@@ -164,10 +170,7 @@ def test_nobody_waits_for_ever(is_inner):
 def test_what_is_not_wanted_any_more_is_not_inflated():
     async def run() -> None:
         gate = InflationGate(SIZE, 60)
-        first, second = large(SIZE - 1000), large(SIZE - 1000)
-        await use(gate, first)
-        waiting = asyncio.create_task(use(gate, second))
-        await asyncio.sleep(0)
+        first, second, waiting = await one_and_one_that_waits(gate, gate)
         second.free()
         assert not second.data
         first.free()
