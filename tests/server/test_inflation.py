@@ -51,7 +51,11 @@ async def one_and_one_that_waits(
 
 
 def is_empty(gate: InflationGate) -> bool:
-    return not gate._held and not gate._waiting
+    return not held(gate) and not gate.small.waiting and not gate.large.waiting
+
+
+def held(gate: InflationGate) -> int:
+    return gate.small.held + gate.large.held
 
 
 def test_what_is_short_takes_its_place_at_once():
@@ -59,7 +63,7 @@ def test_what_is_short_takes_its_place_at_once():
     first, second = small(1000), small(1000)
     assert gate.inflate_at_once(first, SIZE) == bytes(1000)
     assert gate.inflate_at_once(second, SIZE) == bytes(1000)
-    assert gate._held == 2000
+    assert held(gate) == 2000
     first.free()
     first.free()
     second.free()
@@ -78,10 +82,10 @@ def test_a_body_takes_the_room_that_it_needs():
 
     async def run() -> None:
         gate = InflationGate(SIZE, 60)
-        bodies = [large(SIZE // 8) for _ in range(8)]
+        bodies = [large(SIZE // 8) for _ in range(7)]
         for body in bodies:
             await use(gate, body)
-        assert gate._held == SIZE
+        assert held(gate) == 7 * SIZE // 8
         for body in bodies:
             body.free()
         assert is_empty(gate)
@@ -124,13 +128,37 @@ def test_bodies_wait_for_room_in_the_order_they_came():
     asyncio.run(run())
 
 
-def test_a_short_one_does_not_pass_those_that_wait():
+def test_a_small_one_passes_those_that_wait():
+    async def run() -> None:
+        outer = InflationGate(SIZE, 60)
+        gate = InflationGate(SIZE, 60, outer)
+        first, second, waiting = await one_and_one_that_waits(gate, gate)
+        third = small(SIZE // 256)
+        assert gate.inflate_at_once(small(SIZE // 256 + 1), SIZE) is None
+        assert gate.inflate_at_once(third, SIZE) is not None
+        for body in (first, third):
+            body.free()
+        await waiting
+        second.free()
+        assert is_empty(gate)
+        assert is_empty(outer)
+
+    asyncio.run(run())
+
+
+def test_all_together_hold_no_more_than_may_be():
     async def run() -> None:
         gate = InflationGate(SIZE, 60)
-        first, _, waiting = await one_and_one_that_waits(gate, gate)
-        assert gate.inflate_at_once(Compressed(gzip.compress(b""), "gzip"), 0) is None
-        first.free()
-        await waiting
+        bodies = [large(SIZE // 2), large(SIZE // 2 - SIZE // 16)]
+        for body in bodies:
+            await use(gate, body)
+        bodies += [small(SIZE // 256) for _ in range(17)]
+        plain = [gate.inflate_at_once(body, SIZE) for body in bodies[2:]]
+        assert [each is None for each in plain] == 16 * [False] + [True]
+        assert held(gate) == SIZE
+        for body in bodies:
+            body.free()
+        assert is_empty(gate)
 
     asyncio.run(run())
 
@@ -140,7 +168,7 @@ def test_an_outer_gate_counts_what_all_inner_ones_hold():
         outer = InflationGate(SIZE, 60)
         one, other = InflationGate(SIZE, 60, outer), InflationGate(SIZE, 60, outer)
         first, second, waiting = await one_and_one_that_waits(one, other)
-        assert outer._held == len(outer._waiting) * (SIZE // 2)
+        assert outer.large.held == len(outer.large.waiting) * (SIZE // 2)
         first.free()
         await waiting
         second.free()
@@ -187,7 +215,7 @@ def test_a_place_is_kept_while_somebody_works_on_the_body():
     with body:
         gate.inflate_at_once(body, SIZE)
         body.free()
-        assert gate._held == 1000
+        assert held(gate) == 1000
     assert is_empty(gate)
 
 
@@ -237,7 +265,7 @@ def test_inflated_bodies_of_one_connection_are_in_use_one_at_a_time(
     for number, stream in enumerate(streams, 1):
         settle(client, number)
         call = here.engine.calls[-1]
-        assert client.socket.inflation._held > 0
+        assert held(client.socket.inflation) > 0
         if leaves:
             client.h2.reset_stream(stream)
             client.turn()
