@@ -7,6 +7,7 @@ else's requests. So a long text is cut into parts, which take about a millisecon
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -219,6 +220,14 @@ def _first_of(marks: bytes, body: Buffer, start: int, stop: int) -> int:
         if found:
             return at + min(found)
     return stop
+
+
+def elements(values: Any) -> Any:
+    """All elements of a list, those that are long themselves as a `LongArray`.
+
+    Raises: InvalidInput.
+    """
+    return list(chain.from_iterable(values.parts())) if isinstance(values, LongArray) else values
 
 
 def plain(value: Any) -> Any:

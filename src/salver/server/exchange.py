@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from salver.codecs.bind import bind
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
-from salver.engine.each import parts_of
+from salver.engine.each import bound
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.inflation import Compressed
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from salver.server.head import HttpHead
     from salver.server.http2.stream import Stream
     from salver.types import Call, ModelRef, Request, Response, Tensors
+
+    Payload = Tensors | Object
 
 log = logging.getLogger("salver.server")
 GONE: Final = Cancelled("the client went away")
@@ -78,7 +79,7 @@ class Exchange:
         except Exception:
             self._fail_internally()
 
-    def _run(self, endpoint: Endpoint, operation: Any, inputs: Tensors | None = None) -> None:
+    def _run(self, endpoint: Endpoint, operation: Any, inputs: Payload | None = None) -> None:
         """`inputs` are those of an inference, if they are bound already."""
         head = self.head
         self.operation = operation
@@ -119,7 +120,7 @@ class Exchange:
         return len(body) > _DECODED_AT_ONCE and _BINARY not in self.head.headers
 
     async def _run_aside(
-        self, endpoint: Endpoint, decoding: Awaitable[tuple[Any, Tensors | None]]
+        self, endpoint: Endpoint, decoding: Awaitable[tuple[Any, Payload | None]]
     ) -> None:
         """Off the loop, which a table of some megabytes, or of some kilobytes of compressed ones,
         would keep busy for seconds.
@@ -135,26 +136,24 @@ class Exchange:
 
     async def _open(
         self, endpoint: Endpoint, compressed: Compressed, plain: Any
-    ) -> tuple[Any, Tensors | None]:
+    ) -> tuple[Any, Payload | None]:
         """What is in a compressed body; `plain` is the body, if that is known."""
         with compressed:
             if plain is None:
                 plain = await self.connection.inflation.inflate(compressed, self._limit)
             return await self._decode_aside(endpoint, plain)
 
-    async def _decode_aside(self, endpoint: Endpoint, body: Any) -> tuple[Any, Tensors | None]:
+    async def _decode_aside(self, endpoint: Endpoint, body: Any) -> tuple[Any, Payload | None]:
         """The operation, and its inputs if they can be bound already."""
         operation = await asyncio.to_thread(self._decode, endpoint, body)
         if type(operation) is Infer and isinstance(operation.request.payload, Object):
             return operation, await self._bind_aside(operation.ref, operation.request)
         return operation, None
 
-    async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors | None:
+    async def _bind_aside(self, ref: ModelRef, request: Request) -> Payload:
         method = self.app.engine.find(ref).plan(request.method).method
         payload: Any = request.payload
-        if await asyncio.to_thread(parts_of, method, payload):
-            return None
-        inputs = await asyncio.to_thread(bind, method, payload)
+        inputs = await asyncio.to_thread(bound, method, payload)
         # What is needed for the answer is in the rest; the text would be kept until then.
         payload.value = None
         return inputs
