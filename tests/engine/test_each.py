@@ -7,6 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
+from salver.codecs.bind import bind
 from salver.codecs.long_array import loads_long
 from salver.engine import each as each_module
 from salver.engine.each import Each, bound, parts_of
@@ -113,6 +114,24 @@ def test_long_inputs_are_bound_before_they_wait() -> None:
     long, short = payload.value
     assert long["x"].shape == (80_000,)
     assert short == Object("row", [2.5])
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+@pytest.mark.parametrize("most", [1, 2])
+def test_rows_of_several_lengths_share_no_call_but_with_their_like(
+    is_long: bool, most: int
+) -> None:
+    spec = TensorSpec(name="x", dtype=FP32, shape=(-1, -1))
+    method = Method(inputs=(spec,), outputs=(), batching="rows", max_rows=most)
+    rows = [[1.5] * 80_000, [2.5] * 80_000, [3.5]]
+    value = loads_long(orjson.dumps(rows), 8) if is_long else rows
+    payload: Any = Object("rows", value)
+    parts = parts_of(method, bound(method, payload) if is_long else payload)
+    found = [part if isinstance(part, Tensors) else bind(method, part) for part in parts]
+    shapes = [(1, 80_000), (1, 80_000), (1, 1)] if most == 1 else [(2, 80_000), (1, 1)]
+    assert [part["x"].shape for part in found] == shapes
+    if is_long and most == 1:
+        assert [type(part) for part in parts] == [Tensors, Tensors, Object]
 
 
 def test_a_wrong_row_is_told_by_its_place_in_all() -> None:

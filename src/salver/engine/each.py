@@ -8,7 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from salver.codecs.bind import bind, is_list_of_inputs, num_inputs
-from salver.codecs.long_array import LongArray, elements
+from salver.codecs.long_array import LongArray, elements, plain
 from salver.errors import InvalidInput, SalverError, Unsupported
 from salver.types import Call, Object, Response, Rows, Tensor, Tensors
 
@@ -37,42 +37,60 @@ def parts_of(method: Method, payload: Any) -> Sequence[Payload]:
     if payload.schema == "calls":
         calls: Sequence[Payload] = payload.value
         return calls
-    most = method.max_rows if method.batching == "rows" else 1
+    most = _most_inputs(method)
     if not (most and is_list_of_inputs(method, payload) and num_inputs(payload) > most):
         return ()
-    return _divided(method, payload)
+    return _divided(method, payload, most)
 
 
 def bound(method: Method, payload: Object) -> Payload:
-    """The same and `bind` at once, for a payload of any length: what takes long is done then.
+    """What takes long of that and of `bind`, for a payload of any length.
 
     Raises: InvalidInput, UnsupportedMedia.
     """
-    if not is_list_of_inputs(method, payload):
+    most = _most_inputs(method)
+    if not (most and is_list_of_inputs(method, payload)):
         return bind(method, payload)
-    calls = _divided(method, payload)
+    if not _is_even(method, payload) and num_inputs(payload) <= most:
+        return bind(method, payload)
+    calls = _divided(method, payload, most)
     return calls[0] if len(calls) == 1 else Object("calls", calls)
 
 
-def _divided(method: Method, payload: Object) -> Sequence[Payload]:
-    """Rows are bound before they are divided, so that what is wrong is told by its place in all."""
+def _most_inputs(method: Method) -> int:
+    """0 for no limit."""
+    return method.max_rows if method.batching == "rows" else 1
+
+
+def _is_even(method: Method, payload: Object) -> bool:
+    """Whether all rows are of one size."""
+    return payload.schema == "columns" or method.has_fixed_rows
+
+
+def _divided(method: Method, payload: Object, most: int) -> Sequence[Payload]:
+    """Rows of one size are bound first, so that what is wrong is told by its place in all. Others
+    are bound when their call is made, but for those that are long themselves.
+    """
+    if _is_even(method, payload):
+        return _slices(bind(replace(method, max_rows=0), payload), most)
     if method.batching != "rows":
-        values = elements(payload.value)
-        if len(values) > 1:
-            return [_one(method, value) for value in values]
-        return [bind(method, payload)]
-    inputs = bind(replace(method, max_rows=0), payload)
+        return [_one(method, Object("row", value)) for value in elements(payload.value)]
+    values = elements(payload.value) if most == 1 else plain(payload.value)
+    starts = range(0, len(values), most)
+    return [_one(method, Object("rows", values[start : start + most])) for start in starts]
+
+
+def _one(method: Method, payload: Object) -> Payload:
+    value = payload.value
+    only = value[0] if payload.schema == "rows" else value
+    return bind(method, payload) if isinstance(only, LongArray) else payload
+
+
+def _slices(inputs: Tensors, most: int) -> list[Tensors]:
     num_rows = len(next(iter(inputs.values())).array())
-    most = method.max_rows
-    if not most or num_rows <= most:
+    if num_rows <= most:
         return [inputs]
     return [_rows(inputs, start, start + most) for start in range(0, num_rows, most)]
-
-
-def _one(method: Method, value: Any) -> Payload:
-    """One input, bound already if that takes long."""
-    one = Object("row", value)
-    return bind(method, one) if isinstance(value, LongArray) else one
 
 
 def _rows(inputs: Tensors, start: int, stop: int) -> Tensors:
