@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from inspect import isawaitable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -186,9 +187,28 @@ class Exchange:
                 self.fail(item)
             elif final and self.pieces is None and (item.names or not item.method.streams):
                 endpoint: Any = self.head.endpoint
-                self.send(endpoint.encode(self.operation, item))
+                answer = endpoint.encode(self.operation, item)
+                if type(answer.body) is GeneratorType:
+                    self.app.spawn(self._send_long(answer))
+                else:
+                    self.send(answer)
             else:
                 self._stream(item, final)
+        except SalverError as error:
+            self.fail(error)
+        except Exception:
+            self._fail_internally()
+
+    async def _send_long(self, answer: HttpAnswer) -> None:
+        """Has a long answer written, and lets others have their turn between its parts."""
+        parts = []
+        try:
+            for part in answer.body:
+                parts.append(part)
+                await asyncio.sleep(0)
+                if not self.is_open:
+                    return
+            self.send(replace(answer, body=parts))
         except SalverError as error:
             self.fail(error)
         except Exception:
