@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import struct
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,22 @@ def test_many_bytes_are_decoded_at_once(door):
     (answer,) = here.connect().send(raw)
     assert answer.status == 400
     assert not here.app._tasks
+
+
+def test_many_texts_are_decoded_beside_the_loop(door):
+    here = door()
+    client = here.connect()
+    texts = b"".join(struct.pack("<I", 4) + b"text" for _ in range(50_000))
+    entry = {"name": "x", "shape": [50_000], "datatype": "BYTES"}
+    entry["parameters"] = {"binary_data_size": len(texts)}
+    head = orjson.dumps({"inputs": [entry]})
+    client.feed(here.request(head + texts, Inference_Header_Content_Length=str(len(head))))
+    assert not here.engine.calls
+    while here.app._tasks:
+        here.turn(1)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.json["outputs"][0]["data"] == ["text"] * 50_000
 
 
 def test_an_answer_that_cannot_be_written_is_an_error(door, caplog):
