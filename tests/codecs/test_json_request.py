@@ -345,6 +345,16 @@ def test_no_nesting_is_too_deep_to_be_judged(field, opening, closing, depth):
         assert decode_request(body, 64).tensors["x"].array("x").tolist() == [1]
 
 
+@pytest.mark.parametrize("mark", [b'"data":[', b'"data":["",', b'"data":[1,1,'])
+def test_what_only_looks_like_many_inputs_is_soon_given_up(mark):
+    with (
+        mock.patch.object(long_array, "_end_of_data", return_value=-1) as looked_for,
+        pytest.raises(InvalidInput),
+    ):
+        decode_request(b'{"inputs":[' + mark * 100_000, 64)
+    assert looked_for.call_count == 1024
+
+
 def test_a_long_array_elsewhere_is_no_input():
     value = one("FP32", [1], [1.0])
     value["parameters"] = {"data": np.ones(60_000).tolist()}
