@@ -21,11 +21,14 @@ Metric = Literal[
 
 @dataclass(frozen=True)
 class Served:
-    """A server under a load, and perhaps a second load beside it that is not measured."""
+    """A server under a load, and perhaps a second load beside it that is not measured, on the same
+    server or on one of its own.
+    """
 
     server: Peer
     load: Load
     beside: Load | None = None
+    beside_server: Peer | None = None
     label: str = ""
 
 
@@ -190,5 +193,17 @@ CONTESTS: tuple[Contest, ...] = (
         Served(Salver(_BOTH), _STEADY, beside=_FOREST, label="salver, forest busy"),
         Served(Salver(_BOTH), _STEADY, label="salver, forest idle"),
         (Bar("p99_us", at_most=2),),
+    ),
+    Contest(
+        "isolation_apart",
+        "Tiny model beside a saturated forest: one server against two",
+        Served(Salver(_BOTH), _STEADY, beside=_FOREST, label="salver, one for both"),
+        Served(
+            Salver(_TINY),
+            _STEADY,
+            beside=_FOREST,
+            beside_server=Salver(("forest",)),
+            label="salver, one each",
+        ),
     ),
 )

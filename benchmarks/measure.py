@@ -92,7 +92,7 @@ class Bench:
         sides = [side for side in (contest.ours, contest.peer) if side]
         try:
             with ExitStack() as stack:
-                servers = [self._server(side, stack) for side in sides]
+                servers = [self._servers(side, stack) for side in sides]
                 for turn in order(self.pairs):
                     for index in (index for index in turn if index < len(sides)):
                         runs = (outcome.ours, outcome.peer)[index]
@@ -102,24 +102,25 @@ class Bench:
             outcome.failed = str(error)
         return outcome
 
-    def _server(self, side: Side, stack: ExitStack) -> Server | None:
+    def _servers(self, side: Side, stack: ExitStack) -> list[Server]:
+        """The measured server, and if there is one the server of the load beside."""
         if not isinstance(side, Served):
-            return None
-        return stack.enter_context(running([side.server], self.cache))[0]
+            return []
+        peers = [side.server] + ([side.beside_server] if side.beside_server else [])
+        return stack.enter_context(running(peers, self.cache))
 
-    def _measure(self, side: Side, server: Server | None) -> Measurement:
+    def _measure(self, side: Side, servers: list[Server]) -> Measurement:
         if isinstance(side, Loop):
             return self._loop(side)
         if isinstance(side, Started):
             with running([side.server], self.cache) as (started,):
                 found = self.served(side.load, started)
                 return {"ready_s": started.ready_s, "rss_mb": found["rss_mb"]}
-        assert server is not None
         if side.beside is None:
-            return self.served(side.load, server)
-        beside = self._start(side.beside, server, self.seconds + OVERLAP_S)
+            return self.served(side.load, servers[0])
+        beside = self._start(side.beside, servers[-1], self.seconds + OVERLAP_S)
         try:
-            found = self.served(side.load, server)
+            found = self.served(side.load, servers[0])
             found["beside_requests_per_s"] = _rate(generator.result(beside))
         finally:
             beside.kill()
