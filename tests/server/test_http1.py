@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION
+from salver.types import Tensor
 
 LIVE = "/v2/health/live"
 
@@ -548,29 +549,49 @@ def test_a_client_that_leaves_in_a_body_frees_it(door):
     assert not here.engine.calls
 
 
-def test_a_client_that_ends_its_side_still_gets_its_answers(door):
+def test_a_client_that_ends_its_side_gets_what_is_ready_and_no_more(door):
     here = door(pipelined=4)
     client = here.connect()
-    client.feed(here.request(here.infer()) * 10)
-    assert client.connection.eof_received()
-    here.turn(50)
-    assert len(client.answers()) == 10
-    assert client.transport.ended == "closed"
+    client.feed(here.request(method="GET", path=LIVE) + here.request(here.infer()) * 10)
+    client.end()
+    assert [answer.json for answer in client.answers()] == [{"live": True}]
+    assert here.engine.cancelled == here.engine.calls
+    client.connection.connection_lost(None)
+    assert client.connection not in here.app.connections
 
 
-def test_an_answer_of_the_same_turn_survives_the_end_of_the_input(door):
+@pytest.mark.parametrize("sent", ["a request", "a head", "a chunk", "a continue", "a stream"])
+def test_the_end_of_the_input_ends_what_is_due(door, sent):
     here = door()
+    here.engine.holds = True
+    body = here.infer(*range(9000))
+    raw = {
+        "a request": here.request(here.infer()),
+        "a head": here.request(body)[:30_000],
+        "a chunk": here.request(b"5\r\nabc", Transfer_Encoding="chunked"),
+        "a continue": here.request(Content_Length="9", Expect="100-continue"),
+        "a stream": here.request(b"[1]", path="/predict/m"),
+    }[sent]
     client = here.connect()
+    client.send(raw)
+    if sent == "a stream":
+        here.engine.push(here.engine.calls[0], Tensor.of([1.0]), False)
+    client.end()
+    assert here.engine.cancelled == here.engine.calls
+    assert client.connection._body is client.connection._chunked is None
+
+
+def test_who_ends_its_side_and_does_not_read_is_ended(door):
+    here = door(body_timeout_s=30)
+    client = here.connect()
+    client.transport.window = 0
     client.feed(here.request(method="GET", path=LIVE))
-    assert client.connection.eof_received()
-    here.turn()
-    assert client.answers()[0].status == 200
+    client.end()
     assert client.transport.ended == "closed"
-
-
-def test_an_idle_end_just_closes(door):
-    client = door().connect()
-    assert not client.connection.eof_received()
+    client.transport.ended = ""
+    here.pass_time(1)
+    here.pass_time(31)
+    assert client.transport.ended == "aborted"
 
 
 def test_slow_heads_are_ended_even_if_they_drip(door):
