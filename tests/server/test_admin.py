@@ -15,6 +15,7 @@ from salver.interfaces import Command, Query
 from salver.observe.metrics import exposition
 from salver.observe.rates import Rates
 from salver.protocols.kserve_v2 import KserveV2
+from salver.protocols.kserve_v2_grpc import methods
 from salver.protocols.plain import PlainDoor
 from salver.server import admin
 from salver.server.admin import Admin
@@ -254,6 +255,50 @@ def test_the_configuration_tells_the_largest_batch(
         found = served.ask("model_config", model="m")
         assert (found["max_batch_size"], found["input"][0]["dims"]) == (max_batch, dims)
         assert ("dynamic_batching" in found) == (max_batch > 1)
+
+    serve(tmp_path, check)
+
+
+COUNT = """
+from collections.abc import Iterator
+
+class Count:
+    def predict(self, n: int) -> Iterator[int]:
+        yield n
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy", "kind", "gpus"),
+    [
+        ("", {"latest": {"num_versions": 1}}, "KIND_CPU", []),
+        ("versions: 3", {"latest": {"num_versions": 3}}, "KIND_CPU", []),
+        ("versions: all\ndevice: cuda", {"all": {}}, "KIND_GPU", [0]),
+        ("versions: ['7']\ndevice: 'cuda:1'", {"specific": {"versions": [7]}}, "KIND_GPU", [1]),
+    ],
+)
+def test_the_configuration_tells_versions_place_and_streaming(
+    tmp_path: Path, settings: str, policy: Any, kind: str, gpus: list[int]
+) -> None:
+    for name, code in (("m", DOUBLE), ("count", COUNT)):
+        (tmp_path / name / "7").mkdir(parents=True)
+        (tmp_path / name / "7" / "model.py").write_text(code)
+    (tmp_path / "m" / "model.yaml").write_text(f"instances: {{isolation: inline}}\n{settings}")
+    (tmp_path / "count" / "model.yaml").write_text("instances: {isolation: thread}")
+
+    async def check(served: Served) -> None:
+        await served.tell("load", model="m")
+        await served.tell("load", model="count")
+        found = served.ask("model_config", model="m")
+        assert found["version_policy"] == policy
+        (group,) = found["instance_group"]
+        assert (group["kind"], group["gpus"], group["count"]) == (kind, gpus, 1)
+        assert "model_transaction_policy" not in found
+        assert served.ask("model_config", model="count")["model_transaction_policy"] == {
+            "decoupled": True
+        }
+        (rpc,) = (each for each in methods() if each.path.endswith("/ModelConfig"))
+        assert rpc.encode(Query(name="model_config"), found, True)
 
     serve(tmp_path, check)
 

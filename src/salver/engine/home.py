@@ -226,6 +226,7 @@ def generation_elsewhere(
     runtime: str,
     signature: Signature,
     is_idempotent: bool,
+    batches: bool,
     statistics: ModelStatistics,
     clock: Clock,
     loop: asyncio.AbstractEventLoop,
@@ -250,7 +251,7 @@ def generation_elsewhere(
         signature=signature,
         target=target,
         statistics=statistics,
-        batches=False,
+        batches=batches,
         close=_nothing,
         workers=(target,),
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from salver.codecs.json_numbers import dumps
 from salver.codecs.v2 import EXTENSIONS
 from salver.engine.engine import UNLOADED, version_key
+from salver.engine.loader import device
 from salver.errors import Internal, InvalidInput, NotFound, Unavailable
 from salver.observe import user_metrics
 from salver.observe.memory import device_bytes
@@ -25,7 +26,7 @@ from salver.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from salver.config import ServerConfig
+    from salver.config import ModelConfig, ServerConfig
     from salver.control.reload import Commands
     from salver.engine.engine import Engine, ServedModel
     from salver.engine.generation import Generation
@@ -153,18 +154,11 @@ class Admin:
             "name": generation.ref.name,
             "platform": "",
             "backend": generation.runtime,
-            "version_policy": {"latest": {"num_versions": 1}},
+            "version_policy": version_policy(generation.config),
             "max_batch_size": max_batch,
             "input": [config_tensor(spec, skip) for spec in method.inputs],
             "output": [config_tensor(spec, skip) for spec in method.outputs],
-            "instance_group": [
-                {
-                    "name": generation.ref.name,
-                    "kind": "KIND_CPU",
-                    "count": observed_version(generation).statistics.gauges.num_instances,
-                    "gpus": [],
-                }
-            ],
+            "instance_group": [self._instance_group(generation)],
             # The only place of the protocol where gRPC can tell of methods.
             "parameters": {
                 "methods": {"string_value": dumps(methods_metadata(generation.signature)).decode()}
@@ -176,7 +170,20 @@ class Admin:
                 "preferred_batch_size": list(batching.preferred_sizes),
                 "max_queue_delay_microseconds": int(batching.delay_ms * 1000),
             }
+        if method.streams:
+            config["model_transaction_policy"] = {"decoupled": True}
         return config
+
+    def _instance_group(self, generation: Generation) -> dict[str, Any]:
+        """What runs a model, as Triton's model configuration tells it."""
+        where = device(generation.config.device or self._config.device)
+        kind, _, index = where.partition(":")
+        return {
+            "name": generation.ref.name,
+            "kind": "KIND_GPU" if kind == "cuda" else "KIND_CPU",
+            "count": observed_version(generation).statistics.gauges.num_instances,
+            "gpus": [int(index) if index.isdecimal() else 0] if kind == "cuda" else [],
+        }
 
     def _statistics(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         name, version = arguments.get("model", ""), arguments.get("version") or ""
@@ -330,6 +337,16 @@ def method_tensor(spec: TensorSpec) -> dict[str, Any]:
         "columns": list(spec.columns),
         "optional": spec.optional,
     }
+
+
+def version_policy(config: ModelConfig) -> dict[str, Any]:
+    """Which versions are wanted; Triton knows numbers only."""
+    wanted = config.versions
+    if wanted == "all":
+        return {"all": {}}
+    if isinstance(wanted, int):
+        return {"latest": {"num_versions": wanted}}
+    return {"specific": {"versions": [int(each) for each in wanted if each.isdecimal()]}}
 
 
 def largest_batch(method: Method, *, batches: bool) -> int:

@@ -166,7 +166,9 @@ class Follower:
         else:
             self._prepared[number] = generation
             is_idempotent = generation.target.is_idempotent
-            about = About(generation.runtime, generation.signature, is_idempotent)
+            about = About(
+                generation.runtime, generation.signature, is_idempotent, generation.batches
+            )
             self._send(Prepared(number, about))
 
     async def _load(self, wanted: Wanted, *, has_host: bool = False) -> Generation:
@@ -237,6 +239,7 @@ class Follower:
             runtime=about.runtime,
             signature=about.signature,
             is_idempotent=about.is_idempotent,
+            batches=about.batches,
             statistics=self._slab.statistics(wanted.generation, self._index),
             clock=system_clock,
             loop=asyncio.get_running_loop(),
