@@ -167,6 +167,9 @@ def test_states_as_tensorflow_serving_and_kserve_ask_for_them(folder: Path) -> N
         for version in ("1", "old"):
             found = served.ask("model_status", model="double", version=version)
             assert found["model_version_status"] == [first]
+            assert served.ask("model_metadata", model="double", version=version)["versions"] == [
+                "1"
+            ]
         found = served.ask("model_status", model="broken")
         (broken,) = found["model_version_status"]
         assert (found["ready"], broken["state"]) == (False, "END")

@@ -133,11 +133,12 @@ class Admin:
     def _model_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         generation = self._find(arguments)
         model = self._engine.models[generation.ref.name]
-        version = arguments.get("version")
         method = generation.signature.methods[generation.signature.default]
         return {
             "name": generation.ref.name,
-            "versions": [version] if version else sorted(model.versions, key=version_key),
+            "versions": [generation.ref.version]
+            if arguments.get("version")
+            else sorted(model.versions, key=version_key),
             "platform": generation.runtime,
             "inputs": [tensor_metadata(spec) for spec in method.inputs],
             "outputs": [tensor_metadata(spec) for spec in method.outputs],
