@@ -350,6 +350,16 @@ def test_models_that_are_only_offered_are_listed(folder: Path) -> None:
     serve(folder, check)
 
 
+def test_the_index_sorts_versions_by_number(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        for version in ("10", "2", "1", "nightly"):
+            served.engine.note(ModelRef("m", version), "LOADING")
+        index = served.ask("repository_index")
+        assert [entry["version"] for entry in index] == ["nightly", "1", "2", "10"]
+
+    serve(folder, check)
+
+
 def test_load_takes_no_parameters(folder: Path) -> None:
     async def check(served: Served) -> None:
         with pytest.raises(InvalidInput, match=r"model\.yaml"):

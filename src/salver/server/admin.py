@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
 from salver.codecs.v2 import EXTENSIONS
-from salver.engine.engine import UNLOADED, version_key
+from salver.engine.engine import UNLOADED, State, version_key
 from salver.engine.loader import device
+from salver.engine.target import GIVEN_UP
 from salver.errors import Internal, InvalidInput, NotFound, Unavailable
 from salver.observe import user_metrics
 from salver.observe.memory import device_bytes
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 _WORKER_TIMEOUT_S: Final = 0.5
 _UNLIMITED: Final = 1 << 20
-_CRASHED: Final = "its workers crashed too often; load it again"
 
 
 class Admin:
@@ -201,7 +201,8 @@ class Admin:
         found = [
             {"name": name, "version": version, "state": state, "reason": reason}
             for name, model in sorted(self._engine.models.items())
-            for version, (state, reason) in sorted(model.states.items())
+            for version in sorted(model.states, key=version_key)
+            for state, reason in [version_state(model, version)]
             if state == "READY" or not arguments.get("ready")
         ]
         known = {entry["name"] for entry in found}
@@ -298,17 +299,20 @@ def observed_version(generation: Generation) -> ObservedVersion:
     )
 
 
+def version_state(model: ServedModel, version: str) -> State:
+    """What became of a version, also of one that was given up after it was ready."""
+    state = model.states[version]
+    generation = model.versions.get(version)
+    if generation is None or generation.target.is_ready:
+        return state
+    return State("UNAVAILABLE", state.reason or GIVEN_UP)
+
+
 def version_status(model: ServedModel, version: str) -> dict[str, Any]:
     """A version as TensorFlow Serving tells it (get_model_status.proto)."""
-    state, reason = model.states[version]
-    generation = model.versions.get(version)
-    if generation is not None and generation.target.is_ready:
-        name, problem = "AVAILABLE", ""
-    elif state == "LOADING":
-        name, problem = "LOADING", ""
-    else:
-        name = "END"
-        problem = "" if model.states[version] == UNLOADED else reason or _CRASHED
+    state = version_state(model, version)
+    name = {"READY": "AVAILABLE", "LOADING": "LOADING"}.get(state.name, "END")
+    problem = state.reason if name == "END" and state != UNLOADED else ""
     status = {"error_code": "UNAVAILABLE" if problem else "OK", "error_message": problem}
     return {"version": version, "state": name, "status": status}
 
@@ -385,7 +389,7 @@ def _most_telling(model: ServedModel) -> dict[str, str]:
 def _problem(model: ServedModel) -> str:
     """What keeps the files of a model that is ready from being served as they are."""
     if model.latest is not None and not model.latest.target.is_ready:
-        return _CRASHED
+        return GIVEN_UP
     return "; ".join(
         f"version {version}: {reason}"
         for version, (_, reason) in sorted(model.states.items())
