@@ -327,10 +327,17 @@ def test_statistics_of_a_version(folder: Path) -> None:
         (found,) = served.ask("statistics", model="double", version="2")["model_stats"]
         assert (found["inference_count"], found["execution_count"]) == (1, 1)
         assert found["last_inference"] > 1_700_000_000_000
+        assert isinstance(await served.predict("double", -1), SalverError)
+        await asyncio.gather(*(served.predict("double", 1) for _ in range(3)))
+        (found,) = served.ask("statistics", model="double", version="2")["model_stats"]
         stats = found["inference_stats"]
-        assert stats["success"]["count"] == stats["queue"]["count"] == 1
-        assert stats["success"]["ns"] >= stats["compute_infer"]["ns"] > 0
-        assert [entry["batch_size"] for entry in found["batch_stats"]] == [1]
+        compute = [stats[f"compute_{part}"] for part in ("input", "infer", "output")]
+        assert [each["count"] for each in (stats["success"], stats["queue"], *compute)] == [4] * 5
+        assert stats["success"]["ns"] == stats["queue"]["ns"] + sum(each["ns"] for each in compute)
+        single, shared = found["batch_stats"]
+        assert (single["batch_size"], shared["batch_size"]) == (1, 3)
+        assert [shared[f"compute_{part}"]["count"] for part in ("input", "infer")] == [1, 1]
+        assert stats["compute_infer"]["ns"] >= 3 * shared["compute_infer"]["ns"] > 0
         with pytest.raises(NotFound):
             served.ask("statistics", model="double", version="9")
 

@@ -20,6 +20,7 @@ from salver.errors import Internal, InvalidInput, NotFound, Unavailable
 from salver.observe import user_metrics
 from salver.observe.memory import device_bytes
 from salver.observe.metrics import ObservedModel, ObservedVersion, exposition
+from salver.observe.statistics import Duration
 from salver.server.openapi import describe
 from salver.types import ModelRef
 from salver.version import __version__
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from salver.engine.generation import Generation
     from salver.interfaces import Command, Query
     from salver.observe.rates import Rates
-    from salver.observe.statistics import Duration, ModelStatistics
+    from salver.observe.statistics import ModelStatistics
     from salver.server.router import Router
     from salver.signature import Method, Signature, TensorSpec
 
@@ -414,11 +415,12 @@ def page_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def model_statistics(generation: Generation) -> dict[str, Any]:
-    """Counters in the form of the statistics extension; times in nanoseconds."""
+    """Counters in the form of the statistics extension: times in nanoseconds, added up over
+    successful calls, so that clients may divide them by `count`; those of batches over runs.
+    """
     statistics: ModelStatistics = generation.statistics.total()
-    success, failure = statistics.success, statistics.failure
-    runs = {"count": statistics.num_runs, "ns": statistics.compute_ns}
-    nothing = {"count": 0, "ns": 0}
+    success = statistics.success
+    nothing, unmeasured = Duration(0, 0), Duration(success.times, 0)
     return {
         "name": generation.ref.name,
         "version": generation.ref.version,
@@ -427,20 +429,20 @@ def model_statistics(generation: Generation) -> dict[str, Any]:
         "execution_count": statistics.num_runs,
         "inference_stats": {
             "success": _duration(success),
-            "fail": _duration(failure),
-            "queue": {"count": sum(statistics.queue_times().steps), "ns": statistics.queue_ns},
-            "compute_input": nothing,
-            "compute_infer": runs,
-            "compute_output": nothing,
-            "cache_hit": nothing,
-            "cache_miss": nothing,
+            "fail": _duration(statistics.failure),
+            "queue": _duration(statistics.waited),
+            "compute_input": _duration(unmeasured),
+            "compute_infer": _duration(statistics.ran),
+            "compute_output": _duration(unmeasured),
+            "cache_hit": _duration(nothing),
+            "cache_miss": _duration(nothing),
         },
         "batch_stats": [
             {
                 "batch_size": size,
-                "compute_input": nothing,
+                "compute_input": {"count": duration.times, "ns": 0},
                 "compute_infer": _duration(duration),
-                "compute_output": nothing,
+                "compute_output": {"count": duration.times, "ns": 0},
             }
             for size, duration in statistics.batches().items()
         ],
