@@ -190,7 +190,7 @@ class ServerConfig(Options, frozen=True, kw_only=True):
     tls_key: Annotated[str, _option("Private key (PEM).", "static")] = ""
     api_key: Annotated[str, _option("Key that every request must carry.", "static")] = ""
     cors_origins: Annotated[
-        tuple[str, ...], _option("Origins whose pages may call this server.", "static")
+        tuple[str, ...], _option("Origins whose pages may call this server; `*` for all.", "static")
     ] = ()
     device: Annotated[str, _option("`auto`, `cpu`, `cuda` or `cuda:1`.", "static")] = "auto"
     processes: Annotated[int, _option("Front processes.", "static", ge=1)] = 1

@@ -174,6 +174,9 @@ def test_options_tells_the_methods(door, path):
     assert answer.status == 204
     assert "OPTIONS" in answer.headers["allow"]
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert answer.headers["vary"] == "Origin"
+    allowed = set(answer.headers["access-control-allow-headers"].split(", "))
+    assert allowed > {"Authorization", "Content-Encoding", "Inference-Header-Content-Length"}
     assert "content-length" not in answer.headers
 
 
@@ -183,6 +186,28 @@ def test_a_preflight_needs_no_key_and_other_origins_get_no_permission(door):
     (answer,) = here.connect().send(raw)
     assert answer.status == 204
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", [{}, {"Origin": "https://a.example"}, {"Origin": "https://b"}])
+def test_what_depends_on_the_origin_says_so(door, origin):
+    here = door(cors_origins=("https://a.example",))
+    (answer,) = here.connect().send(here.request(here.infer(), **origin))
+    assert answer.headers["vary"] == "Origin"
+    is_allowed = origin.get("Origin") == "https://a.example"
+    assert ("access-control-allow-origin" in answer.headers) == is_allowed
+    exposed = answer.headers.get("access-control-expose-headers", "")
+    assert ("Inference-Header-Content-Length" in exposed) == is_allowed
+
+
+def test_what_every_origin_may_read_is_the_same_for_all(door):
+    here = door(cors_origins=("*",))
+    client = here.connect()
+    one, other = client.send(
+        here.request(here.infer()) + here.request(here.infer(), Origin="https://b")
+    )
+    assert one.headers == other.headers
+    assert one.headers["access-control-allow-origin"] == "*"
+    assert "vary" not in one.headers
 
 
 def test_waits_for_the_body_only_after_saying_so(door):
