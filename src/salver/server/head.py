@@ -36,6 +36,8 @@ _MAX_CACHED_BYTES: Final = 2048
 _MAX_LENGTH_DIGITS: Final = 18
 _SMALL_BODY: Final = 1 << 16
 OWS: Final = " \t"
+MAX_ID_LENGTH: Final = 128
+"""Of an `X-Request-Id`; longer ones are cut off."""
 
 
 class HttpHead:
@@ -193,7 +195,7 @@ class HeadReader:
     def decide(self, head: HttpHead) -> None:
         """Route, permission and limits: everything that needs no body."""
         headers = head.headers
-        head.request_id = headers.get("x-request-id", "")[:128]
+        head.request_id = headers.get("x-request-id", "")[:MAX_ID_LENGTH]
         head.expects_continue = (
             head.version != "1.0" and headers.get("expect", "").lower() == "100-continue"
         )
