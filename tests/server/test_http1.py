@@ -180,6 +180,15 @@ def test_options_tells_the_methods(door, path):
     assert "content-length" not in answer.headers
 
 
+@pytest.mark.parametrize("trailer", [b"X\0: 1", b"X: \0", b"X Y: 1", b": 1", b"no colon", b" X: 1"])
+def test_a_trailer_is_a_header_field(door, trailer):
+    here = door()
+    body = chunked(here.infer(), trailers=trailer + b"\r\n")
+    (answer,) = here.connect().send(here.request(Transfer_Encoding="chunked") + body)
+    assert answer.status == 400
+    assert "trailer" in answer.json["error"]
+
+
 def test_a_preflight_needs_no_key_and_other_origins_get_no_permission(door):
     here = door(cors_origins=("https://a.example",), api_key="k")
     raw = here.request(method="OPTIONS", Origin="https://b.example")
