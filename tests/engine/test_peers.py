@@ -148,6 +148,7 @@ class Front:
             runtime="fake",
             signature=SIGNATURE,
             is_idempotent=is_idempotent,
+            batches=False,
             statistics=self.statistics,
             clock=system_clock,
             loop=asyncio.get_running_loop(),
