@@ -180,7 +180,7 @@ class ServerConfig(Options, frozen=True, kw_only=True):
     tls_key: Annotated[str, _option("Private key (PEM).")] = ""
     api_key: Annotated[str, _option("Key that every request must carry.")] = ""
     cors_origins: Annotated[
-        tuple[str, ...], _option("Origins whose pages may call this server.")
+        tuple[str, ...], _option("Origins whose pages may call this server; `*` for all.")
     ] = ()
     device: Annotated[str, _option("`cpu`, `cuda` or `cuda:1`; `auto` is the processor.")] = "auto"
     processes: Annotated[int, _option("Front processes.", ge=1)] = 1

@@ -294,6 +294,7 @@ class Endpoint(NamedTuple):
     `path` is a template such as `/v2/models/{model}/infer`; `decode(head, arguments, body)` turns a
     request into an operation, `encode(operation, result)` its result into the answer. `stream`
     turns each item of a streaming method into a piece of a chunked body; None: it cannot stream.
+    What is not `is_offered` only refuses, with a remedy, and is not described to clients.
     """
 
     methods: tuple[str, ...]
@@ -302,6 +303,7 @@ class Endpoint(NamedTuple):
     decode: Callable[[Head, Mapping[str, str], Any], Operation]
     encode: Callable[[Any, Any], HttpAnswer]
     stream: Callable[[Any, Any], bytes] | None = None
+    is_offered: bool = True
 
 
 class HttpProtocol(Protocol):

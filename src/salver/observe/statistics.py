@@ -39,8 +39,10 @@ _SHORTEST_STEP_BIT: Final = _LOWEST_BIT - 2
 _SHORT_NS: Final = 1 << 23  # 8 ms, which few calls take
 NUM_STEPS: Final = (37 - _LOWEST_BIT) * STEPS_PER_POWER
 
-_SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS = range(7)
-_OUTCOMES = 7
+(
+    _SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _FAIL_QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS,
+) = range(8)  # fmt: skip
+_OUTCOMES = 8
 _REASONS = _OUTCOMES + len(OUTCOMES)
 _BATCHES = _REASONS + len(REASONS)
 _BATCH_NS = _BATCHES + MAX_EXACT_BATCH + 1
@@ -141,6 +143,7 @@ class ModelStatistics:
         else:
             cells[_OUTCOMES + _outcome(error)] += 1
             cells[_FAIL_NS] += total_ns
+            cells[_FAIL_QUEUE_NS] += queue_ns
         cells[_QUEUE_NS] += queue_ns
         cells[_DURATION + step_of(total_ns)] += 1
         cells[_QUEUE + step_of(queue_ns)] += 1
@@ -194,12 +197,16 @@ class ModelStatistics:
         return self.cells[_RUNS]
 
     @property
-    def compute_ns(self) -> int:
-        return self.cells[_COMPUTE_NS]
+    def waited(self) -> Duration:
+        """What successful calls waited."""
+        times, ns = self.success
+        return Duration(times, min(self.cells[_QUEUE_NS] - self.cells[_FAIL_QUEUE_NS], ns))
 
     @property
-    def queue_ns(self) -> int:
-        return self.cells[_QUEUE_NS]
+    def ran(self) -> Duration:
+        """What successful calls ran after that: the time of their run counts for each of them."""
+        times, ns = self.success
+        return Duration(times, ns - self.waited.ns)
 
     def outcomes(self) -> dict[str, int]:
         """Failed calls by kind."""

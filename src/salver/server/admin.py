@@ -129,12 +129,12 @@ class Admin:
     def _model_metadata(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         generation = self._find(arguments)
         model = self._engine.models[generation.ref.name]
-        version = arguments.get("version")
-        versions = [version] if version else sorted(model.versions, key=version_key)
-        return documents.metadata(generation, versions)
+        # A label that was asked for stands for its version's number.
+        named = [generation.ref.version] if arguments.get("version") else model.versions
+        return documents.metadata(generation, sorted(named, key=version_key))
 
     def _model_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return documents.configuration(self._find(arguments))
+        return documents.configuration(self._find(arguments), self._config.device)
 
     def _statistics(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         name, version = arguments.get("model", ""), arguments.get("version") or ""
@@ -151,7 +151,8 @@ class Admin:
         found = [
             {"name": name, "version": version, "state": state, "reason": reason}
             for name, model in sorted(self._engine.models.items())
-            for version, (state, reason) in sorted(model.states.items())
+            for version in sorted(model.states, key=version_key)
+            for state, reason in [documents.version_state(model, version)]
             if state == "READY" or not arguments.get("ready")
         ]
         known = {entry["name"] for entry in found}

@@ -7,18 +7,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
-from salver.engine.engine import UNLOADED, version_key
+from salver.engine.engine import UNLOADED, State, version_key
+from salver.engine.loader import device
+from salver.engine.target import GIVEN_UP
+from salver.observe.statistics import Duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from salver.config import ModelConfig
     from salver.engine.engine import ServedModel
     from salver.engine.generation import Generation
-    from salver.observe.statistics import Duration, Gauges
+    from salver.observe.statistics import Gauges
     from salver.signature import Method, Signature, TensorSpec
 
 _UNLIMITED: Final = 1 << 20
-_CRASHED: Final = "its workers crashed too often; load it again"
 _NO_GENERATION: Final[dict[str, Any]] = {
     "runtime": "",
     "description": "",
@@ -44,7 +47,7 @@ def metadata(generation: Generation, versions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def configuration(generation: Generation) -> dict[str, Any]:
+def configuration(generation: Generation, default_device: str) -> dict[str, Any]:
     """A model as Triton's model configuration tells it."""
     method = generation.signature.methods[generation.signature.default]
     batches = generation.plans[generation.signature.default].batches
@@ -54,18 +57,11 @@ def configuration(generation: Generation) -> dict[str, Any]:
         "name": generation.ref.name,
         "platform": "",
         "backend": generation.runtime,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": _version_policy(generation.config),
         "max_batch_size": max_batch,
         "input": [_config_tensor(spec, skip) for spec in method.inputs],
         "output": [_config_tensor(spec, skip) for spec in method.outputs],
-        "instance_group": [
-            {
-                "name": generation.ref.name,
-                "kind": "KIND_CPU",
-                "count": _gauges(generation).num_instances,
-                "gpus": [],
-            }
-        ],
+        "instance_group": [_instance_group(generation, default_device)],
         # The only place of the protocol where gRPC can tell of methods.
         "parameters": {"methods": {"string_value": dumps(_methods(generation.signature)).decode()}},
     }
@@ -75,13 +71,18 @@ def configuration(generation: Generation) -> dict[str, Any]:
             "preferred_batch_size": list(batching.preferred_sizes),
             "max_queue_delay_microseconds": int(batching.delay_ms * 1000),
         }
+    if method.streams:
+        config["model_transaction_policy"] = {"decoupled": True}
     return config
 
 
 def statistics(generation: Generation) -> dict[str, Any]:
-    """Counters in the form of the statistics extension; times in nanoseconds."""
+    """Counters in the form of the statistics extension: times in nanoseconds, added up over
+    successful calls, so that clients may divide them by `count`; those of batches over runs.
+    """
     counters = generation.statistics.total()
-    nothing = {"count": 0, "ns": 0}
+    success = counters.success
+    nothing, unmeasured = Duration(0, 0), Duration(success.times, 0)
     return {
         "name": generation.ref.name,
         "version": generation.ref.version,
@@ -89,37 +90,41 @@ def statistics(generation: Generation) -> dict[str, Any]:
         "inference_count": counters.num_rows,
         "execution_count": counters.num_runs,
         "inference_stats": {
-            "success": _duration(counters.success),
+            "success": _duration(success),
             "fail": _duration(counters.failure),
-            "queue": {"count": sum(counters.queue_times().steps), "ns": counters.queue_ns},
-            "compute_input": nothing,
-            "compute_infer": {"count": counters.num_runs, "ns": counters.compute_ns},
-            "compute_output": nothing,
-            "cache_hit": nothing,
-            "cache_miss": nothing,
+            "queue": _duration(counters.waited),
+            "compute_input": _duration(unmeasured),
+            "compute_infer": _duration(counters.ran),
+            "compute_output": _duration(unmeasured),
+            "cache_hit": _duration(nothing),
+            "cache_miss": _duration(nothing),
         },
         "batch_stats": [
             {
                 "batch_size": size,
-                "compute_input": nothing,
+                "compute_input": {"count": duration.times, "ns": 0},
                 "compute_infer": _duration(duration),
-                "compute_output": nothing,
+                "compute_output": {"count": duration.times, "ns": 0},
             }
             for size, duration in counters.batches().items()
         ],
     }
 
 
-def version_status(model: ServedModel, version: str) -> dict[str, Any]:
-    """A version as TensorFlow Serving tells it (get_model_status.proto)."""
+def version_state(model: ServedModel, version: str) -> State:
+    """What became of a version, also of one that was given up after it was ready."""
     state = model.states[version]
     generation = model.versions.get(version)
-    if generation is not None and generation.target.is_ready:
-        name, problem = "AVAILABLE", ""
-    elif state.name == "LOADING":
-        name, problem = "LOADING", ""
-    else:
-        name, problem = "END", "" if state == UNLOADED else state.reason or _CRASHED
+    if generation is None or generation.target.is_ready:
+        return state
+    return State("UNAVAILABLE", state.reason or GIVEN_UP)
+
+
+def version_status(model: ServedModel, version: str) -> dict[str, Any]:
+    """A version as TensorFlow Serving tells it (get_model_status.proto)."""
+    state = version_state(model, version)
+    name = {"READY": "AVAILABLE", "LOADING": "LOADING"}.get(state.name, "END")
+    problem = state.reason if name == "END" and state != UNLOADED else ""
     status = {"error_code": "UNAVAILABLE" if problem else "OK", "error_message": problem}
     return {"version": version, "state": name, "status": status}
 
@@ -168,7 +173,7 @@ def _most_telling(model: ServedModel) -> dict[str, str]:
 def _problem(model: ServedModel) -> str:
     """What keeps the files of a model that is ready from being served as they are."""
     if model.latest is not None and not model.latest.target.is_ready:
-        return _CRASHED
+        return GIVEN_UP
     return "; ".join(
         f"version {version}: {reason}"
         for version, (_, reason) in sorted(model.states.items())
@@ -200,6 +205,28 @@ def _method_tensor(spec: TensorSpec) -> dict[str, Any]:
         "content": spec.content,
         "columns": list(spec.columns),
         "optional": spec.optional,
+    }
+
+
+def _version_policy(config: ModelConfig) -> dict[str, Any]:
+    """Which versions are wanted; Triton knows numbers only."""
+    wanted = config.versions
+    if wanted == "all":
+        return {"all": {}}
+    if isinstance(wanted, int):
+        return {"latest": {"num_versions": wanted}}
+    return {"specific": {"versions": [int(each) for each in wanted if each.isdecimal()]}}
+
+
+def _instance_group(generation: Generation, default_device: str) -> dict[str, Any]:
+    """What runs a model, as Triton's model configuration tells it."""
+    where = device(generation.config.device or default_device)
+    kind, _, index = where.partition(":")
+    return {
+        "name": generation.ref.name,
+        "kind": "KIND_GPU" if kind == "cuda" else "KIND_CPU",
+        "count": _gauges(generation).num_instances,
+        "gpus": [int(index) if index.isdecimal() else 0] if kind == "cuda" else [],
     }
 
 

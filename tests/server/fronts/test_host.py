@@ -105,6 +105,14 @@ def host_of(server: Any) -> int:
     return found
 
 
+def test_every_front_tells_how_the_host_batches(server: Any) -> None:
+    with both_fronts(server) as clients:
+        for client in clients:
+            _, config = client.ask("GET", "/v2/models/rows/config")
+            assert config["max_batch_size"] > 1
+            assert "dynamic_batching" in config
+
+
 def test_every_front_calls_the_same_worker(server: Any) -> None:
     with both_fronts(server) as clients:
         (worker,) = {predict(client, "who", "?") for client in clients}

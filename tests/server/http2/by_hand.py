@@ -12,6 +12,7 @@ from salver.server.http2.limits import Http2Limits
 
 if TYPE_CHECKING:
     from salver.server.http2.head import RequestHead
+    from salver.server.http2.hpack import HeaderListTooLarge
     from salver.server.http2.stream import Stream
 
 POST = [(":method", "POST"), (":scheme", "http"), (":path", "/p"), (":authority", "h")]
@@ -37,6 +38,9 @@ class Recorder:
         self.bodies[stream.id] = bytes(body or b"")
         if body is not None:
             self.on_whole(stream)
+
+    def refusal(self, error: HeaderListTooLarge) -> bytes:
+        return hpack.encode([(":status", "431")])
 
     def on_data(self, stream: Stream, data: Any, end_stream: bool) -> None:
         self.bodies[stream.id] += bytes(data)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections import deque
 
     from salver.server.http2.head import RequestHead
+    from salver.server.http2.hpack import HeaderListTooLarge
     from salver.types import Buffer
 
 
@@ -50,6 +51,10 @@ class Handler(Protocol):
 
     def on_request(self, stream: Stream, head: RequestHead, body: Buffer | None) -> None:
         """A new request. `body` is all of it, valid only during the call; None: it is to come."""
+        ...
+
+    def refusal(self, error: HeaderListTooLarge) -> bytes:
+        """The header block that answers a request whose head says more than is allowed."""
         ...
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:
