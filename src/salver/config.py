@@ -2,7 +2,7 @@
 
 The command line, the environment (`SALVER_<OPTION>`), `salver.yaml`, `model.yaml` and the
 documentation all derive from these structs. `static` needs a restart, `reload` a reload of the
-model, `hot` takes effect at once.
+model, `hot` follows the file while serving.
 """
 
 from __future__ import annotations
@@ -47,21 +47,19 @@ class Batching(Options, frozen=True, kw_only=True):
         int,
         _option(
             "Most rows in a batch, and so in a request; 0 takes what the model allows, 1 is off.",
-            "hot",
             ge=0,
         ),
     ] = 0
     delay_ms: Annotated[
-        float, _option("How long an idle instance waits for a batch to fill.", "hot", ge=0)
+        float, _option("How long an idle instance waits for a batch to fill.", ge=0)
     ] = 0.0
     preferred_sizes: Annotated[
-        tuple[int, ...], _option("Sizes at which a waiting batch is released at once.", "hot")
+        tuple[int, ...], _option("Sizes at which a waiting batch is released at once.")
     ] = ()
     slo_ms: Annotated[
         float,
         _option(
             "Answer within this time: sizes are chosen by the learned cost per size. 0 is off.",
-            "hot",
             ge=0,
         ),
     ] = 0.0
@@ -70,24 +68,20 @@ class Batching(Options, frozen=True, kw_only=True):
 class Queue(Options, frozen=True, kw_only=True):
     """How many calls may wait, and for how long."""
 
-    max_calls: Annotated[int, _option("Most calls that wait; more are refused.", "hot", ge=1)] = (
-        4096
-    )
-    timeout_ms: Annotated[
-        float, _option("Longest wait in the queue; 0 for no limit.", "hot", ge=0)
-    ] = 0.0
+    max_calls: Annotated[int, _option("Most calls that wait; more are refused.", ge=1)] = 4096
+    timeout_ms: Annotated[float, _option("Longest wait in the queue; 0 for no limit.", ge=0)] = 0.0
     priority_levels: Annotated[
-        int, _option("Number of priorities; 0 is the most urgent.", "reload", ge=1, le=256)
+        int, _option("Number of priorities; 0 is the most urgent.", ge=1, le=256)
     ] = 1
     ageing_ms: Annotated[
-        float, _option("A waiting call rises one priority each such time.", "hot", gt=0)
+        float, _option("A waiting call rises one priority each such time.", gt=0)
     ] = 1000.0
 
 
 class Instances(Options, frozen=True, kw_only=True):
     """What runs the batches."""
 
-    count: Annotated[int, _option("Instances of the model; 0 chooses.", "reload", ge=0)] = 0
+    count: Annotated[int, _option("Instances of the model; 0 chooses.", ge=0)] = 0
     isolation: Annotated[
         Literal["auto", "inline", "thread", "process"],
         _option("Where an instance runs; `process` survives crashes and hangs."),
@@ -95,7 +89,7 @@ class Instances(Options, frozen=True, kw_only=True):
     threads: Annotated[int, _option("CPU threads of one instance; 0 shares the cores.", ge=0)] = 0
     run_timeout_ms: Annotated[
         float,
-        _option("A process instance that runs longer is killed; 0 for no limit.", "hot", ge=0),
+        _option("A process instance that runs longer is killed; 0 for no limit.", ge=0),
     ] = 0.0
     crash_limit: Annotated[
         int, _option("Crashes in a minute after which a model counts as unavailable.", ge=1)
@@ -165,7 +159,7 @@ class Limits(Options, frozen=True, kw_only=True):
         int, _option("Most unanswered HTTP/1.1 requests of one connection.", "static", ge=1)
     ] = 64
     header_timeout_s: Annotated[
-        float, _option("Longest time from first byte to whole head.", "hot", gt=0)
+        float, _option("Longest time from first byte to whole head.", "static", gt=0)
     ] = 10.0
     body_timeout_s: Annotated[
         float, _option("Longest pause while a body is received or an answer read.", "hot", gt=0)
@@ -213,7 +207,9 @@ class ServerConfig(Options, frozen=True, kw_only=True):
             "static",
         ),
     ] = "poll"
-    poll_interval_s: Annotated[float, _option("Time between two looks at the files.", gt=0)] = 2.0
+    poll_interval_s: Annotated[
+        float, _option("Time between two looks at the files.", "hot", gt=0)
+    ] = 2.0
     drain_timeout_s: Annotated[
         float, _option("Longest time to finish accepted calls on shutdown.", "hot", ge=0)
     ] = 30.0
@@ -225,7 +221,7 @@ class ServerConfig(Options, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         _option("How much the server says of itself on stderr.", "static"),
     ] = "info"
-    limits: Limits = Limits()
+    limits: Limits = msgspec.field(default_factory=Limits)
 
 
 def unwrap(hint: Any) -> tuple[Any, msgspec.Meta | None]:
@@ -234,6 +230,12 @@ def unwrap(hint: Any) -> tuple[Any, msgspec.Meta | None]:
         plain, *extras = get_args(hint)
         return plain, next((e for e in extras if isinstance(e, msgspec.Meta)), None)
     return hint, None
+
+
+def change_of(meta: msgspec.Meta) -> Change:
+    """What it takes to change an option."""
+    change: Change = (meta.extra or {})["change"]
+    return change
 
 
 def walk(struct: type[Options], prefix: str = "") -> Iterator[tuple[str, Any, msgspec.Meta, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.server.http2.client import INFER, STREAM, Http2Client, framed, infer
 
+from salver.config import Limits
 from salver.errors import Cancelled, InvalidInput, Overloaded
 from salver.server.bodies import INFLATED_AT_ONCE
 from salver.server.inflation import Compressed, InflationGate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Door
 
 SIZE = 1 << 20
+LIMITS = Limits(body_bytes=SIZE)
 
 
 def small(num_bytes: int) -> Compressed:
@@ -43,7 +45,7 @@ def is_empty(gate: InflationGate) -> bool:
 
 
 def test_what_is_short_takes_its_place_at_once():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     first, second = small(1000), small(1000)
     assert gate.inflate_at_once(first, SIZE) == bytes(1000)
     assert gate.inflate_at_once(second, SIZE) == bytes(1000)
@@ -55,7 +57,7 @@ def test_what_is_short_takes_its_place_at_once():
 
 
 def test_what_may_become_too_much_is_not_inflated_at_once():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is not None
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is None
     assert gate.inflate_at_once(large(10_000), SIZE) is None
@@ -63,7 +65,7 @@ def test_what_may_become_too_much_is_not_inflated_at_once():
 
 def test_bodies_wait_for_room_in_the_order_they_came():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         bodies = [large(SIZE - 1000) for _ in range(3)]
         tasks = [asyncio.create_task(use(gate, body)) for body in bodies]
         for body, task in zip(bodies, tasks, strict=True):
@@ -77,7 +79,7 @@ def test_bodies_wait_for_room_in_the_order_they_came():
 
 def test_a_short_one_does_not_pass_those_that_wait():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         first, second = large(SIZE - 1000), large(SIZE - 1000)
         await use(gate, first)
         waiting = asyncio.create_task(use(gate, second))
@@ -91,8 +93,8 @@ def test_a_short_one_does_not_pass_those_that_wait():
 
 def test_an_outer_gate_counts_what_all_inner_ones_hold():
     async def run() -> None:
-        outer = InflationGate(SIZE, 60)
-        one, other = InflationGate(SIZE, 60, outer), InflationGate(SIZE, 60, outer)
+        outer = InflationGate(LIMITS)
+        one, other = InflationGate(LIMITS, outer=outer), InflationGate(LIMITS, outer=outer)
         first, second = large(SIZE // 2), large(SIZE // 2 + 1)
         await use(one, first)
         waiting = asyncio.create_task(use(other, second))
@@ -109,8 +111,9 @@ def test_an_outer_gate_counts_what_all_inner_ones_hold():
 @pytest.mark.parametrize("is_inner", [False, True])
 def test_nobody_waits_for_ever(is_inner):
     async def run() -> None:
-        outer = InflationGate(SIZE, 0)
-        gate = InflationGate(SIZE, 0, outer) if is_inner else outer
+        limits = Limits(body_bytes=SIZE, body_timeout_s=0)
+        outer = InflationGate(limits)
+        gate = InflationGate(limits, outer=outer) if is_inner else outer
         first = large(SIZE - 1000)
         await use(outer, first)
         late = large(SIZE - 1000)
@@ -126,7 +129,7 @@ def test_nobody_waits_for_ever(is_inner):
 
 def test_what_is_not_wanted_any_more_is_not_inflated():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         first, second = large(SIZE - 1000), large(SIZE - 1000)
         await use(gate, first)
         waiting = asyncio.create_task(use(gate, second))
@@ -142,7 +145,7 @@ def test_what_is_not_wanted_any_more_is_not_inflated():
 
 
 def test_a_place_is_kept_while_somebody_works_on_the_body():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     body = small(1000)
     with body:
         gate.inflate_at_once(body, SIZE)
@@ -153,7 +156,7 @@ def test_a_place_is_kept_while_somebody_works_on_the_body():
 
 def test_broken_data_keep_no_place():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         for body in (Compressed(b"abc", "gzip"), Compressed(b"abc" * 9000, "gzip")):
             with pytest.raises(InvalidInput):
                 gate.inflate_at_once(body, SIZE) or await use(gate, body)

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from salver.config import ModelConfig, Options, ServerConfig, walk
+from salver.config import ModelConfig, Options, ServerConfig, change_of, walk
 
 _HEAD = """# Configuration
 
 Every option is defined once, in `src/salver/config.py`; this page is made from there (`make docs`).
-Flags win over the environment, the environment over the file. *static* needs a restart, *reload* a
-reload of the model, *hot* takes effect at once.
+Flags win over the environment, the environment over the file. *static* needs a restart. *reload*: a
+changed `model.yaml` loads its model anew beside the old one. *hot*: a running server follows its
+`salver.yaml` ([how](operations.md#options)).
 """
 
 
@@ -39,8 +40,8 @@ def table(struct: type[Options]) -> list[str]:
     lines = ["| option | type | default | change | |", "|---|---|---|---|---|"]
     for name, kind, meta, default in walk(struct):
         shown = "" if default in ("", (), None, {}) else f"`{default}`".lower()
-        change = (meta.extra or {}).get("change", "")
-        lines.append(f"| `{name}` | {type_name(kind)} | {shown} | {change} | {meta.description} |")
+        row = (f"`{name}`", type_name(kind), shown, change_of(meta), meta.description)
+        lines.append(f"| {' | '.join(map(str, row))} |")
     return lines
 
 

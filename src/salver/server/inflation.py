@@ -10,6 +10,7 @@ from salver.errors import Cancelled, Overloaded
 from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION, decompress
 
 if TYPE_CHECKING:
+    from salver.config import Limits
     from salver.types import Buffer
 
 
@@ -47,20 +48,26 @@ class Compressed:
 
 
 class InflationGate:
-    """Lets bodies be inflated while all that are in use hold at most `max_bytes`, else they wait,
-    first come, first served, for at most `wait_s`.
+    """Lets bodies be inflated while all that are in use hold at most as much as `num_bodies` of the
+    largest size, else they wait, first come, first served, for at most `body_timeout_s`.
 
     Before its inflation a body counts as the most that it can become. `outer` has to let it in too.
     """
 
-    __slots__ = ("_held", "_max_bytes", "_outer", "_wait_s", "_waiting")
+    __slots__ = ("_held", "_limits", "_num_bodies", "_outer", "_waiting")
 
-    def __init__(self, max_bytes: int, wait_s: float, outer: InflationGate | None = None) -> None:
-        self._max_bytes = max_bytes
-        self._wait_s = wait_s
+    def __init__(
+        self, limits: Limits, num_bodies: int = 1, outer: InflationGate | None = None
+    ) -> None:
+        self._limits = limits
+        self._num_bodies = num_bodies
         self._outer = outer
         self._held = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def _max_bytes(self) -> int:
+        return self._num_bodies * self._limits.body_bytes
 
     def inflate_at_once(self, body: Compressed, max_bytes: int) -> bytes | None:
         """The plain body if that takes a moment and nothing has to wait; None: `inflate` it.
@@ -82,7 +89,7 @@ class InflationGate:
         """
         weight = self._weight(body)
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(self._limits.body_timeout_s):
                 await self._take(weight)
         except TimeoutError:
             raise Overloaded(
