@@ -110,6 +110,7 @@ def test_a_file_may_come_later_and_its_end_changes_nothing(served: Callable[...,
         ("drain_timeout_s: 2\nprot: 80", "salver.yaml:2: unknown key 'prot'. Did you mean 'port'?"),
         ("drain_timeout_s: 2\nlimits: {body_bytes: 0}", "salver.yaml:2: limits.body_bytes: "),
         ("drain_timeout_s: [", "salver.yaml:1: "),
+        ("drain_timeout_s: 2001-99-99", "month must be in 1..12"),
     ],
 )
 def test_a_broken_file_changes_nothing(

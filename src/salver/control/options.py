@@ -88,8 +88,9 @@ class OptionsFile:
         self._heeded = self._seen
         try:
             wanted = await asyncio.to_thread(self._read)
-        except (ConfigError, OSError) as error:
-            log.error("the options stay as they are: %s", error)
+        except Exception as error:
+            is_told = isinstance(error, ConfigError | OSError)
+            log.error("the options stay as they are: %s", error, exc_info=not is_told)
             return False
         return self._tell(take_over(config, wanted))
 
