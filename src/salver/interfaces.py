@@ -222,18 +222,6 @@ class Lease(Protocol):
         ...
 
 
-class Filter(Protocol):
-    """May answer, refuse or observe a call."""
-
-    def before(self, call: Call) -> Response | SalverError | None:
-        """Ends the call with what it returns; None lets it pass."""
-        ...
-
-    def after(self, call: Call, item: Response | SalverError, final: bool) -> None:
-        """Observes. Must not raise or wait."""
-        ...
-
-
 class Caller(Protocol):
     """How user code calls other models: deadline, priority and depth are inherited."""
 

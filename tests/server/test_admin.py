@@ -49,8 +49,8 @@ class Served:
         self.engine.is_started = True
         self.rates = Rates()
         self.repository = Repository(FolderSource([Place(folder)], {}), self.engine, config)
-        self.admin = Admin(config, self.engine, self.repository, self.rates)
-        self.admin.router = Router([PlainDoor(config.limits), KserveV2(config.limits), Pages()])
+        router = Router([PlainDoor(config.limits), KserveV2(config.limits), Pages()])
+        self.admin = Admin(config, self.engine, self.repository, self.rates, router)
 
     def ask(self, name: str, **arguments: Any) -> Any:
         return self.admin.query(Query(name=name, arguments=arguments))

@@ -11,7 +11,7 @@ from tests.server.conftest import SECOND, Door
 from tests.server.http2.client import Http2Client
 
 from salver.clock import system_clock
-from salver.config import ServerConfig, change_of, combine, walk
+from salver.config import ServerConfig, combine, is_hot, walk
 from salver.control.options import take_over
 from salver.engine.engine import Engine
 from salver.server.front import Front
@@ -120,7 +120,7 @@ EFFECTS = {
 
 
 def test_every_hot_option_is_tried_here() -> None:
-    hot = {name for name, _, meta, _ in walk(ServerConfig) if change_of(meta) == "hot"}
+    hot = {name for name, _, meta, _ in walk(ServerConfig) if is_hot(meta)}
     # It concerns the timer alone, of which tests/control tells.
     assert hot - {"poll_interval_s"} == EFFECTS.keys()
 

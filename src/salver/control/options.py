@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import force_setattr
 
-from salver.config import ServerConfig, change_of, walk
+from salver.config import ServerConfig, is_hot, walk
 from salver.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def take_over(config: ServerConfig, wanted: ServerConfig) -> list[Difference]:
             ours, theirs = getattr(ours, group), getattr(theirs, group)
         before, after = getattr(ours, last), getattr(theirs, last)
         if before != after:
-            is_hot = change_of(meta) == "hot"
-            found.append(Difference(name, is_hot, before, after))
-            if is_hot:
+            found.append(Difference(name, is_hot(meta), before, after))
+            if is_hot(meta):
                 force_setattr(ours, last, after)
     return found
 

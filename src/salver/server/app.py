@@ -34,6 +34,8 @@ _MAX_INFLATED: Final = 4
 class Connection(Protocol):
     """What the app asks of a connection, whatever it speaks."""
 
+    transport: asyncio.Transport
+
     def flush(self) -> None: ...
 
     def sweep(self, now: int) -> None: ...
@@ -88,8 +90,7 @@ class App:
     def opened(self, connection: Connection) -> None:
         """Counts a connection in, or turns it away when there are too many."""
         if len(self.connections) >= self.config.limits.connections or self.is_draining:
-            transport: asyncio.Transport = connection.transport  # type: ignore[attr-defined]
-            transport.abort()
+            connection.transport.abort()
             return
         self.connections.add(connection)
 

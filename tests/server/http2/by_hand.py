@@ -54,9 +54,6 @@ class Recorder:
     def on_writable(self, stream: Stream) -> None:
         self.events.append(("writable", stream.id))
 
-    def on_goaway(self, code: int) -> None:
-        self.events.append(("goaway", code))
-
 
 def serve(answers: list[Any] | None = None, **limits: int) -> tuple[Http2Connection, Recorder]:
     recorder = Recorder(answers)

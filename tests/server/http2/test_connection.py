@@ -181,7 +181,6 @@ EXPECTED = [
     ("reset", 7, ErrorCode.CANCEL),
     ("request", 9, "/p"),
     ("whole", 9, b"abc"),
-    ("goaway", ErrorCode.NO_ERROR),
 ]
 
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from salver.clock import NS_PER_MS, NS_PER_S
+from salver.clock import NS_PER_MS, NS_PER_S, NS_PER_US
 from salver.codecs.status import MAX_MESSAGE_LENGTH
 from salver.errors import InvalidInput, TooLarge, Unsupported
 from salver.server.http2 import hpack
@@ -32,7 +32,7 @@ _UNIT_NS: Final = {
     "M": 60 * NS_PER_S,
     "S": NS_PER_S,
     "m": NS_PER_MS,
-    "u": 1_000,
+    "u": NS_PER_US,
     "n": 1,
 }
 _PLAIN_IN_STATUS: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")

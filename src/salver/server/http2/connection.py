@@ -62,7 +62,7 @@ class Http2Connection:
         self._data_left = 0
         self._data_ends = False
         self._padding_left = 0
-        control = ControlFrames(self._streams, handler, partial(self.goaway, ErrorCode.NO_ERROR))
+        control = ControlFrames(self._streams, partial(self.goaway, ErrorCode.NO_ERROR))
         self._on_frame = {
             frames.HEADERS: self._on_headers,
             frames.CONTINUATION: self._on_continuation,

@@ -216,9 +216,6 @@ class Http2Socket(asyncio.BufferedProtocol):
         if stream.call is not None:
             stream.call.resume()
 
-    def on_goaway(self, code: int) -> None:
-        """The client makes no further requests."""
-
     # What calls ask for.
 
     def send_unary(self, stream: Stream, parts: Sequence[Buffer]) -> None:

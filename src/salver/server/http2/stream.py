@@ -63,7 +63,3 @@ class Handler(Protocol):
     def on_writable(self, stream: Stream) -> None:
         """All that was sent on an unfinished answer has been taken for writing."""
         ...
-
-    def on_goaway(self, code: int) -> None:
-        """The peer will make no further requests."""
-        ...
