@@ -107,3 +107,51 @@ def test_a_broken_new_version_changes_nothing(
         assert load.sent == len(load.answers)
 
     tools.on_loop(test())
+
+
+LOAD = b"POST /v2/repository/models/m/load HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_a_command_serves_all_versions_or_changes_nothing(
+    serve: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    """Some of them from the server itself, some from workers."""
+    model = tmp_path / "m"
+    versions = ("1", "2", "10")
+    server = serve(tmp_path, "--mode", "explicit", "--trust", "--access-log", "off")
+
+    async def test() -> None:
+        connection = await tools.Connection.open(server.port)
+
+        async def load() -> int:
+            return int((await connection.ask(LOAD)).status)
+
+        async def value(version: str) -> float:
+            name = f"m/versions/{version}"
+            return float((await connection.ask(tools.request(1, name))).value)
+
+        tools.write_model(model / "1", tools.onnx_times(1), "versions: all")
+        tools.write_model(model / "2", b"broken")
+        tools.write_model(model / "10", tools.onnx_times(10))
+        assert await load() == 400
+        for version in ("1", "10"):
+            answer = await connection.ask(tools.request(1, f"m/versions/{version}"))
+            assert answer.status == 503
+        (model / "2" / "model.onnx").unlink()
+        tools.write_model(model / "2", tools.python_model(factor=2))
+        assert await load() == 200
+        assert [await value(version) for version in versions] == [1, 2, 10]
+        tools.write_model(model / "1", tools.onnx_times(11))
+        tools.write_model(model / "2", tools.python_model(factor=12))
+        tools.write_model(model / "10", b"broken")
+        assert await load() == 400
+        assert [await value(version) for version in versions] == [1, 2, 10]
+        while len(tools.workers(server.pid)) > 1:
+            assert await value("2") == 2
+        tools.write_model(model / "10", tools.onnx_times(20))
+        assert await load() == 200
+        assert [await value(version) for version in versions] == [11, 12, 20]
+        await connection.close()
+
+    tools.on_loop(test())
+    assert server.stop() == 0
