@@ -35,7 +35,9 @@ from salver.engine.frames import (
 from salver.engine.packing import pack_work, unpack_request, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
+from salver.engine.stillness import STILL_BEATS, Stillness
 from salver.errors import LoadFailed, LoadInterrupted, SalverError
+from salver.observe.cores import cpu_ns
 from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ class ProcessInstance:
         self._num_runs = 0
         self._timer: asyncio.TimerHandle | None = None
         self._asked = 0
+        self._stillness: Stillness
         self._hung = ""
         self._crashes: deque[int] = deque()
         self._revival: asyncio.Task[None] | None = None
@@ -338,10 +341,7 @@ class ProcessInstance:
             worker.tell(Answer(frame.id, fault=fault))
 
     def _watch_again(self, now: int) -> None:
-        """Looks after a run that lasts: each second, and when its time is over.
-
-        Silence alone proves nothing, for a model may rightly hold the GIL for long.
-        """
+        """Looks after a run that lasts: each second, and when its time is over."""
         assert self._run is not None
         delay_s = HEARTBEAT_S
         if limit := self._spec.config.instances.run_timeout_ms * NS_PER_MS:
@@ -365,7 +365,13 @@ class ProcessInstance:
             return
         if not self._asked:
             self._asked = now
+            self._stillness = Stillness(cpu_ns(self.pid))
             self._worker.tell(Ping())
+        elif self._stillness.beat(cpu_ns(self.pid)):
+            still_s = STILL_BEATS * HEARTBEAT_S
+            self._hung = f"was ended after neither answering nor computing for {still_s:g} s"
+            self._worker.kill()
+            return
         self._watch_again(now)
 
     def _on_exit(self, how: str) -> None:
