@@ -26,6 +26,7 @@ from salver.engine.stillness import IDLE_NS, STILL_BEATS
 from salver.engine.target import BatchedTarget
 from salver.engine.worker import NICENESS
 from salver.errors import (
+    Cancelled,
     InvalidInput,
     LoadFailed,
     ModelFailed,
@@ -505,6 +506,50 @@ async def test_a_failed_home_call_is_raised_in_the_model(tmp_path: Path) -> None
         error = await Outcome(instance, single("call")).end
         assert isinstance(error, NotFound)
         assert error.message == "there is no other model"
+
+
+class Callee:
+    """Another model, which never answers; knows who has asked and who has given up."""
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+        self.num_asked = 0
+        self.num_left = 0
+
+    async def __call__(self, *_: Any) -> Tensors:
+        self.num_asked += 1
+        self.is_asked.set()
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            self.num_left += 1
+
+
+@on_loop
+async def test_home_calls_end_with_the_last_call_of_their_run(tmp_path: Path) -> None:
+    callee = Callee()
+    async with launched(tmp_path, caller=callee) as instance:
+        asked = work("call", {"n": np.array([1, 2])}, [0, 1, 2])
+        outcome = Outcome(instance, asked)
+        await callee.is_asked.wait()
+        instance.cancel(1)
+        await instance.metrics()
+        assert callee.num_left == 0
+        instance.cancel(0)
+        assert isinstance(await outcome.end, Cancelled)
+        assert callee.num_left == 1
+        assert numbers(await Outcome(instance, single("print")).end) == [0]
+
+
+@on_loop
+async def test_a_cancelled_run_asks_nobody(tmp_path: Path) -> None:
+    callee = Callee()
+    async with launched(tmp_path, caller=callee) as instance:
+        outcome = Outcome(instance, single("wait_then_call"))
+        await outcome.reach(1)
+        instance.cancel(0)
+        assert isinstance(await outcome.end, Cancelled)
+        assert callee.num_asked == 0
 
 
 @on_loop

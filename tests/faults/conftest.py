@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import socket
+import struct
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -68,6 +70,12 @@ class Connection:
 
     def abort(self) -> None:
         self._writer.transport.abort()
+
+    def reset(self) -> None:
+        """Ends it by a RST, which nobody can take for a client that still reads."""
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
 
     async def close(self) -> None:
         self._writer.close()

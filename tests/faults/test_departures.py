@@ -52,6 +52,46 @@ def test_clients_that_vanish_leave_nothing_behind(
     assert server.stop() == 0
 
 
+OUTER = """
+import salver
+
+class Outer:
+    def __init__(self):
+        self.inner = salver.use("m")
+
+    def predict(self, x: salver.Array["float32", "B", 1]) -> salver.Array["float32", "B", 1]:
+        return self.inner.predict(x)
+"""
+
+
+def test_what_a_cancelled_call_asked_of_other_models_is_cancelled_too(
+    serve: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    tools.write_model(tmp_path / "m" / "1", tools.python_model(), "batching: {max_size: 1}")
+    tools.write_model(tmp_path / "outer" / "1", OUTER)
+    server = serve(tmp_path, *QUIET)
+
+    async def test() -> None:
+        watcher, client, *blockers = [await tools.Connection.open(server.port) for _ in range(4)]
+
+        async def until_waiting(number: int) -> None:
+            while await metric(tools, watcher, "salver_queue_depth") != number:
+                pass
+
+        for blocker in blockers:
+            blocker.send(tools.request(666))
+        await until_waiting(1)
+        client.send(tools.request(1, "outer"))
+        await until_waiting(2)
+        client.reset()
+        await until_waiting(1)
+        for connection in (*blockers, watcher):
+            connection.reset()
+
+    tools.on_loop(test())
+    assert server.stop() == 0
+
+
 def test_everything_accepted_is_answered_after_sigterm(
     serve: Callable[..., Any], tools: Any, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ from salver.engine.packing import pack_work, unpack_request, unpack_results
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
 from salver.engine.stillness import STILL_BEATS, Stillness
-from salver.errors import LoadFailed, LoadInterrupted, SalverError
+from salver.errors import Cancelled, LoadFailed, LoadInterrupted, SalverError
 from salver.observe.cores import cpu_ns
 from salver.observe.memory import resident_bytes
 
@@ -61,6 +61,7 @@ CREDIT_STEP: Final = STREAM_WINDOW // 2
 CRASH_WINDOW_NS: Final = 60 * NS_PER_S
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
+_UNWANTED: Final = fault_of(Cancelled("nobody waits any more for the call that asked this"))
 
 
 class Watcher(Protocol):
@@ -78,7 +79,7 @@ class Watcher(Protocol):
 class Ongoing:
     """The run that a worker is at."""
 
-    __slots__ = ("done", "emit", "num_calls", "number", "paused", "started", "taken")
+    __slots__ = ("cancelled", "done", "emit", "num_calls", "number", "paused", "started", "taken")
 
     def __init__(
         self, number: int, num_calls: int, emit: Emit, done: interfaces.Done, started: int
@@ -90,6 +91,12 @@ class Ongoing:
         self.started = started
         self.taken = 0
         self.paused: set[int] = set()
+        self.cancelled: set[int] = set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Nobody waits for it any more."""
+        return len(self.cancelled) == self.num_calls
 
 
 class ProcessInstance:
@@ -126,7 +133,7 @@ class ProcessInstance:
         self._hung = ""
         self._crashes: deque[int] = deque()
         self._revival: asyncio.Task[None] | None = None
-        self._home_calls: set[asyncio.Task[None]] = set()
+        self._home_calls: dict[asyncio.Task[None], tuple[Ongoing | None, int]] = {}
         self._metrics: deque[asyncio.Future[bytes]] = deque()
         self._handlers: dict[type[AnyFrame], Callable[[Any, Array], None]] = {
             Done: self._on_done,
@@ -235,9 +242,13 @@ class ProcessInstance:
             self._watch_again(self._run.started)
 
     def cancel(self, index: int) -> None:
-        if self._run is not None:
-            self._run.paused.discard(index)
-            self._worker.tell(Cancel(self._run.number, index))
+        run = self._run
+        if run is not None:
+            run.paused.discard(index)
+            run.cancelled.add(index)
+            self._worker.tell(Cancel(run.number, index))
+            if run.is_cancelled:
+                self._cancel_home_calls(run)
 
     def pause(self, index: int) -> None:
         """Lets the model wait, after a few more items, until the reader of this call resumes."""
@@ -323,10 +334,21 @@ class ProcessInstance:
             answer.set_result(frame.text)
 
     def _on_home_call(self, frame: HomeCall, payload: Array) -> None:
+        run = self._run
+        if run is not None and run.is_cancelled:
+            self._worker.tell(Answer(frame.id, fault=_UNWANTED))
+            return
         request = unpack_request(frame, payload)
         task = self._loop.create_task(self._call(self._worker, frame, request))
-        self._home_calls.add(task)
-        task.add_done_callback(self._home_calls.discard)
+        self._home_calls[task] = run, frame.id
+        task.add_done_callback(self._home_calls.pop)
+
+    def _cancel_home_calls(self, run: Ongoing) -> None:
+        """Ends what a run asked of other models; the model hears of it where it waits."""
+        for task, (asker, number) in self._home_calls.items():
+            # A task that has not begun yet could not answer by itself.
+            if asker is run and task.cancel():
+                self._worker.tell(Answer(number, fault=_UNWANTED))
 
     async def _call(self, worker: WorkerProcess, frame: HomeCall, request: Request) -> None:
         try:
