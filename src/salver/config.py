@@ -77,11 +77,21 @@ class Queue(Options, frozen=True, kw_only=True):
         float, _option("Longest wait in the queue; 0 for no limit.", "hot", ge=0)
     ] = 0.0
     priority_levels: Annotated[
-        int, _option("Number of priorities; 0 is the most urgent.", "reload", ge=1, le=256)
+        int, _option("Number of priorities; 1 is the most urgent.", "reload", ge=1, le=256)
+    ] = 1
+    default_priority: Annotated[
+        int, _option("Priority of requests that name none.", "reload", ge=1)
     ] = 1
     ageing_ms: Annotated[
         float, _option("A waiting call rises one priority each such time.", "hot", gt=0)
     ] = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.default_priority > self.priority_levels:
+            raise ValueError(
+                f"default_priority: is {self.default_priority}, but the last of priority_levels is "
+                f"{self.priority_levels}"
+            )
 
 
 class Instances(Options, frozen=True, kw_only=True):
@@ -312,6 +322,9 @@ def _explain(
             f"{where}:{line}: unknown key {key!r}.{did_you_mean(key, known)} "
             f"There are: {', '.join(known)}"
         )
+    key, _, problem = text.partition(": ")
+    if f"{path}.{key}" in lines:
+        path, text = f"{path}.{key}", problem
     return f"{where}:{lines.get(path, 1)}: {path.removeprefix('$.')}: {text}"
 
 

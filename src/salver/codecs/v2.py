@@ -33,7 +33,8 @@ EXTENSIONS: Final = (
 
 
 def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """The request's `timeout` (given in microseconds) in nanoseconds, and its `priority`.
+    """The request's `timeout` (given in microseconds) in nanoseconds, and its `priority`
+    (1 is the most urgent, 0 the model's default).
 
     Raises: InvalidInput for values that are no whole numbers, or negative.
     """
@@ -43,8 +44,7 @@ def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
         if type(value) is not int or not 0 <= value <= _LARGEST:
             raise InvalidInput(f"parameter {name!r}: expected a whole number up to {_LARGEST}")
         found.append(value)
-    # The protocol's 0 means the model's default priority, 1 the most urgent.
-    return found[0] * NS_PER_US, max(found[1] - 1, 0)
+    return found[0] * NS_PER_US, found[1]
 
 
 def method_name(parameters: Mapping[str, Any]) -> str:
