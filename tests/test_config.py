@@ -102,3 +102,10 @@ def test_options_of_groups_have_dotted_names_and_their_own_defaults() -> None:
     defaults = {name: default for name, _, _, default in walk(ModelConfig)}
     assert defaults["batching.delay_ms"] == Batching().delay_ms
     assert "batching" not in defaults
+
+
+def test_a_default_priority_beyond_the_last_is_refused() -> None:
+    queue = "queue:\n  priority_levels: 2\n  default_priority: {}"
+    assert parse(queue.format(2), ModelConfig, "model.yaml").queue.default_priority == 2
+    with pytest.raises(ConfigError, match=r"yaml:3: queue\.default_priority: is 3.* is 2"):
+        parse(queue.format(3), ModelConfig, "model.yaml")

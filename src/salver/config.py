@@ -79,11 +79,19 @@ class Queue(Options, frozen=True, kw_only=True):
     max_calls: Annotated[int, _option("Most calls that wait; more are refused.", ge=1)] = 4096
     timeout_ms: Annotated[float, _option("Longest wait in the queue; 0 for no limit.", ge=0)] = 0.0
     priority_levels: Annotated[
-        int, _option("Number of priorities; 0 is the most urgent.", ge=1, le=256)
+        int, _option("Number of priorities; 1 is the most urgent.", ge=1, le=256)
     ] = 1
+    default_priority: Annotated[int, _option("Priority of requests that name none.", ge=1)] = 1
     ageing_ms: Annotated[
         float, _option("A waiting call rises one priority each such time.", gt=0)
     ] = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.default_priority > self.priority_levels:
+            raise ValueError(
+                f"default_priority: is {self.default_priority}, but the last of priority_levels is "
+                f"{self.priority_levels}"
+            )
 
 
 class Instances(Options, frozen=True, kw_only=True):
@@ -310,6 +318,9 @@ def _explain(
             f"{where}:{line}: unknown key {key!r}.{did_you_mean(key, known)} "
             f"There are: {', '.join(known)}"
         )
+    key, _, problem = text.partition(": ")
+    if f"{path}.{key}" in lines:
+        path, text = f"{path}.{key}", problem
     return f"{where}:{lines.get(path, 1)}: {path.removeprefix('$.')}: {text}"
 
 

@@ -251,7 +251,9 @@ class Operation(msgspec.Struct, gc=False):
 
 
 class Infer(Operation, kw_only=True, gc=False):
-    """Run a model, for at most `timeout_ns` (0: no limit of its own); 0 is the most urgent."""
+    """Run a model, for at most `timeout_ns` (0: no limit of its own). 1 is the most urgent
+    `priority`; 0 is the model's default.
+    """
 
     ref: ModelRef
     request: Request

@@ -319,7 +319,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 class CallContext(msgspec.Struct, frozen=True, gc=False):
     """What travels with a request: until when, and how urgent.
 
-    `deadline` is monotonic nanoseconds, 0 for none; 0 is the most urgent `priority`.
+    `deadline` is monotonic nanoseconds, 0 for none. 1 is the most urgent `priority`; 0 is the
+    model's default.
     """
 
     deadline: int = 0

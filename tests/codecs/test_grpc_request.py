@@ -64,7 +64,7 @@ def test_everything_that_a_request_says():
         operation = decode(request)
         found = operation.request
         assert operation.ref == ModelRef("m", "2")
-        assert (operation.timeout_ns, operation.priority) == (100_000, 2)
+        assert (operation.timeout_ns, operation.priority) == (100_000, 3)
         assert operation.encoding == ({}, False)
         assert found.id == "a"
         assert found.method == "score"

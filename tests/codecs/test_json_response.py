@@ -23,7 +23,7 @@ from salver.codecs.json_response import (
 )
 from salver.errors import InvalidInput, Unsupported
 from salver.signature import Method
-from salver.types import BF16, BYTES, ModelRef, Response, Rows, Tensor, Tensors
+from salver.types import BF16, BYTES, ModelRef, Response, Rows, Tensor, Tensors, bf16_bits
 
 METHOD = Method(inputs=(), outputs=(), batching="rows")
 
@@ -131,6 +131,8 @@ def test_parts_give_what_the_whole_gives(named, is_part, id):
         array = np.array([item.hex().encode() for item in array.flat], np.object_).reshape(
             array.shape
         )
+    if dtype is BF16:
+        array = bf16_bits(array)
     tensors = Tensors(a=Tensor(dtype, array.shape, array), b=Tensor.of(np.arange(9.0)))
     made = Response(Rows(tensors), ModelRef("m", "1"), METHOD, ("a", "b"))
     if is_part and array.ndim and len(array) > 1:

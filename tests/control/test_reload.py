@@ -100,16 +100,17 @@ class Engine:
     def served(self) -> list[ModelRef]:
         return list(self.in_service)
 
-    async def load(self, version: VersionOnDisk) -> None:
-        ref = version.ref
-        self.loads.append(ref)
-        if ref in self.held:
-            await self.held[ref].wait()
-        if ref in self.broken:
-            raise LoadFailed("broken")
-        if ref in self.killed:
-            raise LoadInterrupted("killed")
-        self.in_service.add(ref)
+    async def load(self, *versions: VersionOnDisk) -> None:
+        for version in versions:
+            ref = version.ref
+            self.loads.append(ref)
+            if ref in self.held:
+                await self.held[ref].wait()
+            if ref in self.broken:
+                raise LoadFailed("broken")
+            if ref in self.killed:
+                raise LoadInterrupted("killed")
+        self.in_service.update(version.ref for version in versions)
 
     async def unload(self, ref: ModelRef, why: str = "") -> None:
         if ref.version:
@@ -394,14 +395,21 @@ def test_commands_take_effect_in_the_order_they_came(last: str) -> None:
     asyncio.run(test())
 
 
-def test_a_command_tells_what_failed_and_loads_the_rest() -> None:
+def test_a_command_that_fails_for_one_version_changes_none() -> None:
     async def test() -> None:
         at = Bench(mode="explicit", m1="a", m2="a")
         await at.repository.start()
-        at.engine.broken = {V1}
+        at.engine.broken = {V2}
         with pytest.raises(LoadFailed, match="broken"):
             await at.repository.load("m")
-        assert at.engine.in_service == {V2}
+        assert at.engine.in_service == set()
+        at.engine.broken = set()
+        await at.repository.load("m")
+        at.source.offer(m2="b", m3="a")
+        at.engine.broken = {V3}
+        with pytest.raises(LoadFailed, match="broken"):
+            await at.repository.load("m")
+        assert at.engine.in_service == {V1, V2}
 
     asyncio.run(test())
 

@@ -51,10 +51,13 @@ class Target:
 
 
 class Loader:
-    """Gives generations at once, or when `gate` opens; fails with `error`."""
+    """Gives generations at once, or when `gate` opens; fails with `error`, if that is not for the
+    version `broken` alone.
+    """
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.broken = ""
         self.gate: asyncio.Event | None = None
         self.closed: list[int] = []
 
@@ -68,7 +71,7 @@ class Loader:
     ) -> Generation:
         if self.gate is not None:
             await self.gate.wait()
-        if self.error is not None:
+        if self.error is not None and self.broken in ("", version.ref.version):
             raise self.error
 
         async def close() -> None:
@@ -94,8 +97,13 @@ class Bench:
         self.engine.is_started = True
 
     async def load(self, version: str, name: str = "m", **config: Any) -> Generation:
-        ref = ModelRef(name, version)
-        return await self.engine.load(VersionOnDisk(ref, Path(), "s", ModelConfig(**config)))
+        await self.load_all(version, name=name, **config)
+        return self.engine.models[name].versions[version]
+
+    async def load_all(self, *versions: str, name: str = "m", **config: Any) -> None:
+        refs = [ModelRef(name, version) for version in versions]
+        made = ModelConfig(**config)
+        await self.engine.load(*(VersionOnDisk(ref, Path(), "s", made) for ref in refs))
 
     def submit(self, version: str = "", name: str = "m", depth: int = 0) -> Call:
         sink = cast("Any", None)
@@ -191,6 +199,36 @@ async def test_a_failed_load_changes_nothing_but_a_new_versions_state(at: Bench)
     at.engine.forget(ModelRef("m", "2"))
     with pytest.raises(NotFound):
         at.engine.find(ModelRef("m", "2"))
+
+
+@on_loop
+async def test_versions_of_one_load_become_visible_together(at: Bench) -> None:
+    at.loader.gate = asyncio.Event()
+    loading = asyncio.ensure_future(at.load_all("1", "2"))
+    await turns()
+    assert not at.engine.models["m"].versions
+    at.loader.gate.set()
+    await loading
+    assert set(at.engine.models["m"].versions) == {"1", "2"}
+
+
+@on_loop
+async def test_of_versions_that_are_loaded_together_all_or_none_are_served(at: Bench) -> None:
+    old = await at.load("1")
+    at.loader.error, at.loader.broken = LoadFailed("no good"), "3"
+    with pytest.raises(LoadFailed, match="no good"):
+        await at.load_all("1", "2", "3")
+    await turns()
+    model = at.engine.models["m"]
+    assert model.versions == {"1": old}
+    assert model.states == {
+        "1": ("READY", "not loaded, as m version 3 could not be"),
+        "2": ("UNAVAILABLE", "not loaded, as m version 3 could not be"),
+        "3": ("UNAVAILABLE", "loading failed: no good"),
+    }
+    assert at.loader.closed == [2, 3]
+    assert list(model.counters) == ["1"]
+    assert at.submit().lease is old
 
 
 @on_loop

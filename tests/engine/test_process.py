@@ -19,13 +19,15 @@ import uvloop
 
 from salver.config import Instances, ModelConfig
 from salver.engine import process
-from salver.engine.frames import STREAM_WINDOW
+from salver.engine.frames import STREAM_WINDOW, Pong
 from salver.engine.inline import LoopBudget
 from salver.engine.process import ProcessInstance
 from salver.engine.rerun import WorkerDied
+from salver.engine.stillness import IDLE_NS, STILL_BEATS
 from salver.engine.target import BatchedTarget
 from salver.engine.worker import NICENESS
 from salver.errors import (
+    Cancelled,
     InvalidInput,
     LoadFailed,
     ModelFailed,
@@ -448,18 +450,74 @@ async def test_a_run_that_holds_the_gil_too_long_is_ended(tmp_path: Path) -> Non
         assert numbers(await Outcome(instance, single("print")).end) == [0]
 
 
+class Turnstile:
+    """Stands for a function; waits until that was called so many times."""
+
+    def __init__(self, limit: int, function: Callable[[int], Any] = int) -> None:
+        self.calls = 0
+        self.reached = asyncio.Event()
+        self._limit = limit
+        self._function = function
+
+    def __call__(self, *_: Any) -> Any:
+        self.calls += 1
+        if self.calls == self._limit:
+            self.reached.set()
+        return self._function(self.calls)
+
+
 @on_loop
-async def test_heartbeats_alone_end_nothing(
+async def test_a_worker_that_answers_is_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "HEARTBEAT_S", 0.001)
+    """Though it waits, and does not compute."""
+    monkeypatch.setattr(process, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(process, "cpu_ns", lambda pid: 0)
     async with launched(tmp_path) as instance:
+        answers = instance._handlers[Pong] = Turnstile(2 * STILL_BEATS)
         outcome = Outcome(instance, single("wait"))
-        await outcome.reach(1)
-        for _ in range(20):
-            await instance.metrics()
+        await answers.reached.wait()
         instance.cancel(0)
         assert numbers(await outcome.end) == [-1]
+
+
+@on_loop
+async def test_a_worker_that_computes_without_answering_is_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = Turnstile(3 * STILL_BEATS, lambda beat: beat * 2 * IDLE_NS)
+    monkeypatch.setattr(process, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(process, "cpu_ns", beats)
+    async with launched(tmp_path) as instance:
+        outcome = Outcome(instance, single("hold"))
+        await beats.reached.wait()
+        assert instance.is_up
+        os.kill(instance.pid, signal.SIGKILL)
+        assert not (await outcome.end).hung
+
+
+@on_loop
+@pytest.mark.parametrize("is_busy", [True, False])
+async def test_a_worker_that_is_frozen_is_replaced(
+    is_busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once if it is at work, otherwise when it is given some."""
+    async with launched(tmp_path) as instance:
+        watch = Watch(instance)
+        if is_busy:
+            outcome = Outcome(instance, single("wait"))
+            await outcome.reach(1)
+        os.kill(instance.pid, signal.SIGSTOP)
+        monkeypatch.setattr(process, "HEARTBEAT_S", 0.01)
+        if not is_busy:
+            outcome = Outcome(instance, single("print"))
+        died = await outcome.end
+        assert isinstance(died, WorkerDied)
+        assert died.hung
+        assert "neither answering nor computing" in died.reason
+        monkeypatch.setattr(process, "HEARTBEAT_S", 1.0)
+        await watch.up.wait()
+        assert numbers(await Outcome(instance, single("print")).end) == [0]
 
 
 @on_loop
@@ -528,6 +586,50 @@ async def test_a_failed_home_call_is_raised_in_the_model(tmp_path: Path) -> None
         error = await Outcome(instance, single("call")).end
         assert isinstance(error, NotFound)
         assert error.message == "there is no other model"
+
+
+class Callee:
+    """Another model, which never answers; knows who has asked and who has given up."""
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+        self.num_asked = 0
+        self.num_left = 0
+
+    async def __call__(self, *_: Any) -> Tensors:
+        self.num_asked += 1
+        self.is_asked.set()
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            self.num_left += 1
+
+
+@on_loop
+async def test_home_calls_end_with_the_last_call_of_their_run(tmp_path: Path) -> None:
+    callee = Callee()
+    async with launched(tmp_path, caller=callee) as instance:
+        asked = work("call", {"n": np.array([1, 2])}, [0, 1, 2])
+        outcome = Outcome(instance, asked)
+        await callee.is_asked.wait()
+        instance.cancel(1)
+        await instance.metrics()
+        assert callee.num_left == 0
+        instance.cancel(0)
+        assert isinstance(await outcome.end, Cancelled)
+        assert callee.num_left == 1
+        assert numbers(await Outcome(instance, single("print")).end) == [0]
+
+
+@on_loop
+async def test_a_cancelled_run_asks_nobody(tmp_path: Path) -> None:
+    callee = Callee()
+    async with launched(tmp_path, caller=callee) as instance:
+        outcome = Outcome(instance, single("wait_then_call"))
+        await outcome.reach(1)
+        instance.cancel(0)
+        assert isinstance(await outcome.end, Cancelled)
+        assert callee.num_asked == 0
 
 
 @on_loop

@@ -31,6 +31,7 @@ SIGNATURE = Signature(
         "items": Method(inputs=(X,), outputs=(X,), batching="items"),
         "count": Method(inputs=(N,), outputs=(N,), streams=True),
         "wait": Method(inputs=(N,), outputs=(N,)),
+        "wait_then_call": Method(inputs=(N,), outputs=(N,)),
         "hold": Method(inputs=(N,), outputs=(N,)),
         "kill": Method(inputs=(X,), outputs=(X,), batching="rows"),
         "once": Method(inputs=(X,), outputs=(X,), batching="rows"),
@@ -122,6 +123,10 @@ class SampleModel:
         assert self._spec.caller is not None
         request = Request(Loose(n=Tensor.of(work.inputs["n"])), method="m", with_roles=True)
         return [self._spec.caller(ModelRef("other"), request)]
+
+    def wait_then_call(self, work: Work, emit: Emit) -> Results:
+        self.wait(work, emit)
+        return self.call(work, emit)
 
     def print(self, work: Work, emit: Emit) -> Results:
         print("to stdout")

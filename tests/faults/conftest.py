@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
+import socket
+import struct
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,23 +21,34 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 GUARD_S = 60
+HANG = 1e6
+"""From this number on a run does not end."""
 
 
 class Answer(NamedTuple):
+    """An answer, and the number to which it is one."""
+
     status: int
     body: bytes
+    sent: float = 0
 
     @property
     def value(self) -> float:
         assert self.status == 200, self.body
         return float(json.loads(self.body)["outputs"][0]["data"][0])
 
+    @property
+    def factor(self) -> float:
+        return self.value / self.sent
 
-def request(value: float, model: str = "m") -> bytes:
+
+def request(value: float, model: str = "m", *, is_last: bool = False) -> bytes:
     """One row with one number."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [value]}
     body = json.dumps({"inputs": [tensor]}).encode()
     head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    if is_last:
+        head += "Connection: close\r\n"
     return head.encode() + b"\r\n" + body
 
 
@@ -53,6 +67,11 @@ class Connection:
     async def open(cls, port: int) -> Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
+    async def ask_for(self, value: float, *, is_last: bool = False) -> Answer:
+        """The model's answer to a number."""
+        answer = await self.ask(request(value, is_last=is_last))
+        return answer._replace(sent=value)
+
     async def ask(self, data: bytes) -> Answer:
         self.send(data)
         return await self.answer()
@@ -66,7 +85,12 @@ class Connection:
         assert found is not None
         return Answer(int(head[9:12]), await self._reader.readexactly(int(found[1])))
 
+    async def rest(self) -> bytes:
+        """What still comes until the server ends the connection."""
+        return await self._reader.read()
+
     def abort(self) -> None:
+        """Ends it as a client does that is killed: by a FIN."""
         self._writer.transport.abort()
 
     async def half_close(self) -> None:
@@ -75,21 +99,33 @@ class Connection:
         assert await self._reader.read() == b""
         await self.close()
 
+    def reset(self) -> None:
+        """Ends it by a RST, which nobody can take for a client that still reads."""
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
     async def close(self) -> None:
         self._writer.close()
         await self._writer.wait_closed()
 
 
+def distinct(index: int) -> float:
+    """Tells requests that are under way at the same time from each other, exactly in 32 bits."""
+    return float(1 + index % 4096)
+
+
 class Load:
-    """Keeps some connections busy; every request that it sends is answered, or `broken` counts it.
+    """Keeps some connections busy. Each request gets one answer, and in the end no byte is left
+    over on its connection; or `broken` has the number that it sent.
 
     `value_of` makes the number of each request from its index.
     """
 
     def __init__(self, port: int, value_of: Callable[[int], float]) -> None:
-        self.sent = 0
-        self.broken = 0
-        self.answers: list[tuple[float, Answer]] = []
+        self.broken: list[float] = []
+        self.answers: list[Answer] = []
+        self._indices = itertools.count()
         self._port = port
         self._value_of = value_of
         self._is_over = False
@@ -97,23 +133,30 @@ class Load:
 
     @property
     def statuses(self) -> Counter[int]:
-        return Counter(answer.status for _, answer in self.answers)
+        return Counter(answer.status for answer in self.answers)
 
     @property
     def failures(self) -> list[Answer]:
-        return [answer for _, answer in self.answers if answer.status != 200]
+        return [answer for answer in self.answers if answer.status != 200]
+
+    @property
+    def factors(self) -> set[float]:
+        """What the model has multiplied by: a request with another's answer shows here."""
+        return {answer.factor for answer in self.answers if answer.status == 200}
 
     async def run(self) -> None:
         while not self._is_over:
             connection = await Connection.open(self._port)
             try:
-                while not self._is_over:
-                    value = self._value_of(self.sent)
-                    self.sent += 1
-                    self.answers.append((value, await connection.ask(request(value))))
+                is_last = False
+                while not is_last:
+                    is_last = self._is_over
+                    value = self._value_of(next(self._indices))
+                    self.answers.append(await connection.ask_for(value, is_last=is_last))
                     self._more.set()
+                assert await connection.rest() == b""
             except (OSError, asyncio.IncompleteReadError):
-                self.broken += 1
+                self.broken.append(value)
             finally:
                 connection.abort()
 
@@ -124,7 +167,7 @@ class Load:
         """Waits for an answer from now on."""
         seen = len(self.answers)
         while True:
-            for _, answer in self.answers[seen:]:
+            for answer in self.answers[seen:]:
                 if is_enough(answer):
                     return
             seen = len(self.answers)
@@ -139,7 +182,7 @@ class Load:
 
 @asynccontextmanager
 async def load(
-    port: int, connections: int = 8, value_of: Callable[[int], float] = float
+    port: int, connections: int = 8, value_of: Callable[[int], float] = distinct
 ) -> AsyncIterator[Load]:
     """Load for the time of the block; then every request has its answer."""
     made = Load(port, value_of)
@@ -151,14 +194,14 @@ async def load(
         await asyncio.gather(*tasks)
 
 
-def on_loop(test: Any) -> None:
-    """Runs a coroutine, for not too long."""
+def on_loop(test: Any) -> Any:
+    """Runs a coroutine, for not too long; its result."""
 
-    async def guarded() -> None:
+    async def guarded() -> Any:
         async with asyncio.timeout(GUARD_S):
-            await test
+            return await test
 
-    asyncio.run(guarded())
+    return asyncio.run(guarded())
 
 
 def onnx_times(factor: float) -> bytes:
@@ -184,7 +227,7 @@ class Model:
     def predict(self, x: salver.Array["float32", "B", 1]) -> salver.Array["float32", "B", 1]:
         if (x < 0).any():
             raise ValueError("negative numbers are bad")
-        if (x == 666).any():
+        if (x >= {hang}).any():
             time.sleep(1000)
         time.sleep({pause_s})
         return x * {factor}
@@ -203,7 +246,45 @@ def write_model(folder: Path, data: bytes | str, config: str = "") -> None:
 
 
 def python_model(*, idempotent: bool = True, pause_s: float = 0, factor: float = 2) -> str:
-    return PYTHON_MODEL.format(idempotent=idempotent, pause_s=pause_s, factor=factor)
+    return PYTHON_MODEL.format(idempotent=idempotent, pause_s=pause_s, factor=factor, hang=HANG)
+
+
+NOTING_MODEL = """
+import os
+import time
+import salver
+
+@salver.model(idempotent={idempotent})
+class Model:
+    def __init__(self):
+        self.file = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def predict(self, x: salver.Array["float32", "B", 1]) -> salver.Array["float32", "B", 1]:
+        notes = [f"{{value:.0f}} {{os.getpid()}}\\n" for value in x[:, 0] if value]
+        os.write(self.file, "".join(notes).encode())
+        if (x >= {hang}).any():
+            time.sleep(1000)
+        time.sleep(0.002)
+        return x * 2
+"""
+
+
+def noting_model(
+    path: Path, *, idempotent: bool = True
+) -> tuple[str, Callable[[], dict[float, list[int]]]]:
+    """A model that notes each number before it runs it, but for the warm-up's 0, and hangs at those
+    from `HANG` on; and what reads the notes: for each number the workers that have begun with it.
+    """
+
+    def runs() -> dict[float, list[int]]:
+        found: dict[float, list[int]] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            value, pid = line.split()
+            found.setdefault(float(value), []).append(int(pid))
+        return found
+
+    model = NOTING_MODEL.format(path=str(path), idempotent=idempotent, hang=HANG)
+    return model, runs
 
 
 def descendants(pid: int) -> list[int]:
@@ -260,6 +341,8 @@ class Tools:
     get = staticmethod(get)
     onnx_times = staticmethod(onnx_times)
     python_model = staticmethod(python_model)
+    noting_model = staticmethod(noting_model)
+    HANG = HANG
     write_model = staticmethod(write_model)
     workers = staticmethod(workers)
     descriptors = staticmethod(descriptors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import signal
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,40 @@ if TYPE_CHECKING:
 QUIET = ("--trust", "--access-log", "off")
 
 
-async def metric(tools: Any, connection: Any, name: str) -> float:
+async def metric(tools: Any, connection: Any, name: str, label: str = "") -> float:
+    """The sum of a metric over everything that has a label with this value."""
     text = (await connection.ask(tools.get("/metrics"))).body.decode()
-    return sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.M))
+    found = re.findall(rf"^{name}{{([^}}]*)}} (\S+)$", text, re.M)
+    return sum(float(value) for labels, value in found if f'"{label}"' in labels or not label)
+
+
+@pytest.mark.parametrize("leave", ["abort", "reset"])
+def test_calls_of_clients_that_vanish_are_cancelled(
+    serve: Callable[..., Any], tools: Any, tmp_path: Path, leave: str
+) -> None:
+    """Behind a run that would keep them waiting for ever."""
+    tools.write_model(tmp_path / "m" / "1", tools.python_model(), "batching: {max_size: 1}")
+    server = serve(tmp_path, *QUIET)
+    number = 10
+
+    async def test() -> None:
+        watcher = await tools.Connection.open(server.port)
+        leaving = [await tools.Connection.open(server.port) for _ in range(number + 1)]
+        for connection in leaving:
+            connection.send(tools.request(tools.HANG))
+        while await metric(tools, watcher, "salver_queue_depth") < number:
+            pass
+        assert await metric(tools, watcher, "salver_failures_total", "cancelled") == 0
+        for connection in leaving:
+            getattr(connection, leave)()
+        while await metric(tools, watcher, "salver_failures_total", "cancelled") <= number:
+            pass
+        while await metric(tools, watcher, "salver_queue_depth"):
+            pass
+        watcher.abort()
+
+    tools.on_loop(test())
+    assert server.stop() == 0
 
 
 def test_clients_that_vanish_leave_nothing_behind(
@@ -32,7 +64,7 @@ def test_clients_that_vanish_leave_nothing_behind(
         watcher = await tools.Connection.open(server.port)
         await watcher.ask(tools.request(1))
         before = tools.descriptors(server.pid)
-        async with tools.load(server.port, 2, lambda index: 1.0) as load:
+        async with tools.load(server.port, 2) as load:
             for _ in range(5):
                 leaving = [await tools.Connection.open(server.port) for _ in range(20)]
                 for index, connection in enumerate(leaving):
@@ -41,9 +73,9 @@ def test_clients_that_vanish_leave_nothing_behind(
                 for connection in leaving:
                     connection.abort()
             await load.answered(4)
-        assert load.broken == 0
+        assert load.broken == []
         assert load.failures == []
-        assert load.sent == len(load.answers)
+        assert load.factors == {2}
         while await metric(tools, watcher, "salver_queue_depth"):
             await watcher.ask(tools.request(1))
         while tools.descriptors(server.pid) != before:
@@ -106,6 +138,46 @@ def test_a_client_that_closes_leaves_the_queue(
     assert server.stop() == 0
 
 
+OUTER = """
+import salver
+
+class Outer:
+    def __init__(self):
+        self.inner = salver.use("m")
+
+    def predict(self, x: salver.Array["float32", "B", 1]) -> salver.Array["float32", "B", 1]:
+        return self.inner.predict(x)
+"""
+
+
+def test_what_a_cancelled_call_asked_of_other_models_is_cancelled_too(
+    serve: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    tools.write_model(tmp_path / "m" / "1", tools.python_model(), "batching: {max_size: 1}")
+    tools.write_model(tmp_path / "outer" / "1", OUTER)
+    server = serve(tmp_path, *QUIET)
+
+    async def test() -> None:
+        watcher, client, *blockers = [await tools.Connection.open(server.port) for _ in range(4)]
+
+        async def until_waiting(number: int) -> None:
+            while await metric(tools, watcher, "salver_queue_depth") != number:
+                pass
+
+        for blocker in blockers:
+            blocker.send(tools.request(tools.HANG))
+        await until_waiting(1)
+        client.send(tools.request(1, "outer"))
+        await until_waiting(2)
+        client.reset()
+        await until_waiting(1)
+        for connection in (*blockers, watcher):
+            connection.reset()
+
+    tools.on_loop(test())
+    assert server.stop() == 0
+
+
 def test_everything_accepted_is_answered_after_sigterm(
     serve: Callable[..., Any], tools: Any, tmp_path: Path
 ) -> None:
@@ -126,6 +198,7 @@ def test_everything_accepted_is_answered_after_sigterm(
         answers = await asyncio.gather(*(client.answer() for client in clients))
         assert [answer.status for answer in answers] == [200] * number
         assert [answer.value for answer in answers] == [2.0 * index for index in range(number)]
+        assert {await client.rest() for client in clients} == {b""}
         for client in (*clients, watcher):
             client.abort()
 
@@ -136,35 +209,43 @@ def test_everything_accepted_is_answered_after_sigterm(
 def test_sigterm_in_the_middle_of_load(
     serve: Callable[..., Any], tools: Any, tmp_path: Path
 ) -> None:
-    """A request is answered, refused with the reason, or met a closed connection."""
-    tools.write_model(tmp_path / "m" / "1", tools.onnx_times(2))
+    """A request is answered, refused with the reason, or met a closed connection; the last only if
+    it was not accepted.
+    """
+    model, runs = tools.noting_model(tmp_path / "runs")
+    tools.write_model(tmp_path / "m" / "1", model)
     server = serve(tmp_path, *QUIET)
+    indices = itertools.count(1)
 
-    async def test() -> None:
-        async def until_gone() -> tuple[int, list[int], int]:
-            sent, statuses, broken = 0, [], 0
+    async def test() -> tuple[list[Any], list[float]]:
+        answers, broken = [], []
+
+        async def until_gone() -> None:
             connection = await tools.Connection.open(server.port)
             try:
                 while True:
-                    sent += 1
-                    statuses.append((await connection.ask(tools.request(1))).status)
+                    value = float(next(indices))
+                    answers.append(await connection.ask_for(value))
             except (OSError, asyncio.IncompleteReadError):
-                broken = 1
+                broken.append(value)
             connection.abort()
-            return sent, statuses, broken
 
         clients = [asyncio.ensure_future(until_gone()) for _ in range(8)]
         watcher = await tools.Connection.open(server.port)
         while await metric(tools, watcher, "inference_requests_total") < 500:
             pass
         server.process.send_signal(signal.SIGTERM)
-        for sent, statuses, broken in await asyncio.gather(*clients):
-            assert sent == len(statuses) + broken
-            assert set(statuses) <= {200, 503}
+        await asyncio.gather(*clients)
         watcher.abort()
+        return answers, broken
 
-    tools.on_loop(test())
+    answers, broken = tools.on_loop(test())
     assert server.stop() == 0
+    assert {answer.status for answer in answers} <= {200, 503}
+    accepted = [answer for answer in answers if answer.status == 200]
+    assert {answer.factor for answer in accepted} == {2}
+    assert set(runs()) == {answer.sent for answer in accepted}
+    assert not set(runs()) & set(broken)
 
 
 def test_calls_that_outlast_the_drain_are_told_so(
@@ -177,7 +258,7 @@ def test_calls_that_outlast_the_drain_are_told_so(
         clients = [await tools.Connection.open(server.port) for _ in range(2)]
         watcher = await tools.Connection.open(server.port)
         for client in clients:
-            client.send(tools.request(666))
+            client.send(tools.request(tools.HANG))
         while not await metric(tools, watcher, "salver_queue_depth"):
             pass
         server.process.send_signal(signal.SIGTERM)
@@ -217,9 +298,10 @@ def test_a_stream_waits_for_its_reader_and_loses_nothing(
         head = b"POST /predict/s HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n"
         writer.write(head % len(body) + b"\r\n" + body)
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-        async with tools.load(server.port, 2, lambda index: 1.0) as load:
+        async with tools.load(server.port, 2) as load:
             await load.answered(2000)
         assert load.failures == []
+        assert load.factors == {2}
         text = await reader.read()
         assert text.count(b"}\n\r\n") == number
         assert text.endswith(b"0\r\n\r\n")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from salver.observe.cores import usable_cores
+from salver.observe.cores import cpu_ns, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,3 +53,21 @@ def test_a_containers_quota_bounds_the_cores(
 @pytest.mark.usefixtures("_eight_cores")
 def test_without_control_groups_affinity_decides(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == 8
+
+
+def test_the_time_of_all_threads_counts() -> None:
+    def compute() -> None:
+        while time.thread_time_ns() < 100_000_000:
+            pass
+
+    before = cpu_ns(os.getpid())
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert cpu_ns(os.getpid()) - before >= 80_000_000
+
+
+def test_a_process_that_is_gone_has_used_nothing() -> None:
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+    assert cpu_ns(child) == 0

@@ -69,7 +69,7 @@ def test_everything_that_tritons_client_can_say():
     assert operation.request.id == "7"
     assert operation.request.outputs == ("y",)
     assert operation.request.parameters == {"own": 1.5}
-    assert (operation.timeout_ns, operation.priority) == (1_000_000, 1)
+    assert (operation.timeout_ns, operation.priority) == (1_000_000, 2)
     headers, result = answered(operation)
     assert headers == {"Content-Type": "application/json"}
     assert result.get_response()["id"] == "7"

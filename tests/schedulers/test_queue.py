@@ -45,7 +45,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(call: Callable[..., Ca
 
 def test_a_call_that_waited_long_rises(call: Callable[..., Call]) -> None:
     queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=2, ageing_ms=10)))
-    old, young = call(0, priority=1), call(11 * MS, priority=0)
+    old, young = call(0, priority=2), call(11 * MS, priority=1)
     queue.add(old, 0)
     queue.add(young, 0)
     assert drain(queue) == [old, young]
@@ -53,12 +53,31 @@ def test_a_call_that_waited_long_rises(call: Callable[..., Call]) -> None:
 
 def test_priorities_beyond_the_last_count_as_the_last(call: Callable[..., Call]) -> None:
     queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=2)))
-    far, last = call(0, priority=9), call(1, priority=1)
+    far, last = call(0, priority=9), call(1, priority=2)
     queue.add(far, 0)
     queue.add(last, 0)
     assert len(queue.lanes()) == 1
     assert queue.remove(far)
     assert drain(queue) == [last]
+
+
+def test_calls_without_a_priority_have_the_models_default(call: Callable[..., Call]) -> None:
+    limits = Queue(priority_levels=3, default_priority=2)
+    queue = QueueScheduler(ModelConfig(queue=limits))
+    calls = [call(priority=priority) for priority in (3, 0, 2, 1)]
+    for one in calls:
+        queue.add(one, 0)
+    low, unnamed, middle, urgent = calls
+    assert queue.remove(middle)
+    assert drain(queue) == [urgent, unnamed, low]
+
+
+def test_without_a_default_they_are_the_most_urgent(call: Callable[..., Call]) -> None:
+    queue = QueueScheduler(ModelConfig(queue=Queue(priority_levels=2)))
+    low, unnamed = call(priority=2), call()
+    queue.add(low, 0)
+    queue.add(unnamed, 0)
+    assert drain(queue) == [unnamed, low]
 
 
 def test_deadlines_and_the_queue_timeout_both_end_a_wait(call: Callable[..., Call]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from salver.codecs.json_request import tensor_of_bytes
+from salver.codecs.v2 import tensor_of_bytes
 from salver.types import BF16, Tensor, bf16_floats, dtype_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salver.codecs.json_request import tensor_of_bytes
 from salver.codecs.long_array import LongArray
+from salver.codecs.v2 import tensor_of_bytes
 from salver.codecs.values import (
     BYTES_KEY,
     cells,

@@ -22,13 +22,14 @@ from msgspec.json import Decoder
 from salver.codecs.json_numbers import NON_FINITE, check_values, loads
 from salver.codecs.long_array import LIFTED, LONG_BYTES, lift_data
 from salver.codecs.v2 import (
+    MAX_ELEMENTS,
     MAX_RANK,
+    check_count,
     given_twice,
     input_dtype,
     negative_dimension,
-    too_large_a_shape,
-    wrong_count,
-    wrong_length,
+    objects_of,
+    tensor_of_bytes,
 )
 from salver.codecs.values import narrowed
 from salver.errors import InvalidInput, Unsupported
@@ -38,15 +39,12 @@ from salver.types import (
     DTYPES,
     UINT64,
     DType,
-    Packed,
     Tensor,
     Tensors,
     numbers,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from salver.codecs.long_array import LongArray
     from salver.types import Array, Buffer
 
@@ -55,13 +53,12 @@ _ELSEWHERE: Final = frozenset(("binary_data_size", "shared_memory_region"))
 """Parameters of inputs that say that their data are not in the JSON."""
 _KEPT_BYTES: Final = 1 << 22
 """A parser keeps ten times its longest body; for longer ones a new one is worth its making."""
-_MAX_ELEMENTS: Final = 1 << 40
 _LEVELS: Final = 4
 """Of lists in lists, that the fast way takes."""
 
 Input = TypeVar("Input")
 Rank = Meta(max_length=MAX_RANK)
-Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=_MAX_ELEMENTS)], ...], Rank]
+Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)], ...], Rank]
 
 
 class JsonInput(Struct, gc=False):
@@ -69,7 +66,7 @@ class JsonInput(Struct, gc=False):
 
     name: str
     datatype: str
-    shape: Annotated[tuple[Annotated[int, Meta(le=_MAX_ELEMENTS)], ...], Rank]
+    shape: Annotated[tuple[Annotated[int, Meta(le=MAX_ELEMENTS)], ...], Rank]
     data: Any = None
     parameters: dict[str, Any] | None = None
 
@@ -209,16 +206,6 @@ def _flattened(given: JsonInput) -> Any:
     return _TYPED[dtype.name](name, given.shape, data, given.parameters)
 
 
-def _check_count(name: str, shape: Sequence[int], got: int) -> None:
-    """Raises: InvalidInput unless `got` elements make an array of that shape."""
-    expected = prod(shape)
-    if expected != got:
-        raise wrong_count(name, shape, got)
-    # numpy refuses the shape of an empty array if its other dimensions are too large together.
-    if not expected and prod(filter(None, shape)) > _MAX_ELEMENTS:
-        raise too_large_a_shape(name, shape)
-
-
 def _tensor_of_json(given: Any) -> Tensor:
     dtype, shape, values = given.dtype, given.shape, given.data
     if values is None:
@@ -226,9 +213,9 @@ def _tensor_of_json(given: Any) -> Tensor:
     while values and type(values[0]) is list:
         values = _joined(values, given.name)
     if not values or prod(shape) != len(values):
-        _check_count(given.name, shape, len(values))
+        check_count(given.name, shape, len(values))
     if dtype is BYTES:
-        return Tensor(dtype, shape, _objects([value.encode() for value in values], shape))
+        return Tensor(dtype, shape, objects_of([value.encode() for value in values], shape))
     return Tensor(dtype, shape, values)
 
 
@@ -237,12 +224,6 @@ def _joined(lists: list[Any], name: str) -> list[Any]:
         return list(chain.from_iterable(lists))
     except TypeError:
         raise InvalidInput(f"input {name!r}: its data are nested unevenly") from None
-
-
-def _objects(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
-    array: Array = np.empty(len(items), np.object_)
-    array[:] = items
-    return array.reshape(shape)
 
 
 def _flat_values(data: Any, dtype: DType, name: str) -> list[Any]:
@@ -283,23 +264,6 @@ def _binary(binary: memoryview | None, offset: int, size: Any, name: str) -> mem
             f"input {name!r}: binary_data_size is {size}, {len(binary) - offset} bytes are left"
         )
     return binary[offset : offset + size]
-
-
-def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name: str) -> Tensor:
-    """A tensor on little-endian row-major bytes, without a copy; BYTES stay packed.
-
-    Raises: InvalidInput when length and shape do not fit.
-    """
-    if dtype is BYTES:
-        # Unpacked now, so that a broken request fails before it is queued.
-        items = Packed(data).items(prod(shape), name)
-        _check_count(name, shape, len(items))
-        return Tensor(dtype, shape, _objects(items, shape))
-    expected = prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        raise wrong_length(name, dtype, shape, len(data))
-    _check_count(name, shape, len(data) // dtype.itemsize)
-    return Tensor(dtype, shape, np.frombuffer(data, dtype.numpy).reshape(shape))
 
 
 def _decode_long(body: Buffer, max_depth: int) -> InferBody | None:
@@ -346,7 +310,7 @@ def _tensor_of_long(given: JsonInput, array: LongArray, max_depth: int) -> Tenso
             raise TypeError from error
 
     data = np.concatenate(list(array.texts(parse)))
-    _check_count(name, given.shape, data.size)
+    check_count(name, given.shape, data.size)
     return Tensor(dtype, given.shape, data.reshape(given.shape))
 
 
@@ -354,7 +318,7 @@ def _plain_values(values: list[Any], dtype: DType, name: str) -> Array:
     """Raises: InvalidInput."""
     flat = _flat_values(values, dtype, name)
     if dtype is BYTES:
-        return _objects([value.encode() for value in flat], (len(flat),))
+        return objects_of([value.encode() for value in flat], (len(flat),))
     return numbers(dtype, flat, name)
 
 
@@ -401,7 +365,7 @@ def _read_large(request: Any) -> InferBody:
         if type(name) is not str or name in tensors:
             raise ValueError
         data = _numbers(given["data"], dtype)
-        _check_count(name, shape, data.size)
+        check_count(name, shape, data.size)
         tensors[name] = Tensor(dtype, shape, narrowed(data, dtype, name).reshape(shape))
     id, parameters, outputs = (request.get(key) for key in ("id", "parameters", "outputs"))
     return InferBody(

@@ -10,7 +10,7 @@ import numpy as np
 from salver.clock import NS_PER_US
 from salver.codecs.json_numbers import plain_array
 from salver.errors import InvalidInput
-from salver.types import BYTES, Response, Rows, Tensor, Tensors, dtype_of, too_few_bytes
+from salver.types import BYTES, Packed, Response, Rows, Tensor, Tensors, dtype_of, too_few_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LARGEST: Final = 1 << 53
 MAX_RANK: Final = 64
 """Most dimensions of a tensor, as many as numpy can have."""
+MAX_ELEMENTS: Final = 1 << 40
 _RESERVED: Final = frozenset(("timeout", "priority", "method", "binary_data_output"))
 EXTENSIONS: Final = (
     "classification",
@@ -33,7 +34,8 @@ EXTENSIONS: Final = (
 
 
 def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """The request's `timeout` (given in microseconds) in nanoseconds, and its `priority`.
+    """The request's `timeout` (given in microseconds) in nanoseconds, and its `priority`
+    (1 is the most urgent, 0 the model's default).
 
     Raises: InvalidInput for values that are no whole numbers, or negative.
     """
@@ -43,8 +45,7 @@ def timing(parameters: Mapping[str, Any]) -> tuple[int, int]:
         if type(value) is not int or not 0 <= value <= _LARGEST:
             raise InvalidInput(f"parameter {name!r}: expected a whole number up to {_LARGEST}")
         found.append(value)
-    # The protocol's 0 means the model's default priority, 1 the most urgent.
-    return found[0] * NS_PER_US, max(found[1] - 1, 0)
+    return found[0] * NS_PER_US, found[1]
 
 
 def method_name(parameters: Mapping[str, Any]) -> str:
@@ -102,6 +103,40 @@ def negative_dimension(name: str, shape: Sequence[int]) -> InvalidInput:
 
 def too_large_a_shape(name: str, shape: Sequence[int]) -> InvalidInput:
     return InvalidInput(f"input {name!r}: no request can hold shape {list(shape)}")
+
+
+def check_count(name: str, shape: Sequence[int], got: int) -> None:
+    """Raises: InvalidInput unless `got` elements make an array of that shape."""
+    expected = prod(shape)
+    if expected != got:
+        raise wrong_count(name, shape, got)
+    # numpy refuses the shape of an empty array if its other dimensions are too large together.
+    if not expected and prod(filter(None, shape)) > MAX_ELEMENTS:
+        raise too_large_a_shape(name, shape)
+
+
+def objects_of(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
+    """Items as an array of objects."""
+    array: Array = np.empty(len(items), np.object_)
+    array[:] = items
+    return array.reshape(shape)
+
+
+def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name: str) -> Tensor:
+    """A tensor on little-endian row-major bytes, without a copy; BYTES stay packed.
+
+    Raises: InvalidInput when length and shape do not fit.
+    """
+    if dtype is BYTES:
+        # Unpacked now, so that a broken request fails before it is queued.
+        items = Packed(data).items(prod(shape), name)
+        check_count(name, shape, len(items))
+        return Tensor(dtype, shape, objects_of(items, shape))
+    expected = prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise wrong_length(name, dtype, shape, len(data))
+    check_count(name, shape, len(data) // dtype.itemsize)
+    return Tensor(dtype, shape, np.frombuffer(data, dtype.numpy).reshape(shape))
 
 
 def given_twice(names: Iterable[str]) -> InvalidInput:

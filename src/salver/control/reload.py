@@ -97,7 +97,9 @@ class Loads(Protocol):
         """Every version in service."""
         ...
 
-    async def load(self, version: VersionOnDisk) -> object: ...
+    async def load(self, *versions: VersionOnDisk) -> None:
+        """Loads versions of one name: all of them, or, if one fails, none."""
+        ...
 
     async def unload(self, ref: ModelRef, why: str = ...) -> None: ...
 
@@ -203,7 +205,8 @@ class Repository:
         that it does not offer any more. Those who ask while another load of it waits to begin share
         that.
 
-        Raises: NotFound, Conflict outside explicit mode, LoadFailed.
+        Raises: NotFound, Conflict outside explicit mode, LoadFailed; then what is served has not
+            changed.
         """
         self._demand_explicit()
         following = self._next_loads.get(name)
@@ -231,10 +234,7 @@ class Repository:
                 f"There are: {listed(self.names())}"
             )
         self._tried |= {version.ref: version.stamp for version in versions}
-        loads = (self._engine.load(version) for version in versions)
-        for result in await asyncio.gather(*loads, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        await self._engine.load(*versions)
         await self._clear(name)
 
     async def unload(self, name: str) -> None:

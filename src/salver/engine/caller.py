@@ -67,7 +67,9 @@ class LoopCaller:
         try:
             return await future
         except asyncio.CancelledError:
-            call.lease.target.cancel(call, Cancelled("the model that called is gone"))
+            call.lease.target.cancel(
+                call, Cancelled("the model that asked is gone, or nobody waits for it")
+            )
             raise
 
     def __call__(

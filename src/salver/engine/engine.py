@@ -155,6 +155,14 @@ def version_key(version: str) -> tuple[int, int, str]:
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
 
 
+def why_unavailable(ref: ModelRef, failed: ModelRef, error: BaseException) -> str:
+    """Why a version was not loaded: because it `failed`, or one that was to come with it."""
+    if ref != failed:
+        return f"not loaded, as {failed} could not be"
+    why = error.message if isinstance(error, SalverError) else "it was interrupted"
+    return f"loading failed: {why}"
+
+
 def reclaim_memory(goal_bytes: int) -> None:
     """Gives the memory of closed models back to the system, down to `goal_bytes` if possible.
 
@@ -289,27 +297,43 @@ class Engine:
             raise
         return call
 
-    async def load(self, version: VersionOnDisk) -> Generation:
-        """Loads a version and makes it visible; a failure changes nothing but its state.
+    async def load(self, *versions: VersionOnDisk) -> None:
+        """Loads versions of one name and makes them visible together; if one fails, nothing changes
+        but their states.
 
         Raises: LoadFailed and its kinds, Unavailable when the server stops meanwhile.
         """
-        ref = version.ref
-        async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            self.note(ref, "LOADING")
+        refs = [version.ref for version in versions]
+        async with self._changing.setdefault(refs[0].name, asyncio.Lock()):
+            prepared: list[Generation] = []
+            for ref in refs:
+                self.note(ref, "LOADING")
             try:
-                generation = await self.prepare(version)
+                for version in versions:
+                    prepared.append(await self.prepare(version))
+                    if self.is_draining:
+                        raise Unavailable("the server is shutting down")
             except BaseException as error:
-                why = error.message if isinstance(error, SalverError) else "it was interrupted"
-                self.note(ref, "UNAVAILABLE", f"loading failed: {why}")
-                self.models[ref.name].settle(ref.version)
-                self._sum_up_later(self.models[ref.name])
+                self._drop(refs, prepared, version.ref, error)
                 raise
-            if self.is_draining:
-                await generation.retire(0)
-                raise Unavailable("the server is shutting down")
-            self.show(generation)
-            return generation
+            for generation in prepared:
+                self.show(generation)
+
+    def _drop(
+        self,
+        refs: Sequence[ModelRef],
+        prepared: Sequence[Generation],
+        failed: ModelRef,
+        error: BaseException,
+    ) -> None:
+        """Ends a load of several versions, of which one has `failed`."""
+        model = self._named(failed.name)
+        for generation in prepared:
+            self._retire(model, generation, f"unseen, as {failed} could not be loaded")
+        for ref in refs:
+            self.note(ref, "UNAVAILABLE", why_unavailable(ref, failed, error))
+            model.settle(ref.version)
+        self._sum_up_later(model)
 
     def remember(self, name: str, counters: ModelStatistics) -> None:
         """Has a name go on counting from what a generation of before, elsewhere, left."""

@@ -41,7 +41,9 @@ from salver.engine.packing import (
 )
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
-from salver.errors import LoadFailed, LoadInterrupted, SalverError
+from salver.engine.stillness import STILL_BEATS, Stillness
+from salver.errors import Cancelled, LoadFailed, LoadInterrupted, SalverError
+from salver.observe.cores import cpu_ns
 from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ CREDIT_STEP: Final = STREAM_WINDOW // 2
 CRASH_WINDOW_NS: Final = 60 * NS_PER_S
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
+_UNWANTED: Final = fault_of(Cancelled("nobody waits any more for the call that asked this"))
 
 
 class Watcher(Protocol):
@@ -82,7 +85,7 @@ class Watcher(Protocol):
 class Ongoing:
     """The run that a worker is at."""
 
-    __slots__ = ("done", "emit", "num_calls", "number", "paused", "started", "taken")
+    __slots__ = ("cancelled", "done", "emit", "num_calls", "number", "paused", "started", "taken")
 
     def __init__(
         self, number: int, num_calls: int, emit: Emit, done: interfaces.Done, started: int
@@ -94,6 +97,12 @@ class Ongoing:
         self.started = started
         self.taken = 0
         self.paused: set[int] = set()
+        self.cancelled: set[int] = set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Nobody waits for it any more."""
+        return len(self.cancelled) == self.num_calls
 
 
 class ProcessInstance:
@@ -126,10 +135,12 @@ class ProcessInstance:
         self._num_runs = 0
         self._timer: asyncio.TimerHandle | None = None
         self._asked = 0
+        self._stillness: Stillness
         self._hung = ""
         self._crashes: deque[int] = deque()
         self._revival: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._home_calls: dict[asyncio.Task[None], tuple[Ongoing | None, int]] = {}
         self._metrics: deque[asyncio.Future[bytes]] = deque()
         self._handlers: dict[type[AnyFrame], Callable[[Any, Array], None]] = {
             Done: self._on_done,
@@ -249,9 +260,13 @@ class ProcessInstance:
             self._finish(error, 0)
 
     def cancel(self, index: int) -> None:
-        if self._run is not None:
-            self._run.paused.discard(index)
-            self._worker.tell(Cancel(self._run.number, index))
+        run = self._run
+        if run is not None:
+            run.paused.discard(index)
+            run.cancelled.add(index)
+            self._worker.tell(Cancel(run.number, index))
+            if run.is_cancelled:
+                self._cancel_home_calls(run)
 
     def pause(self, index: int) -> None:
         """Lets the model wait, after a few more items, until the reader of this call resumes."""
@@ -350,14 +365,28 @@ class ProcessInstance:
             answer.set_result(frame.text)
 
     def _on_home_call(self, frame: HomeCall, payload: Array) -> None:
+        run = self._run
+        if run is not None and run.is_cancelled:
+            self._worker.tell(Answer(frame.id, fault=_UNWANTED))
+            return
         request = unpack_request(frame, payload)
-        self._spawn(self._call(self._worker, frame, request))
+        task = self._spawn(self._call(self._worker, frame, request))
+        self._home_calls[task] = run, frame.id
+        task.add_done_callback(self._home_calls.pop)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _cancel_home_calls(self, run: Ongoing) -> None:
+        """Ends what a run asked of other models; the model hears of it where it waits."""
+        for task, (asker, number) in self._home_calls.items():
+            # A task that has not begun yet could not answer by itself.
+            if asker is run and task.cancel():
+                self._worker.tell(Answer(number, fault=_UNWANTED))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Starts what ends with the worker."""
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _call(self, worker: WorkerProcess, frame: HomeCall, request: Request) -> None:
         try:
@@ -372,10 +401,7 @@ class ProcessInstance:
             worker.tell(Answer(frame.id, fault=fault))
 
     def _watch_again(self, now: int) -> None:
-        """Looks after a run that lasts: each second, and when its time is over.
-
-        Silence alone proves nothing, for a model may rightly hold the GIL for long.
-        """
+        """Looks after a run that lasts: each second, and when its time is over."""
         assert self._run is not None
         delay_s = HEARTBEAT_S
         if limit := self._spec.config.instances.run_timeout_ms * NS_PER_MS:
@@ -399,7 +425,13 @@ class ProcessInstance:
             return
         if not self._asked:
             self._asked = now
+            self._stillness = Stillness(cpu_ns(self.pid))
             self._worker.tell(Ping())
+        elif self._stillness.beat(cpu_ns(self.pid)):
+            still_s = STILL_BEATS * HEARTBEAT_S
+            self._hung = f"was ended after neither answering nor computing for {still_s:g} s"
+            self._worker.kill()
+            return
         self._watch_again(now)
 
     def _on_exit(self, how: str) -> None:

@@ -14,7 +14,8 @@ MAX_LOSSES: Final = 2
 class WorkerDied(Exception):
     """A worker ended in the middle of a run. Never shown to a client as it is.
 
-    `hung` says that it was killed because the run took longer than `run_timeout_ms`.
+    `hung` says that it was killed, because the run took longer than `run_timeout_ms` or because the
+    worker neither answered nor computed any more.
     """
 
     def __init__(self, reason: str, hung: bool = False) -> None:

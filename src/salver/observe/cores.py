@@ -1,4 +1,6 @@
-"""How many processor cores this process may use: by affinity, and by the quota of its container."""
+"""How many processor cores this process may use, by affinity and by the quota of its container, and
+how much of their time a process has used.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from math import ceil
 from pathlib import Path
 from typing import Final
 
+from salver.clock import NS_PER_S
+
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_TICK_NS: Final = NS_PER_S // os.sysconf("SC_CLK_TCK")
 
 
 def usable_cores(cgroups: Path = _CGROUPS) -> int:
@@ -34,3 +39,15 @@ def _quota(cgroups: Path) -> float:
         return max(int(limit) / int(period), 0)
     except (ValueError, ZeroDivisionError):
         return 0  # "max", or -1 in version 1
+
+
+def cpu_ns(pid: int) -> int:
+    """Processor time that all threads of a process have used, in whole ticks (Linux, proc(5)); 0 if
+    it is gone.
+    """
+    try:
+        # The name in brackets may hold anything, brackets and blanks too.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * _TICK_NS
+    except (OSError, IndexError):
+        return 0

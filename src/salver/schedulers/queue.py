@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Lane:
-    """Waiting calls of one priority and group, in order of arrival; `rows` and `size` are sums."""
+    """Waiting calls of one level and group, in order of arrival; `rows` and `size` are sums."""
 
     __slots__ = ("calls", "handicap", "key", "rows", "size")
 
@@ -44,7 +44,8 @@ class QueueScheduler:
         queue = config.queue
         self._max_calls = queue.max_calls
         self._timeout = int(queue.timeout_ms * NS_PER_MS)
-        self._last_priority = queue.priority_levels - 1
+        self._last_level = queue.priority_levels - 1
+        self._default_level = queue.default_priority - 1
         self._ageing = int(queue.ageing_ms * NS_PER_MS)
         self._lanes: dict[tuple[int, Any], Lane] = {}
         self._num_calls = 0
@@ -61,7 +62,7 @@ class QueueScheduler:
                 retry_after_ms=1000,
             )
         context = call.context
-        key = self._key(call) if context.priority else (0, call.group)
+        key = self._key(call) if context.priority else (self._default_level, call.group)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key, key[0] * self._ageing)
@@ -74,8 +75,10 @@ class QueueScheduler:
             self._next_expiry = expiry
 
     def _key(self, call: Call) -> tuple[int, Any]:
-        """Priority and group; a priority that there is not counts as the nearest that there is."""
-        return min(max(call.context.priority, 0), self._last_priority), call.group
+        """Level, from 0, and group; a priority beyond the last counts as the last."""
+        priority = call.context.priority
+        level = min(priority - 1, self._last_level) if priority > 0 else self._default_level
+        return level, call.group
 
     def _expiry(self, call: Call) -> int:
         deadline = call.context.deadline

@@ -26,7 +26,9 @@ _MAX_CALLS: Final = 24
 _CONFIGS: Final = (
     ModelConfig(queue=Queue(max_calls=_MAX_CALLS)),
     ModelConfig(
-        queue=Queue(max_calls=_MAX_CALLS, timeout_ms=15, priority_levels=3, ageing_ms=5),
+        queue=Queue(
+            max_calls=_MAX_CALLS, timeout_ms=15, priority_levels=3, default_priority=2, ageing_ms=5
+        ),
         batching=Batching(delay_ms=2, preferred_sizes=(4, 6)),
     ),
     ModelConfig(
@@ -103,7 +105,7 @@ class Traffic:
             group=chance.choice([None, "a", "b", ("a", 1), "c"]),
             rows=chance.choice([1, 1, 1, 2, 3, 7]),
             deadline=chance.choice([0, self._now + chance.randrange(1, 20 * NS_PER_MS)]),
-            priority=chance.choice([0, 0, 1, 2, 9]),
+            priority=chance.choice([0, 0, 1, 2, 3, 9]),
         )
         is_full = len(self._waiting) >= _MAX_CALLS
         try:
@@ -222,25 +224,28 @@ class Traffic:
 
 def _check_priorities(make: Make) -> None:
     """Of calls that cannot share a batch, the most urgent leaves first."""
-    config = ModelConfig(queue=Queue(priority_levels=3, ageing_ms=1000))
+    config = ModelConfig(queue=Queue(priority_levels=3, default_priority=2, ageing_ms=1000))
     for groups in (("a", "b", "c"), ("a", "a", "a"), (None, None, None)):
         scheduler = make(config, 1)
-        calls = [_call(n, group=group, priority=2 - n) for n, group in enumerate(groups)]
+        calls = [
+            _call(0, group=group, priority=priority)
+            for group, priority in zip(groups, (3, 0, 1), strict=True)
+        ]
         for call in calls:
             scheduler.add(call, call.queued)
         left = []
         while (batch := scheduler.next(_ANY, 3)) is not None:
             left += [call.context.priority for call in batch.calls]
             scheduler.finished(batch, 1, 3)
-        clause = "Scheduler.next hands out the most urgent call first; 0 is the most urgent"
-        expect(left == [0, 1, 2], clause, f"priorities left in the order {left}")
+        clause = "Scheduler.next hands out the most urgent call first: 1, and 0 is the default"
+        expect(left == [1, 0, 3], clause, f"priorities left in the order {left}")
 
 
 def _check_ageing(make: Make) -> None:
     """One call of low priority among a steady stream of urgent ones."""
     config = ModelConfig(queue=Queue(priority_levels=2, ageing_ms=10))
     scheduler = make(config, 1)
-    low = _call(0, group="low", priority=1)
+    low = _call(0, group="low", priority=2)
     scheduler.add(low, 0)
     for now in range(0, NS_PER_S, NS_PER_MS):
         scheduler.add(_call(now, group="urgent"), now)

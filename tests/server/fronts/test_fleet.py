@@ -120,6 +120,39 @@ def test_what_one_cannot_load_none_shows(fd: int) -> None:
     with_two(fd, test)
 
 
+def test_of_versions_that_are_loaded_together_all_or_none_are_shown(fd: int) -> None:
+    async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
+        await fleet.load(VERSION)
+        second = VERSION._replace(ref=ModelRef("model", "2"))
+        works, other.answer = (
+            other.answer,
+            lambda order: Prepared(
+                order.wanted.generation,
+                None if order.wanted.ref == second.ref else ABOUT,
+                Fault("LoadFailed", "broken") if order.wanted.ref == second.ref else None,
+            ),
+        )
+        with pytest.raises(LoadFailed, match="broken"):
+            await fleet.load(VERSION, second)
+        for link in (one, other):
+            assert [order for order in link.sent if isinstance(order, Discard)] == [
+                Discard(3),
+                Discard(2),
+            ]
+            assert set(link.shown()) == {1}
+        assert fleet.models["model"].states == {
+            "1": ("READY", "not loaded, as model version 2 could not be"),
+            "2": ("UNAVAILABLE", "loading failed: broken"),
+        }
+        assert not fleet._preparing
+        other.answer = works
+        await fleet.load(VERSION, second)
+        together = [order for order in one.sent if isinstance(order, Change)][-1]
+        assert [wanted.generation for wanted in together.wanted] == [4, 5]
+
+    with_two(fd, test)
+
+
 def test_a_front_that_ends_meanwhile_is_not_waited_for(fd: int) -> None:
     async def test(fleet: Fleet, one: FakeLink, other: FakeLink) -> None:
         other.answer = lambda order: fleet.leave(other)  # type: ignore[func-returns-value]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
+from salver.engine.engine import why_unavailable
 from salver.engine.frames import error_of
-from salver.errors import LoadFailed, LoadInterrupted, NotFound, SalverError, did_you_mean
+from salver.errors import LoadFailed, LoadInterrupted, NotFound, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS
 from salver.observe.statistics import Gauges
@@ -138,20 +139,28 @@ class Fleet:
         """Waits until every front serves."""
         await self._until(lambda: len(self.fronts) == self._num_fronts)
 
-    async def load(self, version: VersionOnDisk) -> None:
-        """Loads a version on all fronts; returns when each of them serves it.
+    async def load(self, *versions: VersionOnDisk) -> None:
+        """Loads versions of one name on all fronts; returns when each of them serves them.
 
         Raises: LoadFailed and its kinds; then all go on with what they had.
         """
-        ref = version.ref
-        async with self._changing.setdefault(ref.name, asyncio.Lock()):
-            self._note(ref, "LOADING")
+        refs = [version.ref for version in versions]
+        async with self._changing.setdefault(refs[0].name, asyncio.Lock()):
+            prepared: list[Wanted] = []
+            for ref in refs:
+                self._note(ref, "LOADING")
             try:
-                wanted = await self._prepare(version)
-            except SalverError as error:
-                self._note(ref, "UNAVAILABLE", f"loading failed: {error.message}")
+                for version in versions:
+                    prepared.append(await self._prepare(version))
+            except BaseException as error:
+                for wanted in prepared:
+                    self._discard(wanted)
+                for ref in refs:
+                    self._note(ref, "UNAVAILABLE", why_unavailable(ref, version.ref, error))
                 raise
-            await self._apply(wanted)
+            finally:
+                self._preparing.difference_update(wanted.generation for wanted in prepared)
+            await self._apply(*prepared)
 
     def served(self) -> list[ModelRef]:
         """Every version in service."""
@@ -182,6 +191,7 @@ class Fleet:
             self._publish(gone=(ref,))
 
     async def _prepare(self, version: VersionOnDisk) -> Wanted:
+        """Has a version prepared; its generation stays in `_preparing`. Raises: as `load` does."""
         if version.problem is not None:
             raise version.problem
         await self._until(lambda: bool(self.fronts))
@@ -202,8 +212,14 @@ class Fleet:
                 await self._until(lambda: bool(self.host))
                 about = await self._prepared_by(self.host, wanted)
             return replace(wanted, about=about)
-        finally:
+        except BaseException:
             self._preparing.discard(wanted.generation)
+            raise
+
+    def _discard(self, wanted: Wanted) -> None:
+        """Has those that have prepared a version drop it again."""
+        for link in self.host if wanted.is_hosted else self.fronts:
+            link.send(Discard(wanted.generation))
 
     async def _prepared_by(self, asked: Sequence[Link], wanted: Wanted) -> About | None:
         """Has processes prepare a version; None if the host is to do that for all fronts.
