@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import NS_PER_S
-from salver.engine.delivery import deliver
+from salver.engine.delivery import being_unloaded, deliver, was_unloaded
 from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
@@ -129,7 +129,7 @@ class BatchedTarget:
         Raises: Overloaded, Unavailable; then the call was not accepted.
         """
         if self._is_stopped:
-            raise Unavailable(f"{self._ref} is being unloaded; try again")
+            raise being_unloaded(self._ref)
         if self._is_given_up:
             raise self._crashed()
         self._scheduler.add(call, now)
@@ -461,7 +461,7 @@ class BatchedTarget:
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        gone = Unavailable(f"{self._ref} was unloaded before this call ran; try again")
+        gone = was_unloaded(self._ref)
         self._end_waiting(gone)
         for running in tuple(self._running):
             for call in running.batch.calls:

@@ -186,6 +186,26 @@ def test_a_host_that_dies_costs_nobody_an_answer(server: Any) -> None:
     client.close()
 
 
+def test_a_deadline_holds_when_the_host_hangs(server: Any) -> None:
+    """Long before it counts as hung."""
+    until(lambda: is_ready(server), "a whole server")
+    client = Client("127.0.0.1", server.port, timeout=GUARD_S)
+    host = host_of(server)
+    os.kill(host, signal.SIGSTOP)
+    try:
+        body = json.dumps({"input": "?"})
+        headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": "50"}
+        client.request("POST", "/predict/who", body, headers)
+        answer = client.getresponse()
+        assert answer.status == http.client.GATEWAY_TIMEOUT
+        assert "time was over" in answer.read().decode()
+        assert host in children(server.pid)
+    finally:
+        os.kill(host, signal.SIGCONT)
+    predict(client, "who", "?")
+    client.close()
+
+
 def test_what_may_not_run_twice_is_told(server: Any, folder: Path) -> None:
     until(lambda: is_ready(server), "a whole server")
     client = Client("127.0.0.1", server.port, timeout=GUARD_S)

@@ -19,7 +19,7 @@ from salver.clock import system_clock
 from salver.engine.channel import InSlots, OutSlots
 from salver.engine.engine import Engine
 from salver.engine.frames import error_of, fault_of
-from salver.engine.home import generation_elsewhere
+from salver.engine.home import HomeTarget, generation_elsewhere
 from salver.engine.lifeline import die_with
 from salver.engine.loader import NeedsHost
 from salver.engine.peers import Peers
@@ -229,18 +229,17 @@ class Follower:
         """A version that has its home in another process."""
         about = wanted.about
         assert about is not None
-        return generation_elsewhere(
+        target = HomeTarget(
             wanted.ref,
             wanted.generation,
+            about.signature,
             self._peers,
             config=wanted.config,
-            runtime=about.runtime,
-            signature=about.signature,
-            is_idempotent=about.is_idempotent,
             statistics=self._slab.statistics(wanted.generation, self._index),
+            is_idempotent=about.is_idempotent,
             clock=system_clock,
-            loop=asyncio.get_running_loop(),
         )
+        return generation_elsewhere(target, about.runtime)
 
     async def _take_out(self, ref: ModelRef) -> None:
         if number := self._shown.pop(ref, 0):
