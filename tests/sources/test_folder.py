@@ -75,6 +75,38 @@ def test_a_folder_of_several_models_is_told_of_once(
     }
 
 
+def test_what_has_no_name_or_is_no_file_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "one.onnx", os.fsdecode(b"caf\xe9/model.onnx"), os.fsdecode(b"\xe9.onnx"), "b.py")
+    os.mkfifo(tmp_path / "two.onnx")
+    source = FolderSource([Place(tmp_path)], {})
+    for _ in range(2):
+        assert [ref.name for ref in source.scan()] == ["one"]
+    assert sorted(record.message for record in caplog.records) == [
+        "\\udce9.onnx is not served: its name is not UTF-8",
+        "caf\\udce9 is not served: its name is not UTF-8",
+        "two.onnx is not served: it is neither a regular file nor a folder",
+    ]
+
+
+def test_a_place_that_has_no_name_needs_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / os.fsdecode(b"\xe9.onnx")
+    put(tmp_path, path.name)
+    assert FolderSource([Place(path)], {}).scan() == {}
+    assert "not UTF-8; serve it as NAME=PATH" in caplog.text
+    assert list(FolderSource([Place(path, "e")], {}).scan()) == [ModelRef("e", "1")]
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "fifo"])
+def test_a_path_that_is_no_file_is_an_error(tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(LoadFailed, match="cannot be served: it is neither a regular file nor"):
+        scan(tmp_path / path)
+
+
 def test_places_may_be_named(tmp_path: Path) -> None:
     put(tmp_path, "a.onnx")
     source = FolderSource([Place(tmp_path / "a.onnx", "b")], {})

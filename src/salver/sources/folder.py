@@ -36,6 +36,8 @@ SURE_SUFFIXES: Final = (
 DATA_SUFFIXES: Final = (*SURE_SUFFIXES, ".json", ".txt", ".bin")
 """Model files may end so, but most files that end like the last ones are none."""
 CODE_SUFFIX: Final = ".py"
+NOT_TEXT: Final = "its name is not UTF-8"
+NOT_REGULAR: Final = "it is neither a regular file nor a folder"
 _TRIES: Final = 3
 _MOST_READ: Final = 1024
 """Python files of which is remembered what they said: a look at the files reads them but once."""
@@ -82,7 +84,15 @@ class FolderSource:
         for place in self._places:
             if not place.path.exists():
                 raise LoadFailed(f"there is no file or folder {place.path}")
+            if not (place.path.is_file() or place.path.is_dir()):
+                raise LoadFailed(f"{place.path} cannot be served: {NOT_REGULAR}")
             for version in self._below(place):
+                if not is_text(version.ref.name):
+                    self._tell(
+                        f"{as_text(version.ref.name)} is not served: {NOT_TEXT}; "
+                        "serve it as NAME=PATH"
+                    )
+                    continue
                 paths = {found.get(version.ref, version).path, version.path}
                 if len(paths) > 1:
                     both = " and ".join(sorted(f"{p.parent.name}/{p.name}" for p in paths))
@@ -100,25 +110,15 @@ class FolderSource:
         elif is_model(path):
             yield from self._model(path, path.resolve().name, place.name)
         else:
-            for child in sorted(path.iterdir()):
-                if child.name.startswith((".", "_")):
-                    continue
-                if child.is_dir():
-                    if is_model(child):
-                        yield from self._model(child, child.name)
-                    else:
-                        self._tell_of_several(child)
-                elif child.suffix in SURE_SUFFIXES:
-                    yield self._single(child, path, trusted=False)
-
-    def _tell_of_several(self, folder: Path) -> None:
-        """Says once that a folder is no model because it holds several."""
-        files = model_files(folder)
-        if len(files) < 2 or files[0].suffix not in SURE_SUFFIXES:
-            return
-        _, problem = model_file(folder, "")
-        if problem is not None:
-            self._tell(f"{folder.name} is not served: {problem.message}")
+            models, others = models_in(path)
+            for model in models:
+                if model.is_dir():
+                    yield from self._model(model, model.name)
+                else:
+                    yield self._single(model, path, trusted=False)
+            for other, why in others.items():
+                if why:
+                    self._tell(f"{as_text(other.name)} is not served: {why}")
 
     def _tell(self, message: str) -> None:
         """Warns, but not at every look at the files."""
@@ -211,6 +211,44 @@ def is_model(folder: Path) -> bool:
     )
 
 
+def models_in(repository: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The models in a folder of several, and what else might be meant as one, with why it is none;
+    nothing more is known of a folder without any model file.
+    """
+    models: list[Path] = []
+    others: dict[Path, str] = {}
+    for child in sorted(repository.iterdir()):
+        is_folder = child.is_dir()
+        if child.name.startswith((".", "_")) or not (is_folder or child.suffix in SURE_SUFFIXES):
+            continue
+        if not is_text(child.name):
+            others[child] = NOT_TEXT
+        elif is_folder and not is_model(child):
+            others[child] = _why_no_model(child)
+        elif is_folder or child.is_file():
+            models.append(child)
+        else:
+            others[child] = NOT_REGULAR
+    return models, others
+
+
+def _why_no_model(folder: Path) -> str:
+    files = model_files(folder)
+    if len(files) < 2 or files[0].suffix not in SURE_SUFFIXES:
+        return ""
+    return _several(folder, files)
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8: only then does it have a form on the wire."""
+    return as_text(name) == name
+
+
+def as_text(name: str) -> str:
+    """A file's name with escapes for the bytes that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def version_folders(folder: Path) -> list[Path]:
     """Folders named by a number, in numeric order."""
     found = [p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()]
@@ -253,7 +291,7 @@ def passed_over(folder: Path, configured: str) -> str:
 
 
 def _several(folder: Path, files: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in files)
+    names = ", ".join(as_text(path.name) for path in files)
     return f"{folder.name!r} holds {names}: name one as `file:` in model.yaml"
 
 
