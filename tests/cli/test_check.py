@@ -218,6 +218,22 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert found.problem == "there is no model in it"
 
 
+def test_what_is_not_served(tmp_path: Path) -> None:
+    model(tmp_path / "a" / "1")
+    model(tmp_path / "a" / "new")
+    model(tmp_path / "b" / "latest")
+    (tmp_path / "m.py").write_text(GOOD)
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "up.py").write_text(GOOD)
+    result = run(tmp_path, "--trust", "--json")
+    assert [(found["file"], found["problem"]) for found in json.loads(result.output)] == [
+        ("a", "a: it holds new, but only numbers name versions"),
+        ("b", "it holds latest, but only numbers name versions"),
+        ("m.py", "it is code"),
+    ]
+    assert "3 mistakes in 2 models." in run(tmp_path, "--trust").output
+
+
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     model(tmp_path / "a")
     model(tmp_path / os.fsdecode(b"caf\xe9"))

@@ -66,7 +66,8 @@ def test_a_folder_of_several_models_is_told_of_once(
     for _ in range(2):
         assert [ref.name for ref in source.scan()] == ["one"]
     assert [record.message for record in caplog.records] == [
-        "both is not served: 'both' holds a.onnx, b.onnx: name one as `file:` in model.yaml"
+        "both is not served: 'both' holds a.onnx, b.onnx: name one as `file:` in model.yaml",
+        "there is no model in data",
     ]
     (tmp_path / "both" / "model.yaml").write_text("file: b.onnx")
     assert {ref.name: version.path.name for ref, version in source.scan().items()} == {
@@ -105,6 +106,39 @@ def test_a_path_that_is_no_file_is_an_error(tmp_path: Path, path: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(LoadFailed, match="cannot be served: it is neither a regular file nor"):
         scan(tmp_path / path)
+
+
+def test_the_only_python_file_that_looks_like_a_model_is_one(tmp_path: Path) -> None:
+    put(tmp_path, "up/helper.py", "two/a.py", "two/b.py", "none/a.py", "net/net.onnx", "m.py")
+    put(tmp_path, "net/lib/tool.py", "v/1/helper.py", "broken/a.py", "broken/b.py")
+    for name in ("up/up.py", "two/a.py", "two/b.py", "net/lib/tool.py", "v/1/v.py", "broken/a.py"):
+        (tmp_path / name).write_text(CLASS)
+    (tmp_path / "broken" / "b.py").write_text("class (")
+    found = {"broken:1": "broken/a.py", "net:1": "net/net.onnx"}
+    found |= {"up:1": "up/up.py", "v:1": "v/1/v.py"}
+    assert files(scan(tmp_path), tmp_path) == found
+    (tmp_path / "up" / "up.py").write_text("class (")
+    assert files(scan(tmp_path), tmp_path) == found
+    assert files(scan(tmp_path / "up"), tmp_path) == {"up:1": "up/up.py"}
+
+
+def test_what_is_no_model_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "i/latest/model.onnx", "j/2/model.onnx", "j/old/model.onnx", "m.py", "setup.py")
+    put(tmp_path, "docs/a.md", "src/tool.py", "two/a.py", "two/b.py")
+    (tmp_path / "j" / "latest").symlink_to("2")
+    for name in ("m.py", "two/a.py", "two/b.py"):
+        (tmp_path / name).write_text(CLASS)
+    source = FolderSource([Place(tmp_path)], {})
+    for _ in range(2):
+        assert list(source.scan()) == [ModelRef("j", "2")]
+    numbers = "but only numbers name versions; serve other models by their paths"
+    assert sorted(record.message for record in caplog.records) == [
+        f"i is not served: it holds latest, {numbers}",
+        f"j: it holds old, {numbers}",
+        "m.py is not served: it is code; put it into a folder of its own, or serve it by its path",
+        "there is no model in docs, src",
+        "two is not served: 'two' holds a.py, b.py: name one as `file:` in model.yaml",
+    ]
 
 
 def test_places_may_be_named(tmp_path: Path) -> None:

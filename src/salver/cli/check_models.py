@@ -30,6 +30,7 @@ from salver.sources.folder import (
     model_file,
     models_in,
     passed_over,
+    unnumbered,
     version_folders,
 )
 from salver.types import ModelRef, dtype_of
@@ -119,6 +120,8 @@ class Checker:
             yield from self._version(place, "1", place, file)
             return
         versions = [folder.name for folder in version_folders(place)]
+        if told := unnumbered(place, versions):
+            yield finding_of(told, self._shown(place))
         yield from check_versions(file, versions)
         for version in chosen_versions(versions, file.config.versions):
             if version in versions:

@@ -9,6 +9,7 @@ models/iris/…                 a repository: every folder in it is a model
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from salver.codecs.python_source import candidates, declared
+from salver.codecs.python_source import candidates, declared, may_be_model
 from salver.codecs.recent import Recent
 from salver.config import ModelConfig, read
-from salver.errors import ConfigError, LoadFailed, SalverError
+from salver.errors import ConfigError, LoadFailed, SalverError, listed
 from salver.interfaces import VersionOnDisk
 from salver.types import ModelRef
 
@@ -119,6 +120,8 @@ class FolderSource:
             for other, why in others.items():
                 if why:
                     self._tell(f"{as_text(other.name)} is not served: {why}")
+            if empty := [as_text(other.name) for other, why in others.items() if not why]:
+                self._tell(f"there is no model in {listed(empty)}")
 
     def _tell(self, message: str) -> None:
         """Warns, but not at every look at the files."""
@@ -143,6 +146,8 @@ class FolderSource:
         """The versions of a model in a folder. A name that is `given` counts before all others."""
         config, problem = self._config(folder)
         present = [path.name for path in version_folders(folder)]
+        if told := unnumbered(folder, present):
+            self._tell(told)
         versions = chosen_versions(present, config.versions) if present else [config.version or "1"]
         for version in versions:
             inside = folder / version if present else folder
@@ -195,20 +200,35 @@ class FolderSource:
         return msgspec.convert(value, ModelConfig, strict=False)
 
 
-def is_model(folder: Path) -> bool:
+def is_model(folder: Path, *, may_be_code: bool = True) -> bool:
     """Whether a folder is one model: it says so, has versions, or holds exactly one model file and
-    no other models.
+    no other models. A Python file is one if something in it looks like a model.
     """
     if (folder / CONFIG_FILE).is_file() or version_folders(folder):
         return True
     if any((folder / f"model{suffix}").is_file() for suffix in (*DATA_SUFFIXES, CODE_SUFFIX)):
         return True
     files = model_files(folder)
-    return (
-        len(files) == 1
-        and files[0].suffix in DATA_SUFFIXES
-        and not any(child.is_dir() and is_model(child) for child in folder.iterdir())
-    )
+    if len(files) != 1:
+        return False
+    is_code = files[0].suffix == CODE_SUFFIX
+    if is_code and (not may_be_code or may_be_model(files[0]) is False):
+        return False
+    # Code below a model's data may well be of its own.
+    return not models_below(folder, may_be_code=is_code)
+
+
+def models_below(folder: Path, *, may_be_code: bool = True) -> list[Path]:
+    """The folders in a folder that are models and no versions."""
+    return [
+        child
+        for child in sorted(folder.iterdir())
+        if child.is_dir()
+        and not child.name.startswith((".", "_"))
+        and not child.name.isdecimal()
+        and os.access(child, os.R_OK | os.X_OK)
+        and is_model(child, may_be_code=may_be_code)
+    ]
 
 
 def models_in(repository: Path) -> tuple[list[Path], dict[Path, str]]:
@@ -219,24 +239,39 @@ def models_in(repository: Path) -> tuple[list[Path], dict[Path, str]]:
     others: dict[Path, str] = {}
     for child in sorted(repository.iterdir()):
         is_folder = child.is_dir()
-        if child.name.startswith((".", "_")) or not (is_folder or child.suffix in SURE_SUFFIXES):
+        suffixes = (*SURE_SUFFIXES, CODE_SUFFIX)
+        if child.name.startswith((".", "_")) or not (is_folder or child.suffix in suffixes):
             continue
         if not is_text(child.name):
             others[child] = NOT_TEXT
         elif is_folder and not is_model(child):
             others[child] = _why_no_model(child)
-        elif is_folder or child.is_file():
-            models.append(child)
-        else:
+        elif not (is_folder or child.is_file()):
             others[child] = NOT_REGULAR
+        elif is_folder or child.suffix != CODE_SUFFIX:
+            models.append(child)
+        elif may_be_model(child):
+            others[child] = "it is code; put it into a folder of its own, or serve it by its path"
     return models, others
 
 
 def _why_no_model(folder: Path) -> str:
+    if below := models_below(folder):
+        return _unnumbered(below)
     files = model_files(folder)
-    if len(files) < 2 or files[0].suffix not in SURE_SUFFIXES:
+    if len(files) < 2 or not _is_meant(files[0]):
         return ""
     return _several(folder, files)
+
+
+def _is_meant(file: Path) -> bool:
+    is_code = file.suffix == CODE_SUFFIX
+    return may_be_model(file) is not False if is_code else file.suffix in SURE_SUFFIXES
+
+
+def _unnumbered(folders: Sequence[Path]) -> str:
+    names = ", ".join(as_text(path.name) for path in folders)
+    return f"it holds {names}, but only numbers name versions; serve other models by their paths"
 
 
 def is_text(name: str) -> bool:
@@ -281,6 +316,12 @@ def model_file(folder: Path, configured: str) -> tuple[Path, SalverError | None]
     return folder, LoadFailed(_several(folder, chosen))
 
 
+def unnumbered(folder: Path, versions: Sequence[str]) -> str:
+    """Tells of folders beside versions that might be meant as such; empty for none."""
+    others = [path for path in models_below(folder) if not path.is_symlink()] if versions else []
+    return f"{as_text(folder.name)}: {_unnumbered(others)}" if others else ""
+
+
 def passed_over(folder: Path, configured: str) -> str:
     """Tells of model files beside the one that is served for its name `model.*`; empty for none."""
     candidates = [] if configured else model_files(folder)
@@ -300,7 +341,16 @@ def model_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     data = [path for path in files if path.suffix in DATA_SUFFIXES]
     sure = [path for path in data if path.suffix in SURE_SUFFIXES or path.stem == "model"]
-    return sure or data or [path for path in files if path.suffix == CODE_SUFFIX]
+    return sure or data or _code_files([path for path in files if path.suffix == CODE_SUFFIX])
+
+
+def _code_files(files: list[Path]) -> list[Path]:
+    """Those that look like models; without any those that cannot be read, or else all."""
+    looks = {file: may_be_model(file) for file in files}
+    for wanted in (True, None):
+        if found := [file for file in files if looks[file] is wanted]:
+            return found
+    return files
 
 
 def stamp(root: Path, paths: Sequence[Path]) -> str:
