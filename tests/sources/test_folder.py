@@ -352,6 +352,25 @@ def test_a_python_file_says_what_it_is(tmp_path: Path) -> None:
     assert list(given) == [ModelRef("given", "1")]
 
 
+def test_files_beside_each_other_do_not_share_a_configuration(tmp_path: Path) -> None:
+    put(tmp_path, "a.onnx", "b.onnx")
+    config = tmp_path / "model.yaml"
+    paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]
+    config.write_text("description: x")
+    found = scan(*paths)
+    assert list(found) == ["a:1", "b:1"]
+    for version in found.values():
+        assert "which of a.onnx, b.onnx it is for: say it there, as in `file: a.onnx`" in str(
+            version.problem
+        )
+    config.write_text("description: x\nfile: b.onnx")
+    found = scan(*paths)
+    assert [version.config.description for version in found.values()] == ["", "x"]
+    assert not any(version.problem for version in found.values())
+    config.write_text("description: x")
+    assert scan(paths[0])["a:1"].config.description == "x"
+
+
 def test_each_version_of_a_folder_says_what_it_is(tmp_path: Path) -> None:
     put(tmp_path, "m/1/model.py", "m/2/model.py", "m/3/model.onnx", "n/model.py")
     (tmp_path / "m" / "model.yaml").write_text("versions: all")

@@ -130,10 +130,18 @@ class FolderSource:
             log.warning(message)
 
     def _single(self, file: Path, root: Path, given: str = "", *, trusted: bool) -> VersionOnDisk:
-        """One file as version 1. A `model.yaml` beside it counts if it does not mean another."""
+        """One file as version 1. A `model.yaml` beside it counts if it does not mean another, or
+        may mean several.
+        """
         config, problem = self._config(root)
         if config.file not in ("", file.name):
             config, problem = self._convert(ModelConfig()), None
+        elif not config.file and (root / CONFIG_FILE).is_file() and (many := self._beside(root)):
+            config = self._convert(ModelConfig())
+            problem = ConfigError(
+                f"{CONFIG_FILE} does not tell which of {listed(many)} it is for: say it there, as "
+                f"in `file: {many[0]}`; the others go without it"
+            )
         # Weights may lie beside the graph that names them, such as `model.onnx.data`.
         files = sorted(path for path in root.iterdir() if path.name.startswith(file.name))
         changed = stamp(root, [*files, root / CONFIG_FILE])
@@ -141,6 +149,12 @@ class FolderSource:
         ref = ModelRef(given or config.name or file.stem, config.version or "1")
         is_code = trusted and file.suffix == CODE_SUFFIX
         return VersionOnDisk(ref, file, changed, config, problem, is_code)
+
+    def _beside(self, root: Path) -> list[str]:
+        """The files of one folder that are served singly, if there are several."""
+        paths = [place.path for place in self._places if place.path.is_file()]
+        names = sorted({path.name for path in paths if path.parent.resolve() == root.resolve()})
+        return names if len(names) > 1 else []
 
     def _model(self, folder: Path, name: str, given: str = "") -> Iterator[VersionOnDisk]:
         """The versions of a model in a folder. A name that is `given` counts before all others."""
