@@ -348,3 +348,9 @@ class Source(Protocol):
     def scan(self) -> Mapping[ModelRef, VersionOnDisk]:
         """A complete listing or an error, never a partial one."""
         ...
+
+    def older(self, name: str) -> Sequence[VersionOnDisk]:
+        """Versions that are there but not listed, as newer ones are: the newest first. They serve
+        while none that is listed can be loaded.
+        """
+        ...

@@ -176,6 +176,27 @@ def test_version_policies() -> None:
     assert chosen_versions(present, ("7",)) == ["7"]
 
 
+def test_older_versions_are_those_below_the_latest(tmp_path: Path) -> None:
+    put(tmp_path, *(f"m/{number}/model.onnx" for number in (1, 2, 10, 11)), "one.onnx")
+    source = FolderSource([Place(tmp_path), Place(tmp_path / "m", "given")], {})
+    config = tmp_path / "m" / "model.yaml"
+
+    def older(name: str) -> list[ModelRef]:
+        source.scan()
+        found = source.older(name)
+        assert all(version.path.parent.name == version.ref.version for version in found)
+        return [version.ref for version in found]
+
+    assert older("m") == [ModelRef("m", version) for version in ("10", "2", "1")]
+    assert older("given") == [ModelRef("given", version) for version in ("10", "2", "1")]
+    assert older("one") == older("other") == []
+    config.write_text("versions: 3")
+    assert older("m") == [ModelRef("m", "1")]
+    for policy in ("all", "['11']", "]"):
+        config.write_text(f"versions: {policy}")
+        assert older("m") == []
+
+
 def test_a_listed_version_that_is_missing_is_a_problem(tmp_path: Path) -> None:
     put(tmp_path, "1/model.onnx")
     (tmp_path / "model.yaml").write_text("name: m\nversions: ['1', '7']")

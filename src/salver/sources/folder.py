@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -26,7 +26,9 @@ from salver.interfaces import VersionOnDisk
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+T = TypeVar("T")
 
 log = logging.getLogger("salver.models")
 CONFIG_FILE: Final = "model.yaml"
@@ -60,6 +62,7 @@ class FolderSource:
         self._overrides = dict(overrides)
         self._last_good: dict[Path, ModelConfig] = {}
         self._last_names: dict[Path, str] = {}
+        self._folders: dict[str, Path] = {}
         self._told: set[str] = set()
         self._read: Recent[tuple[Path, str], ModelConfig] = Recent(_MOST_READ)
 
@@ -69,9 +72,19 @@ class FolderSource:
         Raises: LoadFailed for a path that is not there or cannot be read, ConfigError for two
         models of one name.
         """
+        return self._looked(self._scan)
+
+    def older(self, name: str) -> Sequence[VersionOnDisk]:
+        """Versions below the latest so many that are wanted, the newest first.
+
+        Raises: LoadFailed for what cannot be read.
+        """
+        return self._looked(lambda: self._older(name))
+
+    def _looked(self, look: Callable[[], T]) -> T:
         for _ in range(_TRIES):
             try:
-                return self._scan()
+                return look()
             except (FileNotFoundError, NotADirectoryError):
                 # Something went away in the middle: another look finds the new order.
                 continue
@@ -164,19 +177,40 @@ class FolderSource:
             self._tell(told)
         versions = chosen_versions(present, config.versions) if present else [config.version or "1"]
         for version in versions:
-            inside = folder / version if present else folder
-            changed = stamp(folder, [inside, folder / CONFIG_FILE])
-            if version in present or not present:
-                file, missing = model_file(inside, config.file)
-                if told := passed_over(inside, config.file):
-                    self._tell(told)
-            else:
-                there = ", ".join(present)
-                missing = LoadFailed(f"there is no version folder {version!r}; there are: {there}")
-                file = inside
-            own = self._declared(folder, file, changed, config)
-            ref = ModelRef(given or own.name or name, version)
-            yield VersionOnDisk(ref, file, changed, own, problem or missing)
+            found = self._version(folder, version, present, config)
+            ref = ModelRef(given or found.ref.name or name, version)
+            self._folders[ref.name] = folder
+            yield found._replace(ref=ref, problem=problem or found.problem)
+
+    def _older(self, name: str) -> list[VersionOnDisk]:
+        folder = self._folders.get(name)
+        config, problem = self._config(folder) if folder else (ModelConfig(), None)
+        if folder is None or problem is not None or not isinstance(config.versions, int):
+            return []
+        present = [path.name for path in version_folders(folder)]
+        wanted = chosen_versions(present, config.versions)
+        return [
+            self._version(folder, version, present, config)._replace(ref=ModelRef(name, version))
+            for version in reversed(present)
+            if version not in wanted
+        ]
+
+    def _version(
+        self, folder: Path, version: str, present: Sequence[str], config: ModelConfig
+    ) -> VersionOnDisk:
+        """A version of a model in a folder, under the name that it says itself, or none."""
+        inside = folder / version if present else folder
+        changed = stamp(folder, [inside, folder / CONFIG_FILE])
+        if version in present or not present:
+            file, missing = model_file(inside, config.file)
+            if told := passed_over(inside, config.file):
+                self._tell(told)
+        else:
+            there = ", ".join(present)
+            missing = LoadFailed(f"there is no version folder {version!r}; there are: {there}")
+            file = inside
+        own = self._declared(folder, file, changed, config)
+        return VersionOnDisk(ModelRef(own.name, version), file, changed, own, missing)
 
     def _declared(self, model: Path, file: Path, changed: str, config: ModelConfig) -> ModelConfig:
         """`config` with what a Python file says of itself.
