@@ -109,12 +109,14 @@ def test_a_file_that_is_not_yaml() -> None:
 
 def test_the_servers_file(tmp_path: Path) -> None:
     model(tmp_path / "a")
-    (tmp_path / "salver.yaml").write_text("portt: 1\ntrust: maybe\ntls_cert: no.pem\n")
+    text = "portt: 1\ntrust: maybe\ntls_cert: no.pem\napi_key: schl\xfcssel\n"
+    (tmp_path / "salver.yaml").write_text(text, encoding="utf-8")
     found = findings(tmp_path, "--trust")
     assert {(f.file, f.line, f.key) for f in found} == {
         ("salver.yaml", 1, "portt"),
         ("salver.yaml", 2, "trust"),
         ("salver.yaml", 0, "tls_cert"),
+        ("salver.yaml", 4, "api_key"),
     }
 
 
