@@ -259,7 +259,6 @@ class ModelRef(msgspec.Struct, frozen=True, gc=False):
 
     name: str
     version: str = ""
-    namespace: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.version else self.name
@@ -286,15 +285,16 @@ class Raw(msgspec.Struct, frozen=True):
     content_type: str
 
 
-Schema = Literal["rows", "row", "auto", "columns"]
+Schema = Literal["rows", "row", "auto", "columns", "calls"]
 
 
 class Object(msgspec.Struct):
     """A decoded value that only the model's signature can turn into tensors.
 
     `rows` is a list of inputs, `row` one input (or a whole batch, by its rank), `auto` either one,
-    `columns` a list of values for each name. Binding notes in `is_single` that the value was one
-    input without a batch dimension, so that the answer has none either.
+    `columns` a list of values for each name, `calls` the payload of each of several calls. Binding
+    notes in `is_single` that the value was one input without a batch dimension, so that the answer
+    has none either.
     """
 
     schema: Schema
@@ -317,16 +317,13 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallContext(msgspec.Struct, frozen=True, gc=False):
-    """What travels with a request: who, until when, how urgent.
+    """What travels with a request: until when, and how urgent.
 
     `deadline` is monotonic nanoseconds, 0 for none; 0 is the most urgent `priority`.
     """
 
     deadline: int = 0
     priority: int = 0
-    tenant: str = ""
-    principal: str = ""
-    trace: str = ""
 
 
 NO_CONTEXT: Final = CallContext()

@@ -112,6 +112,20 @@ def test_loading_is_refused_where_the_files_decide(client):
     assert "--mode explicit" in message
 
 
+def test_what_is_not_offered_is_refused_with_the_remedy(client):
+    for ask, *arguments in (
+        (client.register_system_shared_memory, "r", "/r", 8),
+        (client.unregister_system_shared_memory,),
+        (client.get_cuda_shared_memory_status, "r"),
+    ):
+        status, message = refused(ask, *arguments)
+        assert (status, "send tensors in the request" in message) == ("501", True)
+    status, message = refused(client.get_trace_settings, "two")
+    assert (status, "/v2/models/stats" in message) == ("501", True)
+    status, message = refused(client.update_log_settings, {"log_info": True})
+    assert (status, "when the server is started" in message) == ("501", True)
+
+
 def test_statistics(client):
     client.infer("two", pair(), model_version="1")
     (found,) = client.get_inference_statistics("two", "1")["model_stats"]

@@ -154,7 +154,7 @@ class Front:
             is_idempotent=is_idempotent,
             clock=clock,
         )
-        self.generation = generation_elsewhere(target, "fake")
+        self.generation = generation_elsewhere(target, "fake", batches=False)
         self.engine.show(self.generation)
 
     def ask(

@@ -11,8 +11,8 @@ from salver.config import ModelConfig, Options, ServerConfig, walk
 _HEAD = """# Configuration
 
 Every option is defined once, in `src/salver/config.py`; this page is made from there (`make docs`).
-Flags win over the environment, the environment over the file. *static* needs a restart, *reload* a
-reload of the model, *hot* takes effect at once.
+Flags win over the environment, the environment over the file. A change of `salver.yaml` needs a
+restart; one of `model.yaml` loads that model anew, and no call is lost.
 """
 
 
@@ -36,11 +36,10 @@ def type_name(kind: Any) -> str:
 
 def table(struct: type[Options]) -> list[str]:
     """One line per option."""
-    lines = ["| option | type | default | change | |", "|---|---|---|---|---|"]
+    lines = ["| option | type | default | |", "|---|---|---|---|"]
     for name, kind, meta, default in walk(struct):
         shown = "" if default in ("", (), None, {}) else f"`{default}`".lower()
-        change = (meta.extra or {}).get("change", "")
-        lines.append(f"| `{name}` | {type_name(kind)} | {shown} | {change} | {meta.description} |")
+        lines.append(f"| `{name}` | {type_name(kind)} | {shown} | {meta.description} |")
     return lines
 
 

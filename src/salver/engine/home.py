@@ -249,7 +249,7 @@ def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the request's time was over before its model's process answered")
 
 
-def generation_elsewhere(target: HomeTarget, runtime: str) -> Generation:
+def generation_elsewhere(target: HomeTarget, runtime: str, *, batches: bool) -> Generation:
     """A generation that other processes of this server run."""
     return Generation(
         target.ref,
@@ -259,7 +259,7 @@ def generation_elsewhere(target: HomeTarget, runtime: str) -> Generation:
         signature=target.signature,
         target=target,
         statistics=target.statistics,
-        batches=False,
+        batches=batches,
         close=_nothing,
         workers=(target,),
     )

@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.clock import NS_PER_S
 from salver.engine.delivery import being_unloaded, deliver, was_cut_off, was_unloaded
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.engine")
 _ANY = Slot(0)
+GIVEN_UP: Final = (
+    "crashed too often and was given up; with --mode explicit load it again, otherwise change its "
+    "files or restart the server"
+)
 
 
 class Running:
@@ -251,7 +255,7 @@ class BatchedTarget:
             self._end_waiting(self._crashed())
 
     def _crashed(self) -> Unavailable:
-        return Unavailable(f"{self._ref} crashed too often and was given up; load it again")
+        return Unavailable(f"{self._ref} {GIVEN_UP}")
 
     def _emit(self, running: Running, index: int, item: Tensors) -> None:
         call = running.batch.calls[index]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from salver.codecs.json_numbers import dumps, loads
+from salver.codecs.json_numbers import LongText, dumps, loads
 from salver.codecs.json_request import InferBody, decode_request
-from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.codecs.json_response import (
+    encode_response,
+    encode_with_binary,
+    response_parts,
+    wants_binary,
+)
 from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
-from salver.errors import InvalidInput
+from salver.errors import InvalidInput, Unsupported
 from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
 from salver.types import ModelRef, Request
 
@@ -20,12 +26,28 @@ if TYPE_CHECKING:
 
     from salver.config import Limits
     from salver.errors import SalverError
-    from salver.interfaces import Head
+    from salver.interfaces import Head, Operation
     from salver.types import Response
 
 _MAX_DIGITS = 18
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
+_NO_SHARED_MEMORY = "shared memory is not offered; send tensors in the request"
+_NO_TRACES = "trace settings are not offered; /v2/models/stats and /metrics tell times"
+_REFUSED = {
+    **{
+        f"/v2/{kind}sharedmemory/{rest}": _NO_SHARED_MEMORY
+        for kind in ("system", "cuda")
+        for rest in (
+            "status", "unregister", "region/{region}/status", "region/{region}/register",
+            "region/{region}/unregister",
+        )
+    },
+    "/v2/trace/setting": _NO_TRACES,
+    f"{_MODEL}/trace/setting": _NO_TRACES,
+    "/v2/logging": "log settings are the operator's; set them when the server is started",
+}  # fmt: skip
+"""What Triton's clients may ask for and is not here."""
 
 
 class Wanted(msgspec.Struct):
@@ -64,7 +86,14 @@ class KserveV2:
                 self._command("unload"), answer,
             ),
         ]  # fmt: skip
-        return [*fixed, *self._of_model(_MODEL), *self._of_model(_VERSION)]
+        refused = [
+            Endpoint(
+                (*get, *post), path, "Not offered.", partial(_refuse, remedy), answer,
+                is_offered=False,
+            )
+            for path, remedy in _REFUSED.items()
+        ]  # fmt: skip
+        return [*fixed, *self._of_model(_MODEL), *self._of_model(_VERSION), *refused]
 
     def _of_model(self, path: str) -> list[Endpoint]:
         get, post = ("GET",), ("POST",)
@@ -105,13 +134,17 @@ class KserveV2:
 
     def _encode_infer(self, operation: Infer, response: Response) -> HttpAnswer:
         wanted: Wanted | None = operation.encoding
-        if wanted is None:
-            return HttpAnswer(200, JSON_HEADERS, [encode_response(response)])
-        if wanted.counts:
-            response = classified(response, wanted.counts)
-        binary = wants_binary(wanted.body, response.names)
-        if not binary:
-            return HttpAnswer(200, JSON_HEADERS, [encode_response(response, wanted.id)])
+        try:
+            if wanted is None:
+                return HttpAnswer(200, JSON_HEADERS, [encode_response(response)])
+            if wanted.counts:
+                response = classified(response, wanted.counts)
+            binary = wants_binary(wanted.body, response.names)
+            if not binary:
+                return HttpAnswer(200, JSON_HEADERS, [encode_response(response, wanted.id)])
+        except LongText:
+            id = wanted.id if wanted else ""
+            return HttpAnswer(200, JSON_HEADERS, response_parts(response, id))
         parts = encode_with_binary(response, wanted.id, binary)
         headers = (
             b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"
@@ -157,6 +190,10 @@ def _class_counts(body: InferBody) -> dict[str, int]:
         if count:
             counts[output.name] = count
     return counts
+
+
+def _refuse(remedy: str, head: Head, arguments: Mapping[str, str], body: Any) -> Operation:
+    raise Unsupported(remedy)
 
 
 def query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:

@@ -44,10 +44,9 @@ class Front:
         self._config = config
         self._engine = engine
         self._rates = Rates()
-        admin = Admin(config, engine, commands, self._rates)
         limits = config.limits
         router = Router([PlainDoor(limits), KserveV2(limits), Pages()])
-        admin.router = router
+        admin = Admin(config, engine, commands, self._rates, router)
         self._tls = tls_context(config)
         self._access = _access_log(config)
         self._app = App(config, engine, router, admin, self._access, system_clock)

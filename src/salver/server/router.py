@@ -44,7 +44,7 @@ class Router:
             if wanted in endpoint.methods:
                 return endpoint, arguments
         if not found:
-            known = [endpoint.path for endpoint in self.endpoints]
+            known = [endpoint.path for endpoint in self.endpoints if endpoint.is_offered]
             raise NotFound(f"there is nothing at {path[:200]!r}.{did_you_mean(path[:200], known)}")
         offered = ", ".join(self.methods(path))
         hint = self._below(found[0][0].path, wanted)

@@ -105,6 +105,14 @@ def host_of(server: Any) -> int:
     return found
 
 
+def test_every_front_tells_how_the_host_batches(server: Any) -> None:
+    with both_fronts(server) as clients:
+        for client in clients:
+            _, config = client.ask("GET", "/v2/models/rows/config")
+            assert config["max_batch_size"] > 1
+            assert "dynamic_batching" in config
+
+
 def test_every_front_calls_the_same_worker(server: Any) -> None:
     with both_fronts(server) as clients:
         (worker,) = {predict(client, "who", "?") for client in clients}
@@ -232,9 +240,10 @@ def test_hosts_leave_nothing_behind(server: Any) -> None:
             assert [predict(client, "double", 1) for client in clients] == [2.0, 2.0]
 
     def descriptors() -> list[int]:
-        return [num_descriptors(pid) for pid in (server.pid, *sorted(children(server.pid))[:2])]
+        return [num_descriptors(pid) for pid in (server.pid, *fronts)]
 
     restart()
+    fronts = sorted({*children(server.pid)} - {host_of(server)})
     before = descriptors()
     for _ in range(3):
         restart()

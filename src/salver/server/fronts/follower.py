@@ -166,7 +166,9 @@ class Follower:
         else:
             self._prepared[number] = generation
             is_idempotent = generation.target.is_idempotent
-            about = About(generation.runtime, generation.signature, is_idempotent)
+            about = About(
+                generation.runtime, generation.signature, is_idempotent, generation.batches
+            )
             self._send(Prepared(number, about))
 
     async def _load(self, wanted: Wanted, *, has_host: bool = False) -> Generation:
@@ -239,7 +241,7 @@ class Follower:
             is_idempotent=about.is_idempotent,
             clock=system_clock,
         )
-        return generation_elsewhere(target, about.runtime)
+        return generation_elsewhere(target, about.runtime, batches=about.batches)
 
     async def _take_out(self, ref: ModelRef) -> None:
         if number := self._shown.pop(ref, 0):

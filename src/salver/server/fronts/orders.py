@@ -27,6 +27,7 @@ class About(msgspec.Struct, frozen=True, array_like=True):
     runtime: str
     signature: Signature
     is_idempotent: bool
+    batches: bool
 
 
 class Wanted(msgspec.Struct, frozen=True, array_like=True):
