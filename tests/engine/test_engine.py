@@ -10,10 +10,18 @@ import pytest
 from salver.config import ModelConfig, ServerConfig
 from salver.engine.engine import MAX_DEPTH, Engine, version_key
 from salver.engine.generation import Generation
-from salver.errors import Cancelled, InvalidInput, LoadFailed, NotFound, Overloaded, Unavailable
+from salver.errors import (
+    Cancelled,
+    InvalidInput,
+    LoadFailed,
+    NotFound,
+    Overloaded,
+    SalverError,
+    Unavailable,
+)
 from salver.interfaces import VersionOnDisk
 from salver.signature import Method, Signature, TensorSpec
-from salver.types import FP32, Call, ModelRef, Request, Tensor, Tensors
+from salver.types import FP32, Call, ModelRef, Object, Request, Tensor, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -290,6 +298,28 @@ async def test_refused_calls_hold_no_lease(at: Bench) -> None:
     assert generation.statistics.outcomes()["rejected"] == 1
     with pytest.raises(InvalidInput, match="deep"):
         at.submit(depth=MAX_DEPTH + 1)
+
+
+@on_loop
+async def test_wrong_requests_count_once_for_their_model(at: Bench) -> None:
+    generation = await at.load("1")
+
+    def refused(payload: Any, method: str = "", outputs: tuple[str, ...] = ()) -> dict[str, int]:
+        before = generation.statistics.outcomes()
+        request = Request(payload, method, outputs=outputs)
+        with pytest.raises(SalverError):
+            at.engine.submit(ModelRef("m"), request, cast("Any", None))
+        assert generation.leases == 0
+        after = generation.statistics.outcomes()
+        return {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+    assert refused(Tensors(other=Tensor.of([1.0]))) == {"invalid": 1}
+    assert refused(Object("row", {"other": 1})) == {"invalid": 1}
+    assert refused(REQUEST.payload, outputs=("other",)) == {"invalid": 1}
+    assert refused(REQUEST.payload, method="other") == {"other": 1}
+    at.engine.count_refused(ModelRef("m"), InvalidInput("no JSON"))
+    at.engine.count_refused(ModelRef("missing"), InvalidInput("no JSON"))
+    assert generation.statistics.outcomes()["invalid"] == 4
 
 
 @on_loop

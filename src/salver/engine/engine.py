@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
@@ -246,48 +247,61 @@ class Engine:
             raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
         if generation is None:
             generation = self.find(ref)
-        plan = generation.plan(request.method)
-        payload = request.payload
-        if type(payload) is Tensors:
-            inputs = payload
-        elif parts := parts_of(plan.method, payload):
-            submit = partial(self.submit, ref, context=context, depth=depth, generation=generation)
-            each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
-            call = Call(request, sink, context, each, self._clock(), plan.name)
-            each.submit(call, call.queued)
-            return call
-        else:
-            inputs = bind(plan.method, payload)
-        now = self._clock()
-        rows = plan.method.check(inputs)
-        size, group = plan.place(inputs, rows)
-        outputs = request.outputs
-        if outputs:
-            plan.method.check_outputs(outputs)
-        else:
-            outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
-        call = Call(
-            request,
-            sink,
-            context,
-            generation,
-            now,
-            plan.name,
-            inputs,
-            outputs,
-            rows,
-            size,
-            group,
-            depth,
-        )
-        generation.leases += 1
+        parts: Sequence[Any] = ()
         try:
-            generation.target.submit(call, now)
+            plan = generation.plan(request.method)
+            payload = request.payload
+            if type(payload) is Tensors:
+                inputs = payload
+            elif parts := parts_of(plan.method, payload):
+                submit = partial(
+                    self.submit, ref, context=context, depth=depth, generation=generation
+                )
+                each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
+                call = Call(request, sink, context, each, self._clock(), plan.name)
+                each.submit(call, call.queued)
+                return call
+            else:
+                inputs = bind(plan.method, payload)
+            now = self._clock()
+            rows = plan.method.check(inputs)
+            size, group = plan.place(inputs, rows)
+            outputs = request.outputs
+            if outputs:
+                plan.method.check_outputs(outputs)
+            else:
+                outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
+            call = Call(
+                request,
+                sink,
+                context,
+                generation,
+                now,
+                plan.name,
+                inputs,
+                outputs,
+                rows,
+                size,
+                group,
+                depth,
+            )
+            generation.leases += 1
+            try:
+                generation.target.submit(call, now)
+            except SalverError:
+                generation.leases -= 1
+                raise
         except SalverError as error:
-            generation.leases -= 1
-            generation.statistics.refused(error)
+            # The parts of a call count for themselves.
+            if not parts:
+                generation.statistics.refused(error)
             raise
         return call
+
+    def count_refused(self, ref: ModelRef, error: SalverError) -> None:
+        """Counts a request for a model that could not be read."""
+        with suppress(SalverError):
+            self.find(ref).statistics.refused(error)
 
     async def load(self, version: VersionOnDisk) -> Generation:
         """Loads a version and makes it visible; a failure changes nothing but its state.
