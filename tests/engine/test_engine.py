@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 
@@ -96,8 +96,8 @@ class Loader:
 
 
 class Bench:
-    def __init__(self) -> None:
-        self.engine = Engine(ServerConfig(drain_timeout_s=5), lambda: 1)
+    def __init__(self, mode: Literal["poll", "explicit"] = "poll") -> None:
+        self.engine = Engine(ServerConfig(drain_timeout_s=5, mode=mode), lambda: 1)
         self.loader = self.engine._loader = cast("Any", Loader())
         self.engine.is_started = True
 
@@ -129,6 +129,14 @@ def on_loop(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> Callable[[], 
 
     del run.__wrapped__  # type: ignore[attr-defined]
     return run
+
+
+@on_loop
+async def test_what_is_not_loaded_yet_is_told_how_it_would_be(at: Bench) -> None:
+    with pytest.raises(NotFound, match=r"'h2' is not served here\. Served: nothing yet"):
+        at.submit(name="h2")
+    with pytest.raises(NotFound, match=r"'h2' is not served here; .* `salver load NAME` loads it"):
+        Bench("explicit").submit(name="h2")
 
 
 def test_versions_are_ordered_by_number() -> None:
