@@ -262,7 +262,13 @@ class Engine:
                 submit = partial(
                     self.submit, ref, context=context, depth=depth, generation=generation
                 )
-                each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
+                each = Each(
+                    plan.method,
+                    parts,
+                    submit,
+                    generation.config.queue.max_calls,
+                    is_idempotent=generation.target.is_idempotent,
+                )
                 call = Call(request, sink, context, each, self._clock(), plan.name)
                 each.submit(call, call.queued)
                 return call
