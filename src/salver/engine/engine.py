@@ -217,15 +217,11 @@ class Engine:
     def _only_model(self, ref: ModelRef) -> ServedModel:
         """An empty name means the only model that is served."""
         served = listed(sorted(self.models), "nothing yet")
-        if ref.name and self.config.mode == "explicit":
-            raise NotFound(
-                f"{ref.name!r} is not served here; if the models' folder has it, "
-                f"`salver load NAME` loads it. Served: {served}"
-            )
         if ref.name:
+            load = "; if the models' folder has it, `salver load NAME` loads it"
             raise NotFound(
-                f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
-                f"Served: {served}"
+                f"{ref.name!r} is not served here{load if self.config.mode == 'explicit' else ''}."
+                f"{did_you_mean(ref.name, self.models)} Served: {served}"
             )
         if len(self.models) != 1:
             raise NotFound(f"name the model in the path; served: {served}")
