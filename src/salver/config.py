@@ -1,4 +1,4 @@
-"""Every option, defined once: type, default, unit and help.
+"""Every option, defined once: type, default, unit, help and whether it may change while serving.
 
 The command line, the environment (`SALVER_<OPTION>`), `salver.yaml`, `model.yaml` and the
 documentation all derive from these structs.
@@ -38,6 +38,16 @@ _OTHER_VARIABLE: Final = re.compile(
 
 def _option(help: str, **bounds: Any) -> msgspec.Meta:
     return msgspec.Meta(description=help, **bounds)
+
+
+def _hot(help: str, **bounds: Any) -> msgspec.Meta:
+    """An option of the server that may change while it runs: who uses it looks it up each time."""
+    return msgspec.Meta(description=help, extra={"is_hot": True}, **bounds)
+
+
+def is_hot(meta: msgspec.Meta) -> bool:
+    """Whether a running server follows an option of its file."""
+    return bool(meta.extra)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,13 +161,13 @@ class ModelConfig(Options, frozen=True, kw_only=True):
 class Limits(Options, frozen=True, kw_only=True):
     """Bounds on what a client may send; each holds on every protocol."""
 
-    body_bytes: Annotated[int, _option("Largest request body, also after decompression.", ge=1)] = (
+    body_bytes: Annotated[int, _hot("Largest request body, also after decompression.", ge=1)] = (
         64 << 20
     )
     header_bytes: Annotated[int, _option("Largest request head.", ge=256)] = 32 << 10
     headers: Annotated[int, _option("Most header fields.", ge=8)] = 100
     json_depth: Annotated[int, _option("Deepest nesting of JSON.", ge=4)] = 64
-    connections: Annotated[int, _option("Most open connections.", ge=1)] = 16384
+    connections: Annotated[int, _hot("Most open connections.", ge=1)] = 16384
     streams: Annotated[int, _option("Most HTTP/2 streams of one connection.", ge=1)] = 256
     pipelined: Annotated[
         int, _option("Most unanswered HTTP/1.1 requests of one connection.", ge=1)
@@ -166,13 +176,13 @@ class Limits(Options, frozen=True, kw_only=True):
         float, _option("Longest time from first byte to whole head.", gt=0)
     ] = 10.0
     body_timeout_s: Annotated[
-        float, _option("Longest pause while a body is received or an answer read.", gt=0)
+        float, _hot("Longest pause while a body is received or an answer read.", gt=0)
     ] = 30.0
-    idle_timeout_s: Annotated[
-        float, _option("Idle connections are closed after this time.", gt=0)
-    ] = 120.0
+    idle_timeout_s: Annotated[float, _hot("Idle connections are closed after this time.", gt=0)] = (
+        120.0
+    )
     request_timeout_s: Annotated[
-        float, _option("Longest life of a request without a deadline; 0 for none.", ge=0)
+        float, _hot("Longest life of a request without a deadline; 0 for none.", ge=0)
     ] = 60.0
 
 
@@ -207,9 +217,9 @@ class ServerConfig(Options, frozen=True, kw_only=True):
             "`poll` follows the files, `explicit` waits for commands, `none` loads once.",
         ),
     ] = "poll"
-    poll_interval_s: Annotated[float, _option("Time between two looks at the files.", gt=0)] = 2.0
+    poll_interval_s: Annotated[float, _hot("Time between two looks at the files.", gt=0)] = 2.0
     drain_timeout_s: Annotated[
-        float, _option("Longest time to finish accepted calls on shutdown.", ge=0)
+        float, _hot("Longest time to finish accepted calls on shutdown.", ge=0)
     ] = 30.0
     access_log: Annotated[
         Literal["auto", "text", "json", "off"],
@@ -219,7 +229,7 @@ class ServerConfig(Options, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         _option("How much the server says of itself on stderr."),
     ] = "info"
-    limits: Limits = Limits()
+    limits: Limits = msgspec.field(default_factory=Limits)
 
 
 def unwrap(hint: Any) -> tuple[Any, msgspec.Meta | None]:

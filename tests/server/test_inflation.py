@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.server.http2.client import INFER, STREAM, Http2Client, framed, infer
 
+from salver.config import Limits
 from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
 from salver.server.bodies import INFLATED_AT_ONCE, compress
 from salver.server.inflation import Compressed, InflationGate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Door
 
 SIZE = 1 << 20
+LIMITS = Limits(body_bytes=SIZE)
 
 
 def small(num_bytes: int) -> Compressed:
@@ -59,7 +61,7 @@ def held(gate: InflationGate) -> int:
 
 
 def test_what_is_short_takes_its_place_at_once():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     first, second = small(1000), small(1000)
     assert gate.inflate_at_once(first, SIZE) == bytes(1000)
     assert gate.inflate_at_once(second, SIZE) == bytes(1000)
@@ -71,7 +73,7 @@ def test_what_is_short_takes_its_place_at_once():
 
 
 def test_what_may_become_too_much_is_not_inflated_at_once():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is not None
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is None
     assert gate.inflate_at_once(large(10_000), SIZE) is None
@@ -81,7 +83,7 @@ def test_a_body_takes_the_room_that_it_needs():
     """And not what so many bytes could become at most."""
 
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         bodies = [large(SIZE // 8) for _ in range(7)]
         for body in bodies:
             await use(gate, body)
@@ -96,7 +98,7 @@ def test_a_body_takes_the_room_that_it_needs():
 @pytest.mark.parametrize("num_bytes", [1000, 100_000])
 def test_what_is_longer_than_its_end_says_is_refused(num_bytes):
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         data = gzip.compress(np.random.default_rng(0).bytes(num_bytes))
         body = Compressed(data[:-4] + (500).to_bytes(4, "little"), "gzip")
         with pytest.raises(InvalidInput, match="longer than its end says"):
@@ -111,12 +113,12 @@ def test_what_is_longer_than_its_end_says_is_refused(num_bytes):
 def test_what_is_too_large_is_refused_as_that(encoding):
     data = compress([bytes(1001)], encoding)
     with pytest.raises(TooLarge):
-        InflationGate(SIZE, 60).inflate_at_once(Compressed(data, encoding), 1000)
+        InflationGate(LIMITS).inflate_at_once(Compressed(data, encoding), 1000)
 
 
 def test_bodies_wait_for_room_in_the_order_they_came():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         bodies = [large(SIZE - 1000) for _ in range(3)]
         tasks = [asyncio.create_task(use(gate, body)) for body in bodies]
         for body, task in zip(bodies, tasks, strict=True):
@@ -130,8 +132,8 @@ def test_bodies_wait_for_room_in_the_order_they_came():
 
 def test_a_small_one_passes_those_that_wait():
     async def run() -> None:
-        outer = InflationGate(SIZE, 60)
-        gate = InflationGate(SIZE, 60, outer)
+        outer = InflationGate(LIMITS)
+        gate = InflationGate(LIMITS, outer=outer)
         first, second, waiting = await one_and_one_that_waits(gate, gate)
         third = small(SIZE // 256)
         assert gate.inflate_at_once(small(SIZE // 256 + 1), SIZE) is None
@@ -148,7 +150,7 @@ def test_a_small_one_passes_those_that_wait():
 
 def test_all_together_hold_no_more_than_may_be():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         bodies = [large(SIZE // 2), large(SIZE // 2 - SIZE // 16)]
         for body in bodies:
             await use(gate, body)
@@ -165,8 +167,8 @@ def test_all_together_hold_no_more_than_may_be():
 
 def test_an_outer_gate_counts_what_all_inner_ones_hold():
     async def run() -> None:
-        outer = InflationGate(SIZE, 60)
-        one, other = InflationGate(SIZE, 60, outer), InflationGate(SIZE, 60, outer)
+        outer = InflationGate(LIMITS)
+        one, other = InflationGate(LIMITS, outer=outer), InflationGate(LIMITS, outer=outer)
         first, second, waiting = await one_and_one_that_waits(one, other)
         assert outer.large.held == len(outer.large.waiting) * (SIZE // 2)
         first.free()
@@ -180,8 +182,9 @@ def test_an_outer_gate_counts_what_all_inner_ones_hold():
 @pytest.mark.parametrize("is_inner", [False, True])
 def test_nobody_waits_for_ever(is_inner):
     async def run() -> None:
-        outer = InflationGate(SIZE, 0)
-        gate = InflationGate(SIZE, 0, outer) if is_inner else outer
+        limits = Limits(body_bytes=SIZE, body_timeout_s=0)
+        outer = InflationGate(limits)
+        gate = InflationGate(limits, outer=outer) if is_inner else outer
         first = large(SIZE - 1000)
         await use(outer, first)
         late = large(SIZE - 1000)
@@ -197,7 +200,7 @@ def test_nobody_waits_for_ever(is_inner):
 
 def test_what_is_not_wanted_any_more_is_not_inflated():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         first, second, waiting = await one_and_one_that_waits(gate, gate)
         second.free()
         assert not second.data
@@ -210,7 +213,7 @@ def test_what_is_not_wanted_any_more_is_not_inflated():
 
 
 def test_a_place_is_kept_while_somebody_works_on_the_body():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     body = small(1000)
     with body:
         gate.inflate_at_once(body, SIZE)
@@ -221,7 +224,7 @@ def test_a_place_is_kept_while_somebody_works_on_the_body():
 
 def test_broken_data_keep_no_place():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         for body in (Compressed(b"abc", "gzip"), Compressed(b"abc" * 9000, "gzip")):
             with pytest.raises(InvalidInput):
                 gate.inflate_at_once(body, SIZE) or await use(gate, body)

@@ -19,7 +19,7 @@ from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
 from salver.errors import InvalidInput, Unsupported
 from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
-from salver.types import ModelRef, Request
+from salver.types import ModelRef, Raw, Request, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -114,8 +114,10 @@ class KserveV2:
     def _decode_infer(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         length = head.headers.get("inference-header-content-length")
         json_bytes = -1 if length is None else _json_bytes(length)
-        found = decode_request(body, self._max_depth, json_bytes)
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
+        if not json_bytes:
+            return _of_bytes(ref, body)
+        found = decode_request(body, self._max_depth, json_bytes)
         if not (found.id or found.parameters or found.outputs):
             return Infer(ref=ref, request=Request(found.tensors))
         parameters = found.parameters or {}
@@ -193,6 +195,13 @@ def _class_counts(body: InferBody) -> dict[str, int]:
         if count:
             counts[output.name] = count
     return counts
+
+
+def _of_bytes(ref: ModelRef, body: Any) -> Infer:
+    """A body without JSON, which is the only input; then the outputs are bytes too."""
+    request = Request(Raw(body, "application/octet-stream"))
+    wanted = InferBody(Tensors(), parameters={"binary_data_output": True})
+    return Infer(ref=ref, request=request, encoding=Wanted("", wanted, {}))
 
 
 def _refuse(remedy: str, head: Head, arguments: Mapping[str, str], body: Any) -> Operation:

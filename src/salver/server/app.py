@@ -74,10 +74,9 @@ class App:
         self.now = clock()
         self.heads = HeadReader(config.limits, router, config.api_key)
         self.pool = BufferPool()
-        limits = config.limits
-        self.inflation = InflationGate(_MAX_INFLATED * limits.body_bytes, limits.body_timeout_s)
+        self.inflation = InflationGate(config.limits, _MAX_INFLATED)
         self.is_draining = False
-        self.default_timeout_ns = int(config.limits.request_timeout_s * NS_PER_S)
+        self.default_timeout_ns = 0
         self.connections: set[Connection] = set()
         self._access = access
         self._dirty: set[Connection] = set()
@@ -92,6 +91,12 @@ class App:
             self._loop,
         )
         self._origins = {origin.encode() for origin in config.cors_origins}
+        self.heed_options()
+
+    def heed_options(self) -> None:
+        """Derives from the options that may change while serving what is not looked up in them."""
+        self.default_timeout_ns = int(self.config.limits.request_timeout_s * NS_PER_S)
+        self.heads.forget()
 
     def opened(self, connection: Connection) -> None:
         """Counts a connection in, or turns it away when there are too many."""

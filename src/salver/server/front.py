@@ -70,6 +70,10 @@ class Front:
         server.close()
         self._servers.remove(server)
 
+    def heed_options(self) -> None:
+        """The configuration has changed in place."""
+        self._app.heed_options()
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(1)

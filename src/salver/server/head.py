@@ -128,8 +128,9 @@ class HeadReader:
         head.path = unquote(request.path, errors="replace")
         head.query = request.query
         head.headers = request.headers
-        head.length = max(request.content_length, 0)
         self.decide(head)
+        # Its connection keeps the head, so each request checks its length.
+        head.length = max(request.content_length, 0)
         return head
 
     def remember(self, raw: bytes, head: HttpHead) -> None:
@@ -139,6 +140,10 @@ class HeadReader:
         if len(self._cache) >= _MAX_CACHED_HEADS:
             self._cache.clear()
         self._cache[raw] = head
+
+    def forget(self) -> None:
+        """Heads are judged anew."""
+        self._cache.clear()
 
     def _parse(self, head: HttpHead, raw: bytes) -> None:
         collected = _Fields()
@@ -211,14 +216,17 @@ class HeadReader:
             head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
             head.encoding = content_encoding(headers.get("content-encoding", ""))
             head.weigh(head.length)
-            if head.length > self._limits.body_bytes:
-                raise TooLarge(
-                    f"the body has {head.length} bytes, at most {self._limits.body_bytes} are taken"
-                )
+            check_length(head, self._limits)
         except SalverError as error:
             head.error = error
             # The body of a refused request is not read, unless it is small and on its way.
             head.must_close = head.expects_continue or not 0 <= head.length <= _SMALL_BODY
+
+
+def check_length(head: HttpHead, limits: Limits) -> None:
+    """Raises: TooLarge for the body that a head announces."""
+    if head.length > limits.body_bytes:
+        raise TooLarge(f"the body has {head.length} bytes, at most {limits.body_bytes} are taken")
 
 
 def is_open(path: str, headers: Mapping[str, str]) -> bool:

@@ -10,6 +10,7 @@ from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
 from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION, decompress
 
 if TYPE_CHECKING:
+    from salver.config import Limits
     from salver.types import Buffer
 
 
@@ -47,17 +48,15 @@ class Compressed:
 
 
 class Room:
-    """Memory for bodies: they get some while all hold at most `max_bytes`, else they wait, first
-    come, first served. `outer` has to have room too.
-
-    `spare_bytes` of it are free whenever more than one body is in it.
+    """Memory for bodies: one gets some alone, or while all hold at most so many `sixteenths` of the
+    largest body; else they wait, first come, first served. `outer` has to have room too.
     """
 
-    __slots__ = ("_max_bytes", "_outer", "_spare_bytes", "held", "waiting")
+    __slots__ = ("_limits", "_outer", "_sixteenths", "held", "waiting")
 
-    def __init__(self, max_bytes: int, spare_bytes: int, outer: Room | None) -> None:
-        self._max_bytes = max_bytes
-        self._spare_bytes = spare_bytes
+    def __init__(self, limits: Limits, sixteenths: int, outer: Room | None) -> None:
+        self._limits = limits
+        self._sixteenths = sixteenths
         self._outer = outer
         self.held = 0
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -95,7 +94,8 @@ class Room:
         return not self.waiting and self._fits(num_bytes)
 
     def _fits(self, num_bytes: int) -> bool:
-        return not self.held or self.held + num_bytes <= self._max_bytes - self._spare_bytes
+        max_bytes = self._sixteenths * self._limits.body_bytes // 16
+        return not self.held or self.held + num_bytes <= max_bytes
 
     async def _wait(self, num_bytes: int) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -121,23 +121,23 @@ class Room:
 
 
 class InflationGate:
-    """Lets bodies be inflated while all that are in use hold at most `max_bytes`, else they wait
-    for at most `wait_s`. `outer` has to let them in too.
+    """Lets bodies be inflated while all that are in use hold at most as much as `num_bodies` of the
+    largest size, else they wait for at most `body_timeout_s`. `outer` has to let them in too.
 
     Small ones have a sixteenth of it to themselves for when they would wait for others. Before its
     inflation a body counts as the most that it can become: with gzip what its end says, and it is
     refused if that is not true.
     """
 
-    __slots__ = ("_max_bytes", "_small_bytes", "_wait_s", "large", "small")
+    __slots__ = ("_limits", "_num_bodies", "large", "small")
 
-    def __init__(self, max_bytes: int, wait_s: float, outer: InflationGate | None = None) -> None:
-        share = max_bytes // 16
-        self._max_bytes = max_bytes
-        self._small_bytes = share // 16
-        self._wait_s = wait_s
-        self.small: Room = Room(share, 0, outer.small if outer else None)
-        self.large: Room = Room(max_bytes, share, outer.large if outer else None)
+    def __init__(
+        self, limits: Limits, num_bodies: int = 1, outer: InflationGate | None = None
+    ) -> None:
+        self._limits = limits
+        self._num_bodies = num_bodies
+        self.small: Room = Room(limits, num_bodies, outer.small if outer else None)
+        self.large: Room = Room(limits, 15 * num_bodies, outer.large if outer else None)
 
     def inflate_at_once(self, body: Compressed, max_bytes: int) -> bytes | None:
         """The plain body if that takes a moment and nothing has to wait; None: `inflate` it.
@@ -162,7 +162,7 @@ class InflationGate:
         """
         weight, room = self._need(body, max_bytes)
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(self._limits.body_timeout_s):
                 await room.take(weight)
         except TimeoutError:
             raise Overloaded(
@@ -179,8 +179,9 @@ class InflationGate:
 
     def _need(self, body: Compressed, max_bytes: int) -> tuple[int, Room]:
         """The bytes that a body counts as at first, and where."""
-        weight = min(_most_bytes(body, max_bytes), self._max_bytes)
-        is_small = weight <= self._small_bytes
+        room_bytes = self._num_bodies * self._limits.body_bytes
+        weight = min(_most_bytes(body, max_bytes), room_bytes)
+        is_small = weight <= room_bytes // 256
         return weight, self.small if is_small and not self.large.has(weight) else self.large
 
 

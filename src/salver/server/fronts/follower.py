@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from salver.clock import system_clock
+from salver.control.options import take_over
 from salver.engine.channel import InSlots, OutSlots
 from salver.engine.engine import Engine
 from salver.engine.frames import error_of, fault_of
@@ -36,6 +37,7 @@ from salver.server.fronts.orders import (
     Change,
     Discard,
     Health,
+    Heed,
     Ping,
     Pong,
     Prepare,
@@ -72,6 +74,7 @@ class Follower:
     ) -> None:
         self._index = setup.index
         self._is_host = setup.index == setup.config.processes
+        self._config = setup.config
         self._listeners = listeners
         self._slab = slab
         self._writer = writer
@@ -95,6 +98,7 @@ class Follower:
             Discard: self._discard,
             Change: self._changes.put_nowait,
             Health: self._heed_health,
+            Heed: self._heed_options,
             Accept: lambda order: self._spawn(self._accept(order.listeners)),
             Answer: self._take_answer,
             Ping: lambda order: self._send(Pong()),
@@ -257,6 +261,10 @@ class Follower:
         self._engine.is_started = order.is_ready
         if order.is_ready:
             gc.freeze()
+
+    def _heed_options(self, order: Heed) -> None:
+        take_over(self._config, order.config)
+        self._front.heed_options()
 
     async def _accept(self, wanted: tuple[int, ...]) -> None:
         async with self._accepting:

@@ -143,6 +143,12 @@ class Pong(Order, frozen=True, tag=13):
     """To the parent: it does."""
 
 
+class Heed(Order, frozen=True, tag=14):
+    """Options have changed: from now on serve by those that may change while serving."""
+
+    config: ServerConfig
+
+
 AnyOrder: TypeAlias = (
     Setup
     | Prepare
@@ -157,6 +163,7 @@ AnyOrder: TypeAlias = (
     | Ask
     | Ping
     | Pong
+    | Heed
 )
 
 

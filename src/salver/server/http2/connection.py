@@ -121,6 +121,10 @@ class Http2Connection:
         if self._shutdown_at and now - self._shutdown_at >= ROUND_TRIP_NS:
             self.goaway(ErrorCode.NO_ERROR)
 
+    def widen(self, held_bytes: int) -> None:
+        """Lets bodies hold as much, if that is more than before."""
+        self._windows.widen(held_bytes)
+
     def goaway(self, code: ErrorCode, message: str = "") -> None:
         """Takes no further requests; unless the code is NO_ERROR, reads nothing more at all."""
         if self.failed or (self.draining and code == ErrorCode.NO_ERROR):

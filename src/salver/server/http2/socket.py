@@ -16,6 +16,7 @@ from salver.server.grpc.unary import UnaryCall
 from salver.server.grpc.wire import OK_BLOCK, CallHead, error_block, is_grpc, request_id_of
 from salver.server.head import check_key
 from salver.server.http2.connection import Http2Connection
+from salver.server.http2.frames import MAX_WINDOW_BYTES
 from salver.server.http2.limits import Http2Limits
 from salver.server.http2.request import HttpRequest, head_block
 from salver.server.inflation import InflationGate
@@ -56,16 +57,21 @@ class Http2Socket(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.now = app.clock()
         limits = app.config.limits
-        self.inflation = InflationGate(limits.body_bytes, limits.body_timeout_s, app.inflation)
+        self.inflation = InflationGate(limits, outer=app.inflation)
         own = Http2Limits(
             streams=limits.streams,
             header_bytes=limits.header_bytes,
             headers=limits.headers,
-            held_bytes=2 * limits.body_bytes,
+            held_bytes=self._held_bytes,
         )
         self._http2 = Http2Connection(self, own, self.now)
         self._sender = self._http2.sender
         self._unread = Unread()
+
+    @property
+    def _held_bytes(self) -> int:
+        """What its bodies may hold that are still received, or not answered yet."""
+        return min(2 * self.app.config.limits.body_bytes, MAX_WINDOW_BYTES)
 
     # The transport's side.
 
@@ -133,6 +139,7 @@ class Http2Socket(asyncio.BufferedProtocol):
             self.transport.abort()
             return
         http2.sweep(now, int(limits.body_timeout_s * NS_PER_S))
+        http2.widen(self._held_bytes)
         if not http2.streams and silent_s > limits.idle_timeout_s:
             http2.shutdown(now)
         for stream in tuple(http2.streams.values()):
