@@ -11,6 +11,7 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    Final,
     Literal,
     TypeVar,
     get_args,
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
+
+_OTHER_VARIABLE: Final = re.compile(
+    # What the client commands and the tests heed, and what Kubernetes says of a Service.
+    r"SALVER_(URL|TEST_\w+|(\w+_)?SERVICE_(HOST|PORT(_\w+)?)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+)
 
 
 def _option(help: str, **bounds: Any) -> msgspec.Meta:
@@ -358,6 +364,19 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for key, value in environ.items()
         if key in known and not is_service_link(key, value)
     }
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Tells of each `SALVER_…` variable that is neither an option nor known otherwise."""
+    known = ["SALVER_" + name.upper().replace(".", "__") for name, *_ in walk(ServerConfig)]
+    return [
+        f"{key} is no option and is ignored.{did_you_mean(key, known)}"
+        for key in sorted(environ)
+        if key.startswith("SALVER_")
+        and key not in known
+        and not _OTHER_VARIABLE.fullmatch(key)
+        and not is_service_link(key, environ[key])
+    ]
 
 
 def is_service_link(variable: str, value: str) -> bool:

@@ -296,6 +296,7 @@ class Endpoint(NamedTuple):
     `path` is a template such as `/v2/models/{model}/infer`; `decode(head, arguments, body)` turns a
     request into an operation, `encode(operation, result)` its result into the answer. `stream`
     turns each item of a streaming method into a piece of a chunked body; None: it cannot stream.
+    What `is_inference` and cannot be decoded counts among the failed requests of its model.
     What is not `is_offered` only refuses, with a remedy, and is not described to clients.
     """
 
@@ -306,6 +307,7 @@ class Endpoint(NamedTuple):
     encode: Callable[[Any, Any], HttpAnswer]
     stream: Callable[[Any, Any], bytes] | None = None
     is_offered: bool = True
+    is_inference: bool = False
 
 
 class HttpProtocol(Protocol):
@@ -340,4 +342,10 @@ class Source(Protocol):
 
     def scan(self) -> Mapping[ModelRef, VersionOnDisk]:
         """A complete listing or an error, never a partial one."""
+        ...
+
+    def older(self, name: str) -> Sequence[VersionOnDisk]:
+        """Versions that are there but not listed, as newer ones are: the newest first. They serve
+        while none that is listed can be loaded.
+        """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,12 +109,14 @@ def test_a_file_that_is_not_yaml() -> None:
 
 def test_the_servers_file(tmp_path: Path) -> None:
     model(tmp_path / "a")
-    (tmp_path / "salver.yaml").write_text("portt: 1\ntrust: maybe\ntls_cert: no.pem\n")
+    text = "portt: 1\ntrust: maybe\ntls_cert: no.pem\napi_key: schl\xfcssel\n"
+    (tmp_path / "salver.yaml").write_text(text, encoding="utf-8")
     found = findings(tmp_path, "--trust")
     assert {(f.file, f.line, f.key) for f in found} == {
         ("salver.yaml", 1, "portt"),
         ("salver.yaml", 2, "trust"),
         ("salver.yaml", 0, "tls_cert"),
+        ("salver.yaml", 4, "api_key"),
     }
 
 
@@ -133,7 +136,7 @@ def test_mistakes_of_several_models_at_once(tmp_path: Path) -> None:
             "b/model.yaml", 1, "runtime", "no runtime is called 'pythn'", "did you mean 'python'?"
         ),
         Finding(
-            "c", 0, "file", "no model file in 'c'", "add one, or let the folder's name start with _"
+            "c", 0, "", "there is no model in it", "add one, or let the folder's name start with _"
         ),
         Finding(
             "d/model.yaml", 1, "file", "there is no file 'modell.py' in 'd'", "correct the name"
@@ -215,6 +218,38 @@ def test_trust_is_a_mistake_until_it_is_given(tmp_path: Path) -> None:
 def test_an_empty_folder(tmp_path: Path) -> None:
     (found,) = findings(tmp_path)
     assert found.problem == "there is no model in it"
+
+
+def test_what_is_not_served(tmp_path: Path) -> None:
+    model(tmp_path / "a" / "1")
+    model(tmp_path / "a" / "new")
+    model(tmp_path / "b" / "latest")
+    (tmp_path / "m.py").write_text(GOOD)
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "up.py").write_text(GOOD)
+    result = run(tmp_path, "--trust", "--json")
+    assert [(found["file"], found["problem"]) for found in json.loads(result.output)] == [
+        ("a", "a: it holds new, but only numbers name versions"),
+        ("b", "it holds latest, but only numbers name versions"),
+        ("m.py", "it is code"),
+    ]
+    assert "3 mistakes in 2 models." in run(tmp_path, "--trust").output
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    model(tmp_path / "a")
+    model(tmp_path / os.fsdecode(b"caf\xe9"))
+    expected = Finding("caf\\udce9", 0, "", "its name is not UTF-8")
+    assert findings(tmp_path, "--trust") == [expected]
+    (found,) = findings(tmp_path / os.fsdecode(b"caf\xe9"), "--trust")
+    assert (found.problem, found.key) == ("its name is not UTF-8", "name")
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.onnx")
+    problem = "it is neither a regular file nor a folder"
+    for path in (tmp_path, tmp_path / "a.onnx"):
+        assert Finding("a.onnx", 0, "", problem) in findings(path)
 
 
 def test_the_table(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_file_as_it_is(run: Callable[..., Result], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["iriss", "1"], "'iriss' is not served here. Did you mean 'iris'? Served: iris, toy"),
+        (["iriss", "1"], "`salver load NAME` loads it. Did you mean 'iris'? Served: iris, toy"),
         (["iris"], "what is the input?"),
         (["iris", "sepal length (cm)=1", "b=2"], "unexpected input 'sepal length (cm)'"),
         (["iris", "1", "2"], "give one value, or every input as KEY=VALUE"),

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.server.fronts.client import all_fronts, until, write_scaling
 
 from salver.cli.main import main
-from salver.config import from_environment
+from salver.config import from_environment, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +71,24 @@ def test_what_kubernetes_says_of_a_service_is_not_taken_for_options() -> None:
     assert from_environment(links | ours) == expected
 
 
+def test_variables_that_are_no_options_are_told_of() -> None:
+    others = {"SALVER_URL": "http://a", "SALVER_TEST_IMAGE": "x", "PATH": "/bin"}
+    links = {
+        "SALVER_SERVICE_HOST": "10.0.0.1",
+        "SALVER_SERVICE_PORT_HTTP": "80",
+        "SALVER_PORT_80_TCP_ADDR": "10.0.0.1",
+        "SALVER_WEB_SERVICE_PORT": "80",
+        "SALVER_WEB_PORT": "tcp://10.0.0.1:80",
+        "SALVER_WEB_PORT_80_TCP": "tcp://10.0.0.1:80",
+    }
+    options = {"SALVER_PORT": "3", "SALVER_LIMITS__STREAMS": "7"}
+    assert unknown_variables(others | links | options) == []
+    assert unknown_variables({"SALVER_PROT": "3", "SALVER_WEB_PORT": "80"}) == [
+        "SALVER_PROT is no option and is ignored. Did you mean 'SALVER_PORT'?",
+        "SALVER_WEB_PORT is no option and is ignored. Did you mean 'SALVER_PORT'?",
+    ]
+
+
 def test_a_link_to_a_service_is_told_of_and_does_not_keep_the_server_down(
     serve: Any, tmp_path: Path
 ) -> None:
@@ -109,6 +127,8 @@ class Tagger:
         (["--mode", "pol"], "mode: expected one of poll, explicit, none, got 'pol'"),
         (["--config", "nowhere.yaml"], "File 'nowhere.yaml' does not exist"),
         (["--tls-cert", "nowhere.pem", "--port", "0"], "tls_cert: there is no file nowhere.pem"),
+        (["--api-key", "schl\xfcssel"], "api_key: only visible ASCII characters"),
+        (["--api-key", "two words"], "api_key: only visible ASCII characters"),
         ([""], "'' names no file or folder"),
         (["iris="], "'iris=' names no file or folder"),
     ],

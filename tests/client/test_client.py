@@ -456,6 +456,13 @@ def test_a_scheme_that_is_not_spoken() -> None:
         salver.Client("ftp://server")
 
 
+@pytest.mark.parametrize("url", ["http://server", "grpc://server"])
+def test_a_key_that_cannot_be_sent(url: str) -> None:
+    for key in ("schl\xfcssel", "two words", "key\n"):
+        with pytest.raises(ConfigError, match="only visible ASCII characters"):
+            salver.Client(url, key)
+
+
 def test_without_httpx_the_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['httpx'] = None\nimport salver\n"

@@ -7,7 +7,15 @@ from typing import Any, cast
 import pytest
 
 from salver.config import ModelConfig, ServerConfig
-from salver.control.reload import Interruption, Repository, to_load, to_retry, to_unload
+from salver.control.reload import (
+    Interruption,
+    Repository,
+    to_fall_back,
+    to_load,
+    to_retry,
+    to_unload,
+    without_service,
+)
 from salver.errors import Conflict, LoadFailed, LoadInterrupted, NotFound
 from salver.interfaces import VersionOnDisk
 from salver.types import ModelRef
@@ -72,12 +80,42 @@ def test_what_failed_and_is_gone_is_forgotten() -> None:
     assert to_unload(offered(m2="b"), {V1: "a", V2: "b"}, set()) == [V1]
 
 
+def test_a_name_is_without_service_when_nothing_of_it_runs_or_is_to_be_tried() -> None:
+    wanted = offered(m2="b", m3="c", n1="a")
+    tried = {V2: "b", V3: "c", OTHER: "a"}
+    assert without_service(wanted, tried, []) == {"m", "n"}
+    assert without_service(wanted, tried, [V1]) == {"n"}
+    assert without_service(wanted, tried | {V3: "before"}, []) == {"n"}
+    assert without_service(wanted, {V2: "b"}, [OTHER]) == set()
+
+
+def test_the_newest_older_version_that_was_not_tried_is_next() -> None:
+    older = list(offered(m2="b", m1="a").values())
+    assert to_fall_back(older, {}) == older[0]
+    assert to_fall_back(older, {V2: "b"}) == older[1]
+    assert to_fall_back(older, {V2: "before", V1: "a"}) == older[0]
+    assert to_fall_back(older, {V2: "b", V1: "a"}) is None
+
+
+def test_older_versions_that_failed_are_not_forgotten_before_a_newer_one_serves() -> None:
+    wanted, tried = offered(m3="c"), {V1: "a", V2: "b", V3: "c"}
+    assert to_unload(wanted, tried, {V1}, {V1, V2}) == []
+    assert to_unload(wanted, tried, {V1}) == [V2]
+    assert to_unload(wanted, tried, {V1, V3}, {V1, V2}) == [V1, V2]
+
+
 class Source:
     def __init__(self, **stamps: str) -> None:
         self.found: Any = offered(**stamps)
+        self.past: Any = {}
 
     def offer(self, **stamps: str) -> None:
         self.found = offered(**stamps)
+
+    def older(self, name: str) -> Any:
+        if isinstance(self.past, Exception):
+            raise self.past
+        return [version for ref, version in self.past.items() if ref.name == name]
 
     def scan(self) -> Any:
         if isinstance(self.found, Exception):
@@ -251,6 +289,64 @@ def test_a_failed_version_leaves_the_old_one_until_it_is_mended() -> None:
         assert at.engine.in_service == {V2}
 
     asyncio.run(test())
+
+
+def test_at_start_an_older_version_serves_until_the_newest_can_be_loaded() -> None:
+    async def test() -> None:
+        at = Bench(m3="half", n1="a")
+        at.source.past = offered(m2="half", m1="a")
+        at.engine.broken = {V2, V3}
+        await at.repository.start()
+        assert at.engine.loads == [V3, OTHER, V2, V1]
+        assert at.engine.in_service == {V1, OTHER}
+        await at.look(4)
+        assert at.engine.loads == [V3, OTHER, V2, V1]
+        at.source.offer(m3="other half", n1="a")
+        await at.look(4)
+        assert at.engine.loads[4:] == [V3]
+        assert at.engine.in_service == {V1, OTHER}
+        at.engine.broken = set()
+        at.source.offer(m3="whole", n1="a")
+        await at.look(4)
+        assert at.engine.loads[5:] == [V3]
+        assert at.engine.in_service == {V3, OTHER}
+        assert at.engine.forgotten == [V2, V1]
+
+    asyncio.run(test())
+
+
+def test_without_any_version_that_loads_each_is_tried_again_when_it_changes() -> None:
+    async def test() -> None:
+        at = Bench(m2="half")
+        at.source.past = offered(m1="half")
+        at.engine.broken = {V1, V2}
+        await at.repository.start()
+        await at.look(4)
+        assert at.engine.loads == [V2, V1]
+        at.engine.broken = {V2}
+        at.source.past = offered(m1="whole")
+        await at.look()
+        assert at.engine.loads == [V2, V1, V1]
+        assert at.engine.in_service == {V1}
+        at.source.offer()
+        await at.look()
+        assert at.engine.in_service == set()
+
+    asyncio.run(test())
+
+
+def test_older_versions_that_cannot_be_listed_change_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        at = Bench(m2="half", n1="a")
+        at.source.past = LoadFailed("away")
+        at.engine.broken = {V2}
+        await at.repository.start()
+        assert at.engine.in_service == {OTHER}
+
+    asyncio.run(test())
+    assert "the older versions of 'm' cannot be listed: away" in caplog.text
 
 
 def test_what_changes_while_it_loads_is_loaded_again() -> None:

@@ -11,7 +11,16 @@ from salver.codecs.bind import bind
 from salver.codecs.long_array import loads_long
 from salver.engine import each as each_module
 from salver.engine.each import Each, bound, parts_of
-from salver.errors import Cancelled, InvalidInput, ModelFailed, Overloaded, SalverError, Unsupported
+from salver.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelFailed,
+    Overloaded,
+    SalverError,
+    Unavailable,
+    Undeliverable,
+    Unsupported,
+)
 from salver.signature import Method, TensorSpec
 from salver.types import (
     BYTES,
@@ -147,6 +156,7 @@ class Model:
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
         self.target = self
+        self.is_idempotent = False
         self._room = room
 
     def submit(self, request: Request, sink: Any) -> Call:
@@ -179,7 +189,13 @@ class Sink:
 
 def begun(model: Model, method: Method, payload: Object, max_calls: int = 10) -> tuple[Call, Sink]:
     sink = Sink()
-    each = Each(method, parts_of(method, payload), model.submit, max_calls)
+    each = Each(
+        method,
+        parts_of(method, payload),
+        model.submit,
+        max_calls,
+        is_idempotent=model.is_idempotent,
+    )
     call = Call(Request(payload), sink, NO_CONTEXT, each, 0)
     each.submit(call, 0)
     return call, sink
@@ -216,7 +232,9 @@ def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch, is_refused: 
     assert len(model.calls) == 3
     model.answer(model.calls[0], np.array(0, np.float32))
     if is_refused:
-        assert [item.message for item in sink.items] == ["full"]
+        assert [item.message for item in sink.items] == [
+            "full (a part of this request has run before)"
+        ]
         assert model.cancelled == [model.calls[2]]
         return
     for number in (3, 2):
@@ -230,6 +248,21 @@ def test_the_first_error_ends_all() -> None:
     model.answer(model.calls[1], ModelFailed("bad text"))
     assert [item.message for item in sink.items] == ["bad text"]
     assert model.cancelled == [model.calls[0], model.calls[2]]
+
+
+@pytest.mark.parametrize(("is_idempotent", "kind"), [(True, Unavailable), (False, Undeliverable)])
+def test_what_has_run_in_part_is_not_told_to_try_again(
+    is_idempotent: bool, kind: type[SalverError]
+) -> None:
+    model = Model()
+    model.is_idempotent = is_idempotent
+    for has_run in (False, True):
+        _, sink = begun(model, TEXT, Object("rows", ["a", "b"]))
+        first, second = model.calls[-2:]
+        if has_run:
+            model.answer(first, np.array(1, np.float32))
+        model.answer(second, Unavailable("unloaded"))
+        assert [type(item) for item in sink.items] == [kind if has_run else Unavailable]
 
 
 def test_who_cancels_one_cancels_all() -> None:

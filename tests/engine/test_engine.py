@@ -3,17 +3,25 @@ from __future__ import annotations
 import asyncio
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 
 from salver.config import ModelConfig, ServerConfig
 from salver.engine.engine import MAX_DEPTH, Engine, version_key
 from salver.engine.generation import Generation
-from salver.errors import Cancelled, InvalidInput, LoadFailed, NotFound, Overloaded, Unavailable
+from salver.errors import (
+    Cancelled,
+    InvalidInput,
+    LoadFailed,
+    NotFound,
+    Overloaded,
+    SalverError,
+    Unavailable,
+)
 from salver.interfaces import VersionOnDisk
 from salver.signature import Method, Signature, TensorSpec
-from salver.types import FP32, Call, ModelRef, Request, Tensor, Tensors
+from salver.types import FP32, Call, ModelRef, Object, Request, Tensor, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -91,8 +99,8 @@ class Loader:
 
 
 class Bench:
-    def __init__(self) -> None:
-        self.engine = Engine(ServerConfig(drain_timeout_s=5), lambda: 1)
+    def __init__(self, mode: Literal["poll", "explicit"] = "poll") -> None:
+        self.engine = Engine(ServerConfig(drain_timeout_s=5, mode=mode), lambda: 1)
         self.loader = self.engine._loader = cast("Any", Loader())
         self.engine.is_started = True
 
@@ -129,6 +137,14 @@ def on_loop(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> Callable[[], 
 
     del run.__wrapped__  # type: ignore[attr-defined]
     return run
+
+
+@on_loop
+async def test_what_is_not_loaded_yet_is_told_how_it_would_be(at: Bench) -> None:
+    with pytest.raises(NotFound, match=r"'h2' is not served here\. Served: nothing yet"):
+        at.submit(name="h2")
+    with pytest.raises(NotFound, match=r"'h2' is not served here; .* `salver load NAME` loads it"):
+        Bench("explicit").submit(name="h2")
 
 
 def test_versions_are_ordered_by_number() -> None:
@@ -328,6 +344,28 @@ async def test_refused_calls_hold_no_lease(at: Bench) -> None:
     assert generation.statistics.outcomes()["rejected"] == 1
     with pytest.raises(InvalidInput, match="deep"):
         at.submit(depth=MAX_DEPTH + 1)
+
+
+@on_loop
+async def test_wrong_requests_count_once_for_their_model(at: Bench) -> None:
+    generation = await at.load("1")
+
+    def refused(payload: Any, method: str = "", outputs: tuple[str, ...] = ()) -> dict[str, int]:
+        before = generation.statistics.outcomes()
+        request = Request(payload, method, outputs=outputs)
+        with pytest.raises(SalverError):
+            at.engine.submit(ModelRef("m"), request, cast("Any", None))
+        assert generation.leases == 0
+        after = generation.statistics.outcomes()
+        return {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+    assert refused(Tensors(other=Tensor.of([1.0]))) == {"invalid": 1}
+    assert refused(Object("row", {"other": 1})) == {"invalid": 1}
+    assert refused(REQUEST.payload, outputs=("other",)) == {"invalid": 1}
+    assert refused(REQUEST.payload, method="other") == {"other": 1}
+    at.engine.count_refused(ModelRef("m"), InvalidInput("no JSON"))
+    at.engine.count_refused(ModelRef("missing"), InvalidInput("no JSON"))
+    assert generation.statistics.outcomes()["invalid"] == 4
 
 
 @on_loop

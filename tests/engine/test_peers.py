@@ -359,6 +359,22 @@ def test_what_may_not_run_twice_is_undeliverable() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("is_idempotent", [True, False])
+def test_unloading_tells_calls_that_wait_from_those_that_may_have_run(is_idempotent: bool) -> None:
+    async def test() -> None:
+        home, front, _ = await joined(is_idempotent=is_idempotent)
+        _, sent = front.ask()
+        await until(lambda: home.model.calls)
+        await front.generation.target.stop(0)
+        assert isinstance(sent.error, Unavailable if is_idempotent else Undeliverable)
+        front = Front(is_idempotent=is_idempotent)
+        _, waiting = front.ask()
+        await front.generation.target.stop(0)
+        assert isinstance(waiting.error, Unavailable)
+
+    run(test)
+
+
 def test_who_hears_of_a_loss_may_cancel_other_calls() -> None:
     """As a connection does that ends with its first error."""
 

@@ -279,15 +279,17 @@ def test_a_broken_sink_costs_nobody_else_an_answer(
     assert "an answer was lost" in caplog.text
 
 
-def test_stopping_ends_what_waits_and_what_runs(bench: Make) -> None:
-    at = bench()
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_stopping_ends_what_waits_and_what_runs(bench: Make, idempotent: bool) -> None:
+    at = bench(idempotent=idempotent)
     calls = [at.submit(1.0), at.submit(2.0)]
     at.run()
     at.instance.finish(ValueError("no"))
     at.run()
     calls.append(at.submit(3.0))
     asyncio.run(at.target.stop(0))
-    assert [type(call.sink.error) for call in calls] == [Unavailable] * 3
+    begun = Unavailable if idempotent else Undeliverable
+    assert [type(call.sink.error) for call in calls] == [begun, begun, Unavailable]
     at.instance.finish(rows(1))
     at.run()
     assert [call.sink.finals for call in calls] == [1, 1, 1]

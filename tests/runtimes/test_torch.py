@@ -222,8 +222,9 @@ def test_two_versions_bring_their_own_class(tmp_path: Path, net: Net) -> None:
 
 def test_unknown_inputs_are_asked_for_with_a_snippet(tmp_path: Path, net: Net) -> None:
     script(net, tmp_path)
-    with pytest.raises(LoadFailed, match=r"inputs:\n  - \{name: image, dtype: FP32, shape:"):
-        load(tmp_path)
+    asked = r"file: model.pt\ninputs:\n  - \{name: image, dtype: FP32, shape:"
+    with pytest.raises(LoadFailed, match=asked):
+        load(tmp_path / "model.pt")
     with pytest.raises(LoadFailed, match="'image': PyTorch has no tensors of BYTES"):
         load(tmp_path, inputs=(TensorOptions(name="image", dtype="BYTES", shape=(-1,)),))
 

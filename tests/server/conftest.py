@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from salver.config import Limits, ServerConfig
-from salver.errors import InvalidInput, NotFound
+from salver.errors import InvalidInput, NotFound, SalverError
 from salver.protocols.kserve_v2 import KserveV2
 from salver.protocols.plain import PlainDoor
 from salver.server.app import App
@@ -122,6 +122,7 @@ class EchoEngine:
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
         self.flow: list[str] = []
+        self.refused: list[tuple[ModelRef, str]] = []
         self.holds = False
         self.is_busy = False
         self.target = self
@@ -141,6 +142,9 @@ class EchoEngine:
         if not self.holds:
             self.loop.call_soon(self.answer, call)
         return call
+
+    def count_refused(self, ref: ModelRef, error: SalverError) -> None:
+        self.refused.append((ref, type(error).__name__))
 
     def answer(self, call: Call, value: Tensor | None = None) -> None:
         payload: Any = call.request.payload

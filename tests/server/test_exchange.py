@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from salver.errors import DeadlineExceeded, Overloaded
-from salver.types import BYTES, Tensor, Tensors
+from salver.types import BYTES, ModelRef, Tensor, Tensors
 
 STREAM = {"path": "/predict/m/words"}
 
@@ -249,6 +249,28 @@ def test_many_rows_are_bound_beside_the_loop(door, is_one):
     assert call.request.payload["x"].shape == (1 if is_one else 20_000, 4)
     (answer,) = client.answers()
     assert answer.json["prediction" if is_one else "predictions"] == (rows[0] if is_one else rows)
+
+
+@pytest.mark.parametrize(
+    ("path", "ref"),
+    [
+        ("/predict", ModelRef("")),
+        ("/predict/m/words", ModelRef("m")),
+        ("/v1/models/m/versions/2:predict", ModelRef("m", "2")),
+        ("/v2/models/m/infer", ModelRef("m")),
+        ("/v2/repository/models/m/load", None),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_what_cannot_be_decoded_counts_for_its_model(door, path, ref, size):
+    here = door()
+    client = here.connect()
+    client.feed(here.request(b"{" + b" " * size, path=path))
+    while here.app._tasks:
+        here.loop.run_until_complete(asyncio.wait(here.app._tasks))
+    here.turn()
+    assert client.answers()[-1].status == 400
+    assert here.engine.refused == ([(ref, "InvalidInput")] if ref is not None else [])
 
 
 def test_many_rows_that_do_not_fit_are_refused(door):

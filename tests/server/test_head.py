@@ -123,11 +123,13 @@ def test_a_wrong_key_is_refused(headers):
 
 
 def test_open_paths():
-    assert is_open("/")
-    assert is_open("/v2/health/ready")
-    assert is_open("/page/app.js")
-    assert not is_open("/page/state")
-    assert not is_open("/v2/models/m")
+    assert is_open("/", {"accept": "text/html, */*"})
+    assert not is_open("/", {"accept": "*/*"})
+    assert is_open("/docs", {})
+    assert is_open("/v2/health/ready", {})
+    assert is_open("/page/app.js", {})
+    assert not is_open("/page/state", {})
+    assert not is_open("/v2/models/m", {})
 
 
 @given(raw=st.binary(max_size=300))

@@ -66,13 +66,79 @@ def test_a_folder_of_several_models_is_told_of_once(
     for _ in range(2):
         assert [ref.name for ref in source.scan()] == ["one"]
     assert [record.message for record in caplog.records] == [
-        "both is not served: 'both' holds a.onnx, b.onnx: name one as `file:` in model.yaml"
+        "both is not served: 'both' holds a.onnx, b.onnx: name one as `file:` in model.yaml",
+        "there is no model in data",
     ]
     (tmp_path / "both" / "model.yaml").write_text("file: b.onnx")
     assert {ref.name: version.path.name for ref, version in source.scan().items()} == {
         "both": "b.onnx",
         "one": "model.onnx",
     }
+
+
+def test_what_has_no_name_or_is_no_file_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "one.onnx", os.fsdecode(b"caf\xe9/model.onnx"), os.fsdecode(b"\xe9.onnx"), "b.py")
+    os.mkfifo(tmp_path / "two.onnx")
+    source = FolderSource([Place(tmp_path)], {})
+    for _ in range(2):
+        assert [ref.name for ref in source.scan()] == ["one"]
+    assert sorted(record.message for record in caplog.records) == [
+        "\\udce9.onnx is not served: its name is not UTF-8",
+        "caf\\udce9 is not served: its name is not UTF-8",
+        "two.onnx is not served: it is neither a regular file nor a folder",
+    ]
+
+
+def test_a_place_that_has_no_name_needs_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / os.fsdecode(b"\xe9.onnx")
+    put(tmp_path, path.name)
+    assert FolderSource([Place(path)], {}).scan() == {}
+    assert "not UTF-8; serve it as NAME=PATH" in caplog.text
+    assert list(FolderSource([Place(path, "e")], {}).scan()) == [ModelRef("e", "1")]
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "fifo"])
+def test_a_path_that_is_no_file_is_an_error(tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(LoadFailed, match="cannot be served: it is neither a regular file nor"):
+        scan(tmp_path / path)
+
+
+def test_the_only_python_file_that_looks_like_a_model_is_one(tmp_path: Path) -> None:
+    put(tmp_path, "up/helper.py", "two/a.py", "two/b.py", "none/a.py", "net/net.onnx", "m.py")
+    put(tmp_path, "net/lib/tool.py", "v/1/helper.py", "broken/a.py", "broken/b.py")
+    for name in ("up/up.py", "two/a.py", "two/b.py", "net/lib/tool.py", "v/1/v.py", "broken/a.py"):
+        (tmp_path / name).write_text(CLASS)
+    (tmp_path / "broken" / "b.py").write_text("class (")
+    found = {"broken:1": "broken/a.py", "net:1": "net/net.onnx"}
+    found |= {"up:1": "up/up.py", "v:1": "v/1/v.py"}
+    assert files(scan(tmp_path), tmp_path) == found
+    (tmp_path / "up" / "up.py").write_text("class (")
+    assert files(scan(tmp_path), tmp_path) == found
+    assert files(scan(tmp_path / "up"), tmp_path) == {"up:1": "up/up.py"}
+
+
+def test_what_is_no_model_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "i/latest/model.onnx", "j/2/model.onnx", "j/old/model.onnx", "m.py", "setup.py")
+    put(tmp_path, "docs/a.md", "src/tool.py", "two/a.py", "two/b.py")
+    (tmp_path / "j" / "latest").symlink_to("2")
+    for name in ("m.py", "two/a.py", "two/b.py"):
+        (tmp_path / name).write_text(CLASS)
+    source = FolderSource([Place(tmp_path)], {})
+    for _ in range(2):
+        assert list(source.scan()) == [ModelRef("j", "2")]
+    numbers = "but only numbers name versions; serve other models by their paths"
+    assert sorted(record.message for record in caplog.records) == [
+        f"i is not served: it holds latest, {numbers}",
+        f"j: it holds old, {numbers}",
+        "m.py is not served: it is code; put it into a folder of its own, or serve it by its path",
+        "there is no model in docs, src",
+        "two is not served: 'two' holds a.py, b.py: name one as `file:` in model.yaml",
+    ]
 
 
 def test_places_may_be_named(tmp_path: Path) -> None:
@@ -108,6 +174,27 @@ def test_version_policies() -> None:
     assert chosen_versions(present, "all") == present
     assert chosen_versions(present, ("1", "10")) == ["1", "10"]
     assert chosen_versions(present, ("7",)) == ["7"]
+
+
+def test_older_versions_are_those_below_the_latest(tmp_path: Path) -> None:
+    put(tmp_path, *(f"m/{number}/model.onnx" for number in (1, 2, 10, 11)), "one.onnx")
+    source = FolderSource([Place(tmp_path), Place(tmp_path / "m", "given")], {})
+    config = tmp_path / "m" / "model.yaml"
+
+    def older(name: str) -> list[ModelRef]:
+        source.scan()
+        found = source.older(name)
+        assert all(version.path.parent.name == version.ref.version for version in found)
+        return [version.ref for version in found]
+
+    assert older("m") == [ModelRef("m", version) for version in ("10", "2", "1")]
+    assert older("given") == [ModelRef("given", version) for version in ("10", "2", "1")]
+    assert older("one") == older("other") == []
+    config.write_text("versions: 3")
+    assert older("m") == [ModelRef("m", "1")]
+    for policy in ("all", "['11']", "]"):
+        config.write_text(f"versions: {policy}")
+        assert older("m") == []
 
 
 def test_a_listed_version_that_is_missing_is_a_problem(tmp_path: Path) -> None:
@@ -284,6 +371,25 @@ def test_a_python_file_says_what_it_is(tmp_path: Path) -> None:
     assert (found.config.description, found.config.batching.max_size) == ("tags", 4)
     given = FolderSource([Place(tmp_path / "a.py", "given")], {}).scan()
     assert list(given) == [ModelRef("given", "1")]
+
+
+def test_files_beside_each_other_do_not_share_a_configuration(tmp_path: Path) -> None:
+    put(tmp_path, "a.onnx", "b.onnx")
+    config = tmp_path / "model.yaml"
+    paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]
+    config.write_text("description: x")
+    found = scan(*paths)
+    assert list(found) == ["a:1", "b:1"]
+    for version in found.values():
+        assert "which of a.onnx, b.onnx it is for: say it there, as in `file: a.onnx`" in str(
+            version.problem
+        )
+    config.write_text("description: x\nfile: b.onnx")
+    found = scan(*paths)
+    assert [version.config.description for version in found.values()] == ["", "x"]
+    assert not any(version.problem for version in found.values())
+    config.write_text("description: x")
+    assert scan(paths[0])["a:1"].config.description == "x"
 
 
 def test_each_version_of_a_folder_says_what_it_is(tmp_path: Path) -> None:

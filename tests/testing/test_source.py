@@ -35,6 +35,9 @@ class Folders:
                 found[version.ref] = version
         return self.listing(found)
 
+    def older(self, name: str) -> Any:
+        return []
+
     def missing(self, place: str, found: Any) -> Any:
         raise LoadFailed(f"there is no {place}")
 
@@ -103,6 +106,11 @@ class ChangesItsListing(Folders):
         return self.kept
 
 
+class ListsTwice(Folders):
+    def older(self, name: str) -> Any:
+        return [version for ref, version in self.scan().items() if ref.name == name]
+
+
 class ForgetsWhatChanges(Folders):
     def listing(self, found: Any) -> Any:
         return {ref: version for ref, version in found.items() if version.stamp == "1"}
@@ -129,6 +137,7 @@ class Changes(Folders):
         (Fails, {}, "scan lists what is there; it raised KeyError"),
         (Misnames, {}, "under its own reference"),
         (GivesPaths, {}, "scan gives VersionOnDisk"),
+        (ListsTwice, {}, "older gives versions of that name which are not listed"),
         (ChangesItsListing, {}, "A listing stays as it was given"),
         (ForgetsWhatChanges, {}, "stays listed while its files change"),
         (Changes, {"ref": lambda path: ModelRef(path.name)}, "has a name and a version"),

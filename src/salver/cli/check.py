@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from salver.cli.yaml_mistakes import Finding, mistakes
+from salver.cli.yaml_mistakes import Finding, finding_of, line_of, mistakes
+from salver.codecs.api_key import must_be_sendable
 from salver.codecs.json_numbers import dumps
 from salver.config import ServerConfig
+from salver.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +47,17 @@ def check_server(root: Path) -> tuple[list[Finding], ServerConfig]:
     file = root / name
     if not file.is_file():
         return [], ServerConfig()
-    found, config = mistakes(file.read_text(encoding="utf-8"), ServerConfig, name)
+    text = file.read_text(encoding="utf-8")
+    found, config = mistakes(text, ServerConfig, name)
     for key in ("tls_cert", "tls_key"):
         named = getattr(config, key)
         if named and not Path(named).is_file():
             found.append(Finding(name, 0, key, f"there is no file {named}", "correct the path"))
+    try:
+        must_be_sendable(config.api_key)
+    except ConfigError as error:
+        problem = error.message.removeprefix("api_key: ")
+        found.append(finding_of(problem, name, line_of(text, "api_key"), "api_key"))
     return found, config
 
 

@@ -21,11 +21,16 @@ from salver.runtimes.table import detect
 from salver.sources.folder import (
     CODE_SUFFIX,
     CONFIG_FILE,
-    SURE_SUFFIXES,
+    NOT_REGULAR,
+    NOT_TEXT,
+    as_text,
     chosen_versions,
     is_model,
+    is_text,
     model_file,
+    models_in,
     passed_over,
+    unnumbered,
     version_folders,
 )
 from salver.types import ModelRef, dtype_of
@@ -78,26 +83,33 @@ class Checker:
     def run(self) -> list[Finding]:
         """Every mistake, once."""
         found: dict[Finding, None] = {}
-        for place in self._places():
-            found |= dict.fromkeys(self._place(place))
+        places, others = self._places()
+        for path in sorted([*places, *others]):
+            is_other = path in others
+            findings = [self._other(path, others[path])] if is_other else self._place(path)
+            found |= dict.fromkeys(findings)
         if not self.num_models:
             found[Finding(self._shown(self._root), 0, "", "there is no model in it")] = None
         return list(found)
 
     def _shown(self, path: Path) -> str:
         if path == self._root:
-            return path.resolve().name
-        return str(path.relative_to(self._root if self._root.is_dir() else self._root.parent))
+            return as_text(path.resolve().name)
+        root = self._root if self._root.is_dir() else self._root.parent
+        return as_text(str(path.relative_to(root)))
 
-    def _places(self) -> list[Path]:
-        if self._root.is_file() or is_model(self._root):
-            return [self._root]
-        return [
-            child
-            for child in sorted(self._root.iterdir())
-            if not child.name.startswith((".", "_"))
-            and (child.is_dir() or child.suffix in SURE_SUFFIXES)
-        ]
+    def _places(self) -> tuple[list[Path], dict[Path, str]]:
+        """The models, and what else might be meant as one, with why it is none."""
+        if self._root.is_dir() and not is_model(self._root):
+            return models_in(self._root)
+        is_there = self._root.is_dir() or self._root.is_file()
+        return ([self._root], {}) if is_there else ([], {self._root: NOT_REGULAR})
+
+    def _other(self, path: Path, why: str) -> Finding:
+        """What is not served."""
+        found = finding_of(why or "there is no model in it", self._shown(path))
+        remedy = "" if found.remedy or why else "add one, or let the folder's name start with _"
+        return found._replace(remedy=found.remedy or remedy)
 
     def _place(self, place: Path) -> Iterator[Finding]:
         self.num_models += 1
@@ -108,6 +120,8 @@ class Checker:
             yield from self._version(place, "1", place, file)
             return
         versions = [folder.name for folder in version_folders(place)]
+        if told := unnumbered(place, versions):
+            yield finding_of(told, self._shown(place))
         yield from check_versions(file, versions)
         for version in chosen_versions(versions, file.config.versions):
             if version in versions:
@@ -127,6 +141,8 @@ class Checker:
     def _name(self, place: Path, file: ConfigFile) -> Iterator[Finding]:
         name = file.config.name or (place.stem if place.is_file() else place.resolve().name)
         shown = self._shown(place)
+        if not is_text(name):
+            yield Finding(shown, 0, "name", NOT_TEXT, f"set `name` in {file.name}")
         if self._names.setdefault(name, shown) != shown:
             yield Finding(
                 shown,

@@ -12,7 +12,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from salver.config import ServerConfig, combine, from_environment, is_service_link, read, walk
+from salver.codecs.api_key import must_be_sendable
+from salver.config import (
+    ServerConfig,
+    combine,
+    from_environment,
+    is_service_link,
+    read,
+    unknown_variables,
+    walk,
+)
 from salver.errors import ConfigError, LoadFailed, TrustRequired
 from salver.sources.folder import FolderSource, Place
 
@@ -71,6 +80,8 @@ def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None
     console = Console(stderr=True, highlight=False)
     set_up_logging(config.log_level)
     warn_of_service_link(os.environ)
+    for told in unknown_variables(os.environ):
+        log.warning(told)
     if not config.trust and sys.stdin.isatty() and ask_for_trust(console, source):
         given["option_trust"] = True
         config = read_config(file, given)
@@ -101,7 +112,9 @@ def read_config(config_file: str, given: dict[str, Any]) -> ServerConfig:
         if isinstance(flags.get(name), str) and str(kind).startswith("tuple"):
             flags[name] = [part.strip() for part in flags[name].split(",")]
     base = read(Path(config_file), ServerConfig)
-    return combine(base, from_environment(os.environ), flags)
+    config = combine(base, from_environment(os.environ), flags)
+    must_be_sendable(config.api_key)
+    return config
 
 
 def warn_of_service_link(environ: Mapping[str, str]) -> None:

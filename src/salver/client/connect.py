@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from salver.client.http_wire import HttpWire
+from salver.codecs.api_key import must_be_sendable
 from salver.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def connect(url: str, api_key: str | None, transport: Any, *, is_async: bool) ->
 
     Raises: ConfigError, MissingExtra.
     """
+    must_be_sendable(api_key or "")
     url = (url if "://" in url else f"http://{url}").rstrip("/")
     scheme, _, address = url.partition("://")
     if scheme in ("http", "https"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _MARKED: Final = 0
 """The rank of what has the decorator."""
+_MOST_KNOWN: Final = 4096
+"""Python files of which is remembered whether they may be models."""
 _SILENT: Final = ModelConfig()
 _ONLY_LITERAL: Final = ("name", "description", "example")
 """What counts before a model is loaded; the rest is also known from the object afterwards."""
@@ -53,6 +56,22 @@ def model_file(path: Path, config: ModelConfig) -> Path | None:
         module, colon, _ = config.class_name.partition(":")
         path = path / (config.file or (f"{module}.py" if colon else "model.py"))
     return path if path.suffix == ".py" and path.is_file() else None
+
+
+def may_be_model(file: Path) -> bool | None:
+    """Whether something in a Python file looks like a model; None if the file cannot be read, so
+    that a mistake which is on its way out does not take a model out of service.
+    """
+    status = file.stat()
+    return _may_be_model(file, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _may_be_model(file: Path, *stamp: int) -> bool | None:
+    try:
+        return bool(candidates(file))
+    except LoadFailed:
+        return None
 
 
 def candidates(file: Path) -> list[Candidate]:

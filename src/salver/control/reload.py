@@ -13,7 +13,7 @@ from salver.errors import Conflict, NotFound, SalverError, did_you_mean, listed
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from salver.clock import Clock
     from salver.config import ServerConfig
@@ -61,18 +61,40 @@ def to_retry(
     ]
 
 
+def without_service(
+    wanted: Versions, tried: Mapping[ModelRef, str], active: Iterable[ModelRef]
+) -> set[str]:
+    """Names of which everything wanted was tried as it is, and nothing is `active`: in service or
+    being loaded.
+    """
+    untried = (ref for ref, version in wanted.items() if tried.get(ref) != version.stamp)
+    return {ref.name for ref in wanted} - {ref.name for ref in (*active, *untried)}
+
+
+def to_fall_back(
+    older: Sequence[VersionOnDisk], tried: Mapping[ModelRef, str]
+) -> VersionOnDisk | None:
+    """The newest of the `older` versions of a name without service that was not tried as it is."""
+    return next((v for v in older if tried.get(v.ref) != v.stamp), None)
+
+
 def to_unload(
-    wanted: Versions, tried: Mapping[ModelRef, str], served: Collection[ModelRef]
+    wanted: Versions,
+    tried: Mapping[ModelRef, str],
+    served: Collection[ModelRef],
+    older: Collection[ModelRef] = (),
 ) -> list[ModelRef]:
     """Versions that are not wanted any more, once everything wanted of that name is served.
 
     So a new version takes over without a gap, and one that fails leaves the old ones in service.
+    Until then `older` ones that failed in its place are not forgotten, and so not tried again.
     """
     incomplete = {ref.name for ref in wanted if ref not in served}
     return [
         ref
         for ref in tried
-        if ref not in wanted and (ref not in served or ref.name not in incomplete)
+        if ref not in wanted
+        and (ref.name not in incomplete or (ref not in served and ref not in older))
     ]
 
 
@@ -117,6 +139,7 @@ class Repository:
         self._config = config
         self._clock = clock
         self._wanted: Versions = {}
+        self._older: set[ModelRef] = set()
         self._tried: dict[ModelRef, str] = {}
         self._interrupted: dict[ModelRef, Interruption] = {}
         self._loading: dict[ModelRef, asyncio.Task[None]] = {}
@@ -129,13 +152,17 @@ class Repository:
         return sorted({ref.name for ref in self._wanted})
 
     async def start(self) -> None:
-        """Loads what is there, all at once; a model that fails leaves the others alone.
+        """Loads what is there, all at once; a model that fails leaves the others alone, and an
+        older version of it serves, if there is one.
 
         Raises: LoadFailed, ConfigError when the source itself cannot be read.
         """
         self._wanted = await asyncio.to_thread(self._source.scan)
         if self._config.mode != "explicit":
-            await asyncio.gather(*(self._begin(ref) for ref in self._wanted))
+            loads = [self._begin(version) for version in self._wanted.values()]
+            while loads:
+                await asyncio.gather(*loads)
+                loads = await self._fall_back()
         self._engine.is_started = True
 
     async def look(self) -> None:
@@ -158,14 +185,34 @@ class Repository:
         for ref in changed + to_retry(wanted, self._interrupted, self._clock()):
             # What changes while it is loaded is loaded again after that.
             if ref not in self._loading:
-                self._begin(ref)
+                self._begin(wanted[ref])
         await self._clear()
+        await self._fall_back()
 
-    def _begin(self, ref: ModelRef) -> asyncio.Task[None]:
-        version = self._wanted[ref]
-        self._tried[ref] = version.stamp
-        task = self._loading[ref] = asyncio.ensure_future(self._load(version))
+    def _begin(self, version: VersionOnDisk) -> asyncio.Task[None]:
+        self._tried[version.ref] = version.stamp
+        task = self._loading[version.ref] = asyncio.ensure_future(self._load(version))
         return task
+
+    async def _fall_back(self) -> list[asyncio.Task[None]]:
+        """Begins to load an older version of each name of which no wanted one can be loaded."""
+        begun = []
+        for name in sorted(self._without_service()):
+            try:
+                older = await asyncio.to_thread(self._source.older, name)
+            except SalverError as error:
+                log.error("the older versions of %r cannot be listed: %s", name, error)
+                continue
+            version = to_fall_back(older, self._tried)
+            if version is not None and name in self._without_service():
+                self._older |= {version.ref for version in older}
+                log.warning("%s is loaded, as no newer version can be", version.ref)
+                begun.append(self._begin(version))
+        return begun
+
+    def _without_service(self) -> set[str]:
+        active = (*self._engine.served(), *self._loading)
+        return without_service(self._wanted, self._tried, active)
 
     async def _load(self, version: VersionOnDisk) -> None:
         ref = version.ref
@@ -187,8 +234,11 @@ class Repository:
         """Unloads what is not wanted any more, of one name or of all."""
         served = set(self._engine.served())
         refs = [
-            ref for ref in to_unload(self._wanted, self._tried, served) if name in ("", ref.name)
+            ref
+            for ref in to_unload(self._wanted, self._tried, served, self._older)
+            if name in ("", ref.name)
         ]
+        self._older.difference_update(refs)
         for ref in refs:
             del self._tried[ref]
             self._interrupted.pop(ref, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from salver.errors import Unavailable
+from salver.errors import Unavailable, Undeliverable
 
 if TYPE_CHECKING:
     from salver.errors import SalverError
@@ -28,5 +28,15 @@ def being_unloaded(ref: ModelRef) -> Unavailable:
 
 
 def was_unloaded(ref: ModelRef) -> Unavailable:
-    """Why an accepted call ends."""
+    """Why a call that waits ends."""
     return Unavailable(f"{ref} was unloaded before this call ran; try again")
+
+
+def was_cut_off(ref: ModelRef, *, idempotent: bool) -> SalverError:
+    """Why a call that has begun ends: only an idempotent one may be sent again as it is."""
+    if idempotent:
+        return Unavailable(f"{ref} was unloaded while this call ran; try again")
+    return Undeliverable(
+        f"{ref} was unloaded while this call ran and may not run a request twice; send it again, "
+        "or set `idempotent: true` if that does no harm"
+    )

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from salver.codecs.bind import bind, is_list_of_inputs, num_inputs
 from salver.codecs.long_array import LongArray, elements, plain
-from salver.errors import InvalidInput, SalverError, Unsupported
+from salver.errors import InvalidInput, SalverError, Undeliverable, Unsupported
 from salver.types import Call, Object, Response, Rows, Tensor, Tensors
 
 if TYPE_CHECKING:
@@ -107,12 +107,19 @@ class Each:
     """
 
     def __init__(
-        self, method: Method, parts: Sequence[Payload], submit: Submit, max_calls: int
+        self,
+        method: Method,
+        parts: Sequence[Payload],
+        submit: Submit,
+        max_calls: int,
+        *,
+        is_idempotent: bool,
     ) -> None:
         self._method = method
         self._parts = parts
         self._submit = submit
         self._max_calls = max_calls
+        self._is_idempotent = is_idempotent
         self._call: Call
         self._calls: list[Call] = []
         self._answers: dict[int, Response] = {}
@@ -151,7 +158,7 @@ class Each:
         if self._call.ended:
             return
         if isinstance(item, SalverError):
-            self.cancel(self._call, item)
+            self._break_off(item)
         elif not final:
             error = Unsupported("a method that streams takes one input per request")
             self.cancel(self._call, error)
@@ -166,7 +173,13 @@ class Each:
         try:
             self._submit_next()
         except SalverError as error:
-            self.cancel(self._call, error)
+            self._break_off(error)
+
+    def _break_off(self, error: SalverError) -> None:
+        """Ends all for the error of one; that some have run rules out to try again as it is."""
+        if error.retryable and self._answers and not self._is_idempotent:
+            error = Undeliverable(f"{error.message} (a part of this request has run before)")
+        self.cancel(self._call, error)
 
     def cancel(self, call: Call, why: SalverError) -> None:
         if not call.ended:

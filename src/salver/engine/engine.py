@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from salver.clock import NS_PER_S
 from salver.codecs.bind import bind
@@ -225,9 +226,10 @@ class Engine:
         """An empty name means the only model that is served."""
         served = listed(sorted(self.models), "nothing yet")
         if ref.name:
+            load = "; if the models' folder has it, `salver load NAME` loads it"
             raise NotFound(
-                f"{ref.name!r} is not served here.{did_you_mean(ref.name, self.models)} "
-                f"Served: {served}"
+                f"{ref.name!r} is not served here{load if self.config.mode == 'explicit' else ''}."
+                f"{did_you_mean(ref.name, self.models)} Served: {served}"
             )
         if len(self.models) != 1:
             raise NotFound(f"name the model in the path; served: {served}")
@@ -254,48 +256,59 @@ class Engine:
             raise InvalidInput(f"models call each other more than {MAX_DEPTH} deep")
         if generation is None:
             generation = self.find(ref)
-        plan = generation.plan(request.method)
-        payload = request.payload
-        if type(payload) is Tensors:
-            inputs = payload
-        elif parts := parts_of(plan.method, payload):
-            submit = partial(self.submit, ref, context=context, depth=depth, generation=generation)
-            each = Each(plan.method, parts, submit, generation.config.queue.max_calls)
-            call = Call(request, sink, context, each, self._clock(), plan.name)
-            each.submit(call, call.queued)
-            return call
-        else:
-            inputs = bind(plan.method, payload)
-        now = self._clock()
-        rows = plan.method.check(inputs)
-        size, group = plan.place(inputs, rows)
-        outputs = request.outputs
-        if outputs:
-            plan.method.check_outputs(outputs)
-        else:
-            outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
-        call = Call(
-            request,
-            sink,
-            context,
-            generation,
-            now,
-            plan.name,
-            inputs,
-            outputs,
-            rows,
-            size,
-            group,
-            depth,
-        )
-        generation.leases += 1
         try:
-            generation.target.submit(call, now)
+            plan = generation.plan(request.method)
+            payload = request.payload
+            parts: Sequence[Any] = ()
+            if type(payload) is Tensors:
+                inputs = payload
+            elif not (parts := parts_of(plan.method, payload)):
+                inputs = bind(plan.method, payload)
+            if not parts:
+                now = self._clock()
+                rows = plan.method.check(inputs)
+                size, group = plan.place(inputs, rows)
+                outputs = request.outputs
+                if outputs:
+                    plan.method.check_outputs(outputs)
+                else:
+                    outputs = plan.outputs_with_roles if request.with_roles else plan.outputs
+                call = Call(
+                    request,
+                    sink,
+                    context,
+                    generation,
+                    now,
+                    plan.name,
+                    inputs,
+                    outputs,
+                    rows,
+                    size,
+                    group,
+                    depth,
+                )
+                generation.leases += 1
+                try:
+                    generation.target.submit(call, now)
+                except SalverError:
+                    generation.leases -= 1
+                    raise
+                return call
         except SalverError as error:
-            generation.leases -= 1
             generation.statistics.refused(error)
             raise
+        # The parts of a request are calls that count for themselves.
+        submit = partial(self.submit, ref, context=context, depth=depth, generation=generation)
+        target, max_calls = generation.target, generation.config.queue.max_calls
+        each = Each(plan.method, parts, submit, max_calls, is_idempotent=target.is_idempotent)
+        call = Call(request, sink, context, each, self._clock(), plan.name)
+        each.submit(call, call.queued)
         return call
+
+    def count_refused(self, ref: ModelRef, error: SalverError) -> None:
+        """Counts a request for a model that could not be read."""
+        with suppress(SalverError):
+            self.find(ref).statistics.refused(error)
 
     async def load(self, *versions: VersionOnDisk) -> None:
         """Loads versions of one name and makes them visible together; if one fails, nothing changes

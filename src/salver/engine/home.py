@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.clock import NS_PER_MS, NS_PER_S
-from salver.engine.delivery import being_unloaded, deliver, was_unloaded
+from salver.engine.delivery import being_unloaded, deliver, was_cut_off, was_unloaded
 from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
 from salver.errors import DeadlineExceeded, SalverError
@@ -186,10 +186,10 @@ class HomeTarget:
         self._peers.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        gone = was_unloaded(self.ref)
-        self._end_waiting(gone, self._clock())
+        cut_off = was_cut_off(self.ref, idempotent=self.is_idempotent)
         for call in tuple(self._sent):
-            self.cancel(call, gone)
+            self.cancel(call, cut_off)
+        self._end_waiting(was_unloaded(self.ref), self._clock())
 
     def _end_waiting(self, why: SalverError, now: int) -> None:
         while (batch := self._waiting.next(_ANY, now)) is not None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.clock import NS_PER_S
-from salver.engine.delivery import being_unloaded, deliver, was_unloaded
+from salver.engine.delivery import being_unloaded, deliver, was_cut_off, was_unloaded
 from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
@@ -465,11 +465,12 @@ class BatchedTarget:
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        gone = was_unloaded(self._ref)
-        self._end_waiting(gone)
-        for running in tuple(self._running):
-            for call in running.batch.calls:
-                self.cancel(call, gone)
+        cut_off = was_cut_off(self._ref, idempotent=self.is_idempotent)
+        # What waits for a retry has run before.
+        for calls in [*(running.batch.calls for running in self._running), *self._retries]:
+            for call in calls:
+                self.cancel(call, cut_off)
+        self._end_waiting(was_unloaded(self._ref))
         await asyncio.gather(*(instance.stop(grace_s) for instance in self._instances))
 
     def _end_waiting(self, why: SalverError) -> None:

@@ -102,8 +102,11 @@ class KserveV2:
             Endpoint(get, f"{path}/ready", "The model is ready.", query("model_ready"), health),
             Endpoint(get, f"{path}/config", "Configuration.", query("model_config"), answer),
             Endpoint(get, f"{path}/stats", "Counters of a model.", query("statistics"), answer),
-            Endpoint(post, f"{path}/infer", "Inference.", self._decode_infer, self._encode_infer),
-        ]
+            Endpoint(
+                post, f"{path}/infer", "Inference.", self._decode_infer, self._encode_infer,
+                is_inference=True,
+            ),
+        ]  # fmt: skip
 
     def refuse(self, error: SalverError) -> HttpAnswer:
         return json_refusal(error)

@@ -49,18 +49,22 @@ class GrpcMethod(NamedTuple):
     (messages both ways) are as in gRPC; `watch` takes one message and is answered at once and again
     whenever the answer changes. An error ends a unary call with its status; `encode` of a stream
     takes errors as items. `encode` runs once per item, the last of an operation with `final`.
+    `sender(data)` tells which model a message that cannot be decoded was for, and its id.
     """
 
     path: str
     kind: Kind
     decode: Callable[[Buffer], Operation]
     encode: Callable[[Any, Any, bool], Message | None]
+    sender: Callable[[Buffer], tuple[ModelRef, str]] | None = None
 
 
 def methods() -> Sequence[GrpcMethod]:
     """Every method, those that are refused included."""
     table = [
-        GrpcMethod(f"/{_SERVICE}/ModelInfer", "unary", decode_infer_request, _encode_infer),
+        GrpcMethod(
+            f"/{_SERVICE}/ModelInfer", "unary", decode_infer_request, _encode_infer, _sender
+        ),
         GrpcMethod(f"/{_SERVICE}/ModelStreamInfer", "stream", _decode_stream, _encode_stream),
         GrpcMethod(f"/{_HEALTH}.Health/Check", "unary", _decode_check, _encode_health),
         GrpcMethod(f"/{_HEALTH}.Health/Watch", "watch", _decode_watch, _encode_health),

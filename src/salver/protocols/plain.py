@@ -58,15 +58,15 @@ class PlainDoor:
             *self._of_model(f"{_MODEL}/labels/{{version}}", ", by a version's label"),
             Endpoint(
                 door, "/predict", "The only model that is served.", decode, encode_answer,
-                stream_item,
+                stream_item, is_inference=True,
             ),
             Endpoint(
                 door, "/predict/{model}", "Prediction, label and probabilities.", decode,
-                encode_answer, stream_item,
+                encode_answer, stream_item, is_inference=True,
             ),
             Endpoint(
                 door, "/predict/{model}/{method}", "The same by another method.", decode,
-                encode_answer, stream_item,
+                encode_answer, stream_item, is_inference=True,
             ),
         )  # fmt: skip
 
@@ -74,7 +74,7 @@ class PlainDoor:
         return (
             Endpoint(
                 ("POST",), f"{path}:predict", f"Predictions for `instances`, or `inputs`{remark}.",
-                self._decode_instances, encode_predictions,
+                self._decode_instances, encode_predictions, is_inference=True,
             ),
             Endpoint(
                 ("GET",), path, f"Readiness and states of versions{remark}.",

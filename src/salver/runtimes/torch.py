@@ -229,7 +229,7 @@ def _by_trial(
     module: Any, arguments: Sequence[Argument], spec: LoadSpec, device: Any
 ) -> TorchModel:
     """Calls by name if the inputs are named as arguments, else in their order, as Triton does."""
-    inputs = configured_inputs(arguments, spec.config)
+    inputs = configured_inputs(arguments, spec.config, spec.path.name)
     known = [argument.name for argument in arguments]
     is_by_name = any(item.name in known for item in inputs)
     if is_by_name:

@@ -62,7 +62,9 @@ def _check_types(values: Mapping[str, Any], what: str) -> None:
             raise LoadFailed(f"{what} {name!r} is {found}: only tensors of plain types are served")
 
 
-def configured_inputs(arguments: Sequence[Argument], config: ModelConfig) -> tuple[TensorSpec, ...]:
+def configured_inputs(
+    arguments: Sequence[Argument], config: ModelConfig, file: str
+) -> tuple[TensorSpec, ...]:
     """The inputs that `inputs:` or `example:` describe, else an error with a snippet to paste."""
     optional = {argument.name for argument in arguments if argument.is_optional}
     if config.inputs:
@@ -80,7 +82,8 @@ def configured_inputs(arguments: Sequence[Argument], config: ModelConfig) -> tup
     )
     raise LoadFailed(
         f"the file does not tell type and shape of {', '.join(required) or 'the inputs'}. Say them "
-        f"in model.yaml beside it, for example:\ninputs:\n{lines}"
+        "in model.yaml beside it, in a folder of its own, for example:\n"
+        f"file: {file}\ninputs:\n{lines}"
     )
 
 

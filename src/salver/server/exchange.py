@@ -16,7 +16,7 @@ from salver.engine.each import bound
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.inflation import Compressed
-from salver.types import CallContext, Object
+from salver.types import CallContext, ModelRef, Object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from salver.server.app import App
     from salver.server.head import HttpHead
     from salver.server.http2.stream import Stream
-    from salver.types import Call, ModelRef, Request, Response, Tensors
+    from salver.types import Call, Request, Response, Tensors
 
     Payload = Tensors | Object
 
@@ -78,7 +78,7 @@ class Exchange:
             else:
                 self._run_long(endpoint, body, head.encoding)
         except SalverError as error:
-            self.fail(error)
+            self._refuse_body(error)
         except Exception:
             self._fail_internally()
 
@@ -135,7 +135,7 @@ class Exchange:
             if self.is_open:
                 self._run(endpoint, operation, inputs)
         except SalverError as error:
-            self.fail(error)
+            self._refuse_body(error)
         except Exception:
             self._fail_internally()
 
@@ -246,6 +246,14 @@ class Exchange:
             self.call.lease.target.resume(self.call)
         self.pieces, self._unsent = [], 0
         return pieces
+
+    def _refuse_body(self, error: SalverError) -> None:
+        """Fails; what the engine never saw of its model's requests is counted here."""
+        head = self.head
+        if self.operation is None and head.endpoint is not None and head.endpoint.is_inference:
+            ref = ModelRef(head.arguments.get("model", ""), head.arguments.get("version", ""))
+            self.app.engine.count_refused(ref, error)
+        self.fail(error)
 
     def _refuse(self) -> None:
         """Answers a request that its head alone rules out; `OPTIONS` asks what would be taken."""

@@ -208,7 +208,7 @@ class HeadReader:
         )
         try:
             head.endpoint, head.arguments = self._router.find(head.method, head.path)
-            if self._api_key and not is_open(head.path):
+            if self._api_key and not is_open(head.path, headers):
                 check_key(headers, self._api_key)
             if not head.path.startswith("/v2") or head.path.endswith("/infer"):
                 # Triton's asyncio client always offers gzip, but undoes it for inference only.
@@ -229,11 +229,18 @@ def check_length(head: HttpHead, limits: Limits) -> None:
         raise TooLarge(f"the body has {head.length} bytes, at most {limits.body_bytes} are taken")
 
 
-def is_open(path: str) -> bool:
-    """Paths that need no key: health, and the page, which holds no data of its own."""
+def is_open(path: str, headers: Mapping[str, str]) -> bool:
+    """What needs no key: health, and the page, which holds no data of its own."""
     if path.startswith("/page/"):
         return path != "/page/state"
-    return path in ("/", "/docs") or path.startswith("/v2/health/")
+    if path == "/":
+        return wants_page(headers)
+    return path == "/docs" or path.startswith("/v2/health/")
+
+
+def wants_page(headers: Mapping[str, str]) -> bool:
+    """Whether a browser asks, and not a program that would rather have text."""
+    return "text/html" in headers.get("accept", "")
 
 
 def check_key(headers: Mapping[str, str], api_key: str) -> None:

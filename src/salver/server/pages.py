@@ -10,6 +10,7 @@ from salver.codecs.json_numbers import dumps
 from salver.codecs.status import json_refusal
 from salver.errors import NotFound
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Query
+from salver.server.head import wants_page
 from salver.version import __version__
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ def page_file(name: str) -> tuple[bytes, bytes]:
 
 
 def _decode_root(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-    wants_page = "text/html" in head.headers.get("accept", "")
-    return Query(name="state", encoding="index.html" if wants_page else None)
+    return Query(name="state", encoding="index.html" if wants_page(head.headers) else None)
 
 
 def _encode_root(operation: Query, state: dict[str, Any]) -> HttpAnswer:

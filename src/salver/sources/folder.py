@@ -9,23 +9,26 @@ models/iris/…                 a repository: every folder in it is a model
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from salver.codecs.python_source import candidates, declared
+from salver.codecs.python_source import candidates, declared, may_be_model
 from salver.codecs.recent import Recent
 from salver.config import ModelConfig, read
-from salver.errors import ConfigError, LoadFailed, SalverError
+from salver.errors import ConfigError, LoadFailed, SalverError, listed
 from salver.interfaces import VersionOnDisk
 from salver.types import ModelRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+T = TypeVar("T")
 
 log = logging.getLogger("salver.models")
 CONFIG_FILE: Final = "model.yaml"
@@ -36,6 +39,8 @@ SURE_SUFFIXES: Final = (
 DATA_SUFFIXES: Final = (*SURE_SUFFIXES, ".json", ".txt", ".bin")
 """Model files may end so, but most files that end like the last ones are none."""
 CODE_SUFFIX: Final = ".py"
+NOT_TEXT: Final = "its name is not UTF-8"
+NOT_REGULAR: Final = "it is neither a regular file nor a folder"
 _TRIES: Final = 3
 _MOST_READ: Final = 1024
 """Python files of which is remembered what they said: a look at the files reads them but once."""
@@ -57,6 +62,7 @@ class FolderSource:
         self._overrides = dict(overrides)
         self._last_good: dict[Path, ModelConfig] = {}
         self._last_names: dict[Path, str] = {}
+        self._folders: dict[str, Path] = {}
         self._told: set[str] = set()
         self._read: Recent[tuple[Path, str], ModelConfig] = Recent(_MOST_READ)
 
@@ -66,9 +72,19 @@ class FolderSource:
         Raises: LoadFailed for a path that is not there or cannot be read, ConfigError for two
         models of one name.
         """
+        return self._looked(self._scan)
+
+    def older(self, name: str) -> Sequence[VersionOnDisk]:
+        """Versions below the latest so many that are wanted, the newest first.
+
+        Raises: LoadFailed for what cannot be read.
+        """
+        return self._looked(lambda: self._older(name))
+
+    def _looked(self, look: Callable[[], T]) -> T:
         for _ in range(_TRIES):
             try:
-                return self._scan()
+                return look()
             except (FileNotFoundError, NotADirectoryError):
                 # Something went away in the middle: another look finds the new order.
                 continue
@@ -82,7 +98,15 @@ class FolderSource:
         for place in self._places:
             if not place.path.exists():
                 raise LoadFailed(f"there is no file or folder {place.path}")
+            if not (place.path.is_file() or place.path.is_dir()):
+                raise LoadFailed(f"{place.path} cannot be served: {NOT_REGULAR}")
             for version in self._below(place):
+                if not is_text(version.ref.name):
+                    self._tell(
+                        f"{as_text(version.ref.name)} is not served: {NOT_TEXT}; "
+                        "serve it as NAME=PATH"
+                    )
+                    continue
                 paths = {found.get(version.ref, version).path, version.path}
                 if len(paths) > 1:
                     both = " and ".join(sorted(f"{p.parent.name}/{p.name}" for p in paths))
@@ -100,25 +124,17 @@ class FolderSource:
         elif is_model(path):
             yield from self._model(path, path.resolve().name, place.name)
         else:
-            for child in sorted(path.iterdir()):
-                if child.name.startswith((".", "_")):
-                    continue
-                if child.is_dir():
-                    if is_model(child):
-                        yield from self._model(child, child.name)
-                    else:
-                        self._tell_of_several(child)
-                elif child.suffix in SURE_SUFFIXES:
-                    yield self._single(child, path, trusted=False)
-
-    def _tell_of_several(self, folder: Path) -> None:
-        """Says once that a folder is no model because it holds several."""
-        files = model_files(folder)
-        if len(files) < 2 or files[0].suffix not in SURE_SUFFIXES:
-            return
-        _, problem = model_file(folder, "")
-        if problem is not None:
-            self._tell(f"{folder.name} is not served: {problem.message}")
+            models, others = models_in(path)
+            for model in models:
+                if model.is_dir():
+                    yield from self._model(model, model.name)
+                else:
+                    yield self._single(model, path, trusted=False)
+            for other, why in others.items():
+                if why:
+                    self._tell(f"{as_text(other.name)} is not served: {why}")
+            if empty := [as_text(other.name) for other, why in others.items() if not why]:
+                self._tell(f"there is no model in {listed(empty)}")
 
     def _tell(self, message: str) -> None:
         """Warns, but not at every look at the files."""
@@ -127,10 +143,18 @@ class FolderSource:
             log.warning(message)
 
     def _single(self, file: Path, root: Path, given: str = "", *, trusted: bool) -> VersionOnDisk:
-        """One file as version 1. A `model.yaml` beside it counts if it does not mean another."""
+        """One file as version 1. A `model.yaml` beside it counts if it does not mean another, or
+        may mean several.
+        """
         config, problem = self._config(root)
         if config.file not in ("", file.name):
             config, problem = self._convert(ModelConfig()), None
+        elif not config.file and (root / CONFIG_FILE).is_file() and (many := self._beside(root)):
+            config = self._convert(ModelConfig())
+            problem = ConfigError(
+                f"{CONFIG_FILE} does not tell which of {listed(many)} it is for: say it there, as "
+                f"in `file: {many[0]}`; the others go without it"
+            )
         # Weights may lie beside the graph that names them, such as `model.onnx.data`.
         files = sorted(path for path in root.iterdir() if path.name.startswith(file.name))
         changed = stamp(root, [*files, root / CONFIG_FILE])
@@ -139,25 +163,54 @@ class FolderSource:
         is_code = trusted and file.suffix == CODE_SUFFIX
         return VersionOnDisk(ref, file, changed, config, problem, is_code)
 
+    def _beside(self, root: Path) -> list[str]:
+        """The files of one folder that are served singly, if there are several."""
+        paths = [place.path for place in self._places if place.path.is_file()]
+        names = sorted({path.name for path in paths if path.parent.resolve() == root.resolve()})
+        return names if len(names) > 1 else []
+
     def _model(self, folder: Path, name: str, given: str = "") -> Iterator[VersionOnDisk]:
         """The versions of a model in a folder. A name that is `given` counts before all others."""
         config, problem = self._config(folder)
         present = [path.name for path in version_folders(folder)]
+        if told := unnumbered(folder, present):
+            self._tell(told)
         versions = chosen_versions(present, config.versions) if present else [config.version or "1"]
         for version in versions:
-            inside = folder / version if present else folder
-            changed = stamp(folder, [inside, folder / CONFIG_FILE])
-            if version in present or not present:
-                file, missing = model_file(inside, config.file)
-                if told := passed_over(inside, config.file):
-                    self._tell(told)
-            else:
-                there = ", ".join(present)
-                missing = LoadFailed(f"there is no version folder {version!r}; there are: {there}")
-                file = inside
-            own = self._declared(folder, file, changed, config)
-            ref = ModelRef(given or own.name or name, version)
-            yield VersionOnDisk(ref, file, changed, own, problem or missing)
+            found = self._version(folder, version, present, config)
+            ref = ModelRef(given or found.ref.name or name, version)
+            self._folders[ref.name] = folder
+            yield found._replace(ref=ref, problem=problem or found.problem)
+
+    def _older(self, name: str) -> list[VersionOnDisk]:
+        folder = self._folders.get(name)
+        config, problem = self._config(folder) if folder else (ModelConfig(), None)
+        if folder is None or problem is not None or not isinstance(config.versions, int):
+            return []
+        present = [path.name for path in version_folders(folder)]
+        wanted = chosen_versions(present, config.versions)
+        return [
+            self._version(folder, version, present, config)._replace(ref=ModelRef(name, version))
+            for version in reversed(present)
+            if version not in wanted
+        ]
+
+    def _version(
+        self, folder: Path, version: str, present: Sequence[str], config: ModelConfig
+    ) -> VersionOnDisk:
+        """A version of a model in a folder, under the name that it says itself, or none."""
+        inside = folder / version if present else folder
+        changed = stamp(folder, [inside, folder / CONFIG_FILE])
+        if version in present or not present:
+            file, missing = model_file(inside, config.file)
+            if told := passed_over(inside, config.file):
+                self._tell(told)
+        else:
+            there = ", ".join(present)
+            missing = LoadFailed(f"there is no version folder {version!r}; there are: {there}")
+            file = inside
+        own = self._declared(folder, file, changed, config)
+        return VersionOnDisk(ModelRef(own.name, version), file, changed, own, missing)
 
     def _declared(self, model: Path, file: Path, changed: str, config: ModelConfig) -> ModelConfig:
         """`config` with what a Python file says of itself.
@@ -195,20 +248,88 @@ class FolderSource:
         return msgspec.convert(value, ModelConfig, strict=False)
 
 
-def is_model(folder: Path) -> bool:
+def is_model(folder: Path, *, may_be_code: bool = True) -> bool:
     """Whether a folder is one model: it says so, has versions, or holds exactly one model file and
-    no other models.
+    no other models. A Python file is one if something in it looks like a model.
     """
     if (folder / CONFIG_FILE).is_file() or version_folders(folder):
         return True
     if any((folder / f"model{suffix}").is_file() for suffix in (*DATA_SUFFIXES, CODE_SUFFIX)):
         return True
     files = model_files(folder)
-    return (
-        len(files) == 1
-        and files[0].suffix in DATA_SUFFIXES
-        and not any(child.is_dir() and is_model(child) for child in folder.iterdir())
-    )
+    if len(files) != 1:
+        return False
+    is_code = files[0].suffix == CODE_SUFFIX
+    if is_code and (not may_be_code or may_be_model(files[0]) is False):
+        return False
+    # Code below a model's data may well be of its own.
+    return not models_below(folder, may_be_code=is_code)
+
+
+def models_below(folder: Path, *, may_be_code: bool = True) -> list[Path]:
+    """The folders in a folder that are models and no versions."""
+    return [
+        child
+        for child in sorted(folder.iterdir())
+        if child.is_dir()
+        and not child.name.startswith((".", "_"))
+        and not child.name.isdecimal()
+        and os.access(child, os.R_OK | os.X_OK)
+        and is_model(child, may_be_code=may_be_code)
+    ]
+
+
+def models_in(repository: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The models in a folder of several, and what else might be meant as one, with why it is none;
+    nothing more is known of a folder without any model file.
+    """
+    models: list[Path] = []
+    others: dict[Path, str] = {}
+    for child in sorted(repository.iterdir()):
+        is_folder = child.is_dir()
+        suffixes = (*SURE_SUFFIXES, CODE_SUFFIX)
+        if child.name.startswith((".", "_")) or not (is_folder or child.suffix in suffixes):
+            continue
+        if not is_text(child.name):
+            others[child] = NOT_TEXT
+        elif is_folder and not is_model(child):
+            others[child] = _why_no_model(child)
+        elif not (is_folder or child.is_file()):
+            others[child] = NOT_REGULAR
+        elif is_folder or child.suffix != CODE_SUFFIX:
+            models.append(child)
+        elif may_be_model(child):
+            others[child] = "it is code; put it into a folder of its own, or serve it by its path"
+    return models, others
+
+
+def _why_no_model(folder: Path) -> str:
+    if below := models_below(folder):
+        return _unnumbered(below)
+    files = model_files(folder)
+    if len(files) < 2 or not _is_meant(files[0]):
+        return ""
+    return _several(folder, files)
+
+
+def _is_meant(file: Path) -> bool:
+    is_code = file.suffix == CODE_SUFFIX
+    return may_be_model(file) is not False if is_code else file.suffix in SURE_SUFFIXES
+
+
+def _unnumbered(folders: Sequence[Path]) -> str:
+    names = ", ".join(as_text(path.name) for path in folders)
+    return f"it holds {names}, but only numbers name versions; serve other models by their paths"
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8: only then does it have a form on the wire."""
+    return as_text(name) == name
+
+
+def as_text(name: str) -> str:
+    """A file's name with escapes for the bytes that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def version_folders(folder: Path) -> list[Path]:
@@ -243,6 +364,12 @@ def model_file(folder: Path, configured: str) -> tuple[Path, SalverError | None]
     return folder, LoadFailed(_several(folder, chosen))
 
 
+def unnumbered(folder: Path, versions: Sequence[str]) -> str:
+    """Tells of folders beside versions that might be meant as such; empty for none."""
+    others = [path for path in models_below(folder) if not path.is_symlink()] if versions else []
+    return f"{as_text(folder.name)}: {_unnumbered(others)}" if others else ""
+
+
 def passed_over(folder: Path, configured: str) -> str:
     """Tells of model files beside the one that is served for its name `model.*`; empty for none."""
     candidates = [] if configured else model_files(folder)
@@ -253,7 +380,7 @@ def passed_over(folder: Path, configured: str) -> str:
 
 
 def _several(folder: Path, files: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in files)
+    names = ", ".join(as_text(path.name) for path in files)
     return f"{folder.name!r} holds {names}: name one as `file:` in model.yaml"
 
 
@@ -262,7 +389,16 @@ def model_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     data = [path for path in files if path.suffix in DATA_SUFFIXES]
     sure = [path for path in data if path.suffix in SURE_SUFFIXES or path.stem == "model"]
-    return sure or data or [path for path in files if path.suffix == CODE_SUFFIX]
+    return sure or data or _code_files([path for path in files if path.suffix == CODE_SUFFIX])
+
+
+def _code_files(files: list[Path]) -> list[Path]:
+    """Those that look like models; without any those that cannot be read, or else all."""
+    looks = {file: may_be_model(file) for file in files}
+    for wanted in (True, None):
+        if found := [file for file in files if looks[file] is wanted]:
+            return found
+    return files
 
 
 def stamp(root: Path, paths: Sequence[Path]) -> str:

@@ -44,6 +44,7 @@ def check_source(
     expect(bool(first), "check_source needs a source with versions", "it offers none")
     for ref, version in first.items():
         _check_version(ref, version)
+        _check_older(source, ref.name, first)
     second = _scan(source)
     clause = "Source.scan gives the same while no file changes"
     expect(dict(first) == dict(second), clause, _differences(first, second))
@@ -78,6 +79,15 @@ def _check_version(ref: ModelRef, version: VersionOnDisk) -> None:
     clause = "VersionOnDisk.path is where the files of a version without a problem are"
     is_there = isinstance(version.path, Path) and version.path.exists()
     expect(version.problem is not None or is_there, clause, f"{ref}: {version.path!r}")
+
+
+def _check_older(source: Source, name: str, listing: Listing) -> None:
+    with only("Source.older lists what is there"):
+        older = source.older(name)
+    for version in older:
+        _check_version(version.ref, version)
+        clause = "Source.older gives versions of that name which are not listed"
+        expect(version.ref.name == name and version.ref not in listing, clause, str(version.ref))
 
 
 def _check_stamps(source: Source, change: Callable[[VersionOnDisk], object]) -> None:

@@ -11,7 +11,7 @@ from tests.server.http2.client import INFER, ROW, STREAM, WATCH, Http2Client, fr
 
 from salver.codecs.protobuf import message
 from salver.errors import ModelFailed
-from salver.types import Tensor
+from salver.types import ModelRef, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +88,14 @@ def test_a_cut_off_message_is_refused(client: Http2Client) -> None:
     stream = client.call(INFER, ends=False)
     client.send(stream, framed(infer())[:-1], end=True)
     assert client.answer(stream).error == "the body ends inside a gRPC message"
+
+
+@pytest.mark.parametrize("path", [INFER, STREAM])
+def test_what_cannot_be_decoded_counts_for_its_model(client: Http2Client, path: str) -> None:
+    request = message("inference.ModelInferRequest").FromString(infer())
+    request.inputs[0].datatype = "FP31"
+    client.answer(client.call(path, request.SerializeToString()))
+    assert client.door.engine.refused == [(ModelRef("m"), "InvalidInput")]
 
 
 def test_errors_of_the_engine_become_statuses(client: Http2Client) -> None:

@@ -158,6 +158,8 @@ class StreamCall(GrpcCall):
         if type(operation) is Infer:
             asked.call = self.submit(operation, asked)
         elif isinstance(operation, Answered):
+            if isinstance(operation.item, SalverError):
+                self.socket.app.engine.count_refused(operation.encoding[0], operation.item)
             self.answer(asked, operation.item, True)
         else:
             self.answer(asked, self.socket.app.admin.query(operation), True)

@@ -51,7 +51,13 @@ class UnaryCall(GrpcCall):
         self._run(message)
 
     def _run(self, message: Buffer) -> None:
-        operation = self.operation = self.head.method.decode(message)
+        method = self.head.method
+        try:
+            operation = self.operation = method.decode(message)
+        except SalverError as error:
+            if method.sender is not None:
+                self.socket.app.engine.count_refused(method.sender(message)[0], error)
+            raise
         if type(operation) is Infer:
             self.call = self.submit(operation, self)
         elif isinstance(operation, Query):
