@@ -388,7 +388,7 @@ def page_method(name: str, method: Method) -> dict[str, Any]:
 
 def page_tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor as the page needs it for its form."""
-    return {**method_tensor(spec), "role": spec.role}
+    return {**method_tensor(spec), "role": spec.role, "example": spec.example}
 
 
 def model_statistics(generation: Generation) -> dict[str, Any]:

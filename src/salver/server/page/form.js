@@ -55,7 +55,7 @@ function columnsField(spec, example) {
 
 function jsonField(spec, shape, example) {
   const control = el("textarea", { rows: 5, class: "mono", spellcheck: "false" });
-  const blank = spec.content === "json" ? {} : filled(shape, isNumeric(spec) ? 0 : "");
+  const blank = spec.content === "json" ? (spec.example ?? {}) : filled(shape, isNumeric(spec) ? 0 : "");
   control.value = spec.optional && example == null ? "" : pretty(example ?? blank);
   const read = () => {
     control.setCustomValidity("");
