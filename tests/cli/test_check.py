@@ -197,7 +197,7 @@ def test_trust_is_a_mistake_until_it_is_given(tmp_path: Path) -> None:
     model(tmp_path / "a")
     (found,) = findings(tmp_path)
     assert found.problem == "model.py is Python code, which runs with all rights of the server"
-    assert "`trust: true` in salver.yaml" in found.remedy
+    assert "`trust: true` to salver.yaml" in found.remedy
     assert findings(tmp_path / "a" / "model.py") == []
 
 

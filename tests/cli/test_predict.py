@@ -246,7 +246,7 @@ def test_trust_is_asked_for(iris: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
     result = run(iris, tmp_path / "rows.csv", "-o", tmp_path / "out.csv")
     assert "m.joblib is a pickle" in result.output
-    assert "the other commands take --trust as well" in result.output
+    assert "add --trust to the command" in result.output
 
 
 def test_streaming_methods_are_refused(toy: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from salver.engine.loader import chosen
 from salver.engine.warmup import example
 from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import Traits, VersionOnDisk
-from salver.runtimes.files import trust_remedy
+from salver.runtimes.files import TRUST_REMEDY
 from salver.runtimes.table import detect
 from salver.sources.folder import (
     CODE_SUFFIX,
@@ -173,7 +173,7 @@ class Checker:
         trusted = path == self._root and path.suffix == CODE_SUFFIX
         needs_trust = probe.trust and not (self._trust or trusted)
         if needs_trust:
-            yield Finding(shown, 0, "", probe.trust, trust_remedy(probe.file))
+            yield Finding(shown, 0, "", probe.trust, TRUST_REMEDY)
         signature = probe.signature
         if self._load and not (missing or probe.problem or needs_trust):
             on_disk = VersionOnDisk(ModelRef("m", version), path, "", config, None, trusted)
