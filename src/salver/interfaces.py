@@ -286,14 +286,15 @@ class Command(Operation):
 
 
 class HttpAnswer(msgspec.Struct, frozen=True):
-    """One HTTP answer: status, headers as wire bytes (each line with CRLF), and body parts.
+    """One HTTP answer: status, headers as wire bytes (each line with CRLF), and a sequence of body
+    parts; or a generator of them, if they take long to write: a millisecond's work each.
 
     The connection adds the status line, the length and what concerns the connection.
     """
 
     status: int
     headers: bytes
-    body: Sequence[Any]
+    body: Any
 
 
 JSON_HEADERS = b"Content-Type: application/json\r\n"

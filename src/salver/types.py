@@ -286,15 +286,16 @@ class Raw(msgspec.Struct, frozen=True):
     content_type: str
 
 
-Schema = Literal["rows", "row", "auto", "columns"]
+Schema = Literal["rows", "row", "auto", "columns", "calls"]
 
 
 class Object(msgspec.Struct):
     """A decoded value that only the model's signature can turn into tensors.
 
     `rows` is a list of inputs, `row` one input (or a whole batch, by its rank), `auto` either one,
-    `columns` a list of values for each name. Binding notes in `is_single` that the value was one
-    input without a batch dimension, so that the answer has none either.
+    `columns` a list of values for each name, `calls` the payload of each of several calls. Binding
+    notes in `is_single` that the value was one input without a batch dimension, so that the answer
+    has none either.
     """
 
     schema: Schema

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager, nullcontext, suppress
 from unittest import mock
 
@@ -254,6 +255,57 @@ def test_no_step_decodes_more_than_a_part(shape, datatype):
     assert found["z"].array("z").tolist() == [7]
     assert len(lengths) > 4
     assert max(lengths) <= long_array.LONG_BYTES
+
+
+TEXTS = ["a", "", 'a "quoted", one', "[", "]", "{,", "é\\\\", "1,2"]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "expected"),
+    [
+        ("FP32", [0.5, "NaN"] * 40_000, [0.5, np.nan] * 40_000),
+        ("FP64", ["-Infinity", 1, 2, 3] * 20_000, [-np.inf, 1, 2, 3] * 20_000),
+        ("FP64", ["NaN", *[1.5] * 80_000], [np.nan, *[1.5] * 80_000]),
+        ("BOOL", [True, False] * 40_000, [True, False] * 40_000),
+        ("BYTES", TEXTS * 10_000, [text.encode() for text in TEXTS] * 10_000),
+        ("BYTES", ["x" * 300_000, *TEXTS], [b"x" * 300_000, *[text.encode() for text in TEXTS]]),
+    ],
+)
+def test_words_and_texts_are_decoded_in_parts(datatype, data, expected):
+    lengths = []
+    texts = LongArray.texts
+
+    def noted(self, parse):
+        return texts(self, lambda text: lengths.append(len(text)) or parse(text))
+
+    value = one(datatype, [len(data)], data)
+    value["inputs"].append({**one("INT8", [1], [7])["inputs"][0], "name": "z"})
+    with (
+        mock.patch.object(LongArray, "texts", noted),
+        mock.patch.object(json_request, "_decode_large", side_effect=AssertionError),
+    ):
+        found = decode_request(orjson.dumps(value), 64).tensors
+    np.testing.assert_array_equal(found["x"].array(), expected)
+    assert found["z"].array("z").tolist() == [7]
+    assert max(lengths) <= max(
+        long_array.LONG_BYTES, len(data[0]) + 100 if datatype == "BYTES" else 0
+    )
+
+
+@pytest.mark.parametrize("odd", ['"x"', "null", "[1]", '{"a":1}', "1", "\\ud800"])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
+def test_what_is_odd_in_many_values_is_told_as_in_few(datatype, odd):
+    good = {"FP32": '"NaN"', "BYTES": '"a"', "BOOL": "true"}[datatype]
+
+    def outcome(num_values):
+        head = '{"inputs":[{"name":"x","datatype":"%s","shape":[%d],"data":['
+        body = head % (datatype, num_values + 1) + f"{good}," * num_values + odd + "]}]}"
+        try:
+            return decode_request(body.encode(), 64).tensors["x"].array("x").tolist()[-1]
+        except InvalidInput as error:
+            return re.sub(r"element \d+|\d+", "", error.message)
+
+    assert outcome(100_000) == outcome(1)
 
 
 def test_many_bare_words_are_decoded_in_parts():

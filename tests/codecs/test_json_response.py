@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import orjson
@@ -11,9 +12,15 @@ from hypothesis.extra import numpy as hnp
 from tests.codecs.arrays import NAMED
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from salver.codecs.json_numbers import NON_FINITE
+from salver.codecs import json_numbers
+from salver.codecs.json_numbers import NON_FINITE, PART_VALUES, LongText
 from salver.codecs.json_request import decode_request
-from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.codecs.json_response import (
+    encode_response,
+    encode_with_binary,
+    response_parts,
+    wants_binary,
+)
 from salver.errors import Unsupported
 from salver.signature import Method
 from salver.types import BF16, BYTES, ModelRef, Response, Rows, Tensor, Tensors
@@ -102,3 +109,65 @@ def test_the_triton_clients_wishes_are_understood():
     given_input.set_data_from_numpy(np.ones(1, np.float32))
     body, length = InferenceServerClient.generate_request_body([given_input], outputs=outputs)
     assert wants_binary(decode_request(body, 64, length), ("a", "b")) == ["a"]
+
+
+@given(named=NAMED, is_part=st.booleans(), id=st.sampled_from(["", "7"]))
+def test_parts_give_what_the_whole_gives(named, is_part, id):
+    dtype, array = named
+    if dtype is BYTES:
+        array = np.array([item.hex().encode() for item in array.flat], np.object_).reshape(
+            array.shape
+        )
+    tensors = Tensors(a=Tensor(dtype, array.shape, array), b=Tensor.of(np.arange(9.0)))
+    made = Response(Rows(tensors), ModelRef("m", "1"), METHOD, ("a", "b"))
+    if is_part and array.ndim and len(array) > 1:
+        made.start, made.stop = 1, min(len(array), 9)
+    with mock.patch.object(json_numbers, "PART_VALUES", 4):
+        found = list(response_parts(made, id))
+    assert b"".join(found) == encode_response(made, id)
+
+
+@pytest.mark.parametrize(
+    ("array", "num_steps"),
+    [
+        (np.arange(PART_VALUES, dtype=np.float32), 1),
+        (np.arange(PART_VALUES + 1, dtype=np.float32), 2),
+        (np.zeros((9, PART_VALUES), np.int64), 9),
+        (np.array([b"a"] * (2 * PART_VALUES), np.object_), 2),
+    ],
+)
+def test_no_step_writes_more_than_a_part(array, num_steps):
+    made = response(y=array)
+    sizes = []
+    tensor_text = json_numbers.tensor_text
+
+    def noted(tensor, name, *, flat):
+        sizes.append(tensor.array().size)
+        return tensor_text(tensor, name, flat=flat)
+
+    with mock.patch("salver.codecs.json_response.tensor_text", noted):
+        body = b"".join(response_parts(made))
+    assert len(sizes) == num_steps
+    assert max(sizes) <= PART_VALUES
+    assert len(orjson.loads(body)["outputs"][0]["data"]) == array.size
+    if num_steps > 1:
+        with pytest.raises(LongText):
+            encode_response(made)
+
+
+def test_long_calls_of_a_batch_are_not_written_with_it():
+    whole = response(y=np.zeros((20 * PART_VALUES, 1), np.float32))
+    short, long = (
+        Response(whole.rows, whole.ref, METHOD, ("y",), start, stop)
+        for start, stop in ((0, 1), (1, 20 * PART_VALUES))
+    )
+    assert orjson.loads(encode_response(short))["outputs"][0]["data"] == [0]
+    with pytest.raises(LongText):
+        encode_response(long)
+
+
+def test_long_numbers_beside_binary_data_are_written():
+    made = response(a=np.zeros(2 * PART_VALUES), b=np.zeros(1))
+    head, tail = encode_with_binary(made, "", ["b"])
+    assert len(orjson.loads(head)["outputs"][0]["data"]) == 2 * PART_VALUES
+    assert bytes(tail) == bytes(8)

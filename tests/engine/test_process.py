@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -220,6 +221,85 @@ async def test_what_cannot_be_sent_to_a_worker_ends_its_run_only(tmp_path: Path)
         unsendable.parameters = [{"own": 1 << 100}]
         assert isinstance(await Outcome(instance, unsendable).end, OverflowError)
         assert numbers(await Outcome(instance, single("print")).end) == [0]
+
+
+def texts(num_texts: int) -> Work:
+    return work("upper", {"text": np.array([b"a"] * num_texts, np.object_)}, [0, num_texts])
+
+
+@pytest.mark.parametrize(("num_texts", "is_beside"), [(4096, False), (4097, True)])
+def test_many_texts_are_packed_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_texts: int, is_beside: bool
+) -> None:
+    threads = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            threads.append(threading.current_thread())
+            return function(*arguments)
+
+        return run
+
+    @on_loop
+    async def test() -> None:
+        async with launched(tmp_path) as instance:
+            results = await Outcome(instance, texts(num_texts)).end
+            assert results.tensors["text"].array().tolist() == [b"A"] * num_texts
+
+    for name in ("pack_work", "unpack_results"):
+        monkeypatch.setattr(process, name, noted(getattr(process, name)))
+    test()
+    assert [thread is not threading.main_thread() for thread in threads] == [is_beside] * 2
+
+
+@on_loop
+async def test_many_texts_that_cannot_be_sent_end_their_run_only(tmp_path: Path) -> None:
+    async with launched(tmp_path) as instance:
+        unsendable = texts(5000)
+        unsendable.parameters = [{"own": 1 << 100}]
+        assert isinstance(await Outcome(instance, unsendable).end, OverflowError)
+        assert numbers(await Outcome(instance, single("print")).end) == [0]
+
+
+@pytest.mark.parametrize("name", ["pack_work", "unpack_results"])
+def test_a_worker_may_die_while_its_texts_are_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    function = getattr(process, name)
+
+    @on_loop
+    async def test() -> None:
+        async with launched(tmp_path) as instance:
+
+            def deadly(*arguments: Any) -> Any:
+                os.kill(instance.pid, signal.SIGKILL)
+                return function(*arguments)
+
+            watch = Watch(instance)
+            monkeypatch.setattr(process, name, deadly)
+            outcome = await Outcome(instance, texts(5000)).end
+            # What it gave before it died may still be taken.
+            assert isinstance(
+                outcome, WorkerDied | Rows if name == "unpack_results" else WorkerDied
+            )
+            monkeypatch.setattr(process, name, function)
+            await watch.up.wait()
+            assert isinstance(await Outcome(instance, texts(5000)).end, Rows)
+
+    test()
+
+
+@on_loop
+async def test_a_worker_that_sends_broken_texts_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise InvalidInput("cut off")
+
+    async with launched(tmp_path) as instance:
+        monkeypatch.setattr(process, "unpack_results", broken)
+        assert isinstance(await Outcome(instance, texts(5000)).end, WorkerDied)
+        assert "what the worker sent cannot be handled" in caplog.text
 
 
 @on_loop

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import struct
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import orjson
 import pytest
 
 from salver.errors import DeadlineExceeded, Overloaded
-from salver.types import Tensor, Tensors
+from salver.types import BYTES, Tensor, Tensors
 
 STREAM = {"path": "/predict/m/words"}
 
@@ -271,6 +272,22 @@ def test_many_bytes_are_decoded_at_once(door):
     assert not here.app._tasks
 
 
+def test_many_texts_are_decoded_beside_the_loop(door):
+    here = door()
+    client = here.connect()
+    texts = b"".join(struct.pack("<I", 4) + b"text" for _ in range(50_000))
+    entry = {"name": "x", "shape": [50_000], "datatype": "BYTES"}
+    entry["parameters"] = {"binary_data_size": len(texts)}
+    head = orjson.dumps({"inputs": [entry]})
+    client.feed(here.request(head + texts, Inference_Header_Content_Length=str(len(head))))
+    assert not here.engine.calls
+    while here.app._tasks:
+        here.turn(1)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.json["outputs"][0]["data"] == ["text"] * 50_000
+
+
 def test_an_answer_that_cannot_be_written_is_an_error(door, caplog):
     here = door()
     here.engine.holds = True
@@ -283,3 +300,59 @@ def test_an_answer_that_cannot_be_written_is_an_error(door, caplog):
     (answer,) = client.answers()
     assert answer.status == 500
     assert answer.json == {"error": "an internal error; the server's log has the details"}
+
+
+LONG = Tensor.of(np.zeros((200_000, 1), np.float32))
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/predict/m", "/v1/models/m:predict"])
+def test_a_short_answer_comes_between_the_parts_of_a_long_one(door, path):
+    here = door()
+    here.engine.holds = True
+    patient, other = here.connect(), here.connect()
+    key = "instances" if path.startswith("/v1") else "inputs"
+    body = here.infer() if path.startswith("/v2") else orjson.dumps({key: [1]})
+    patient.send(here.request(body, path=path))
+    here.engine.push(here.engine.calls[0], LONG, True)
+    other.feed(here.request(here.infer(7.5)))
+    here.engine.answer(here.engine.calls[1])
+    here.turn(3)
+    assert other.answers()[0].json["outputs"][0]["data"] == [7.5]
+    assert not patient.transport.sent
+    while here.app._tasks:
+        here.turn(1)
+    here.turn()
+    (answer,) = patient.answers()
+    assert answer.status == 200
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert answer.body.count(b"0.0") == 200_000
+
+
+def test_nothing_more_is_written_for_a_client_that_left(door):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(here.infer()))
+    here.engine.push(here.engine.calls[0], LONG, True)
+    here.turn(1)
+    client.leave()
+    here.turn(2)
+    assert not here.app._tasks
+    assert not client.transport.sent
+
+
+@pytest.mark.parametrize("value", [b"\xff", None])
+def test_a_long_answer_that_cannot_be_written_is_an_error(door, value, caplog):
+    here = door()
+    here.engine.holds = True
+    client = here.connect()
+    client.send(here.request(here.infer()))
+    array = np.full(50_000, b"a", np.object_)
+    array[-1] = value
+    here.engine.push(here.engine.calls[0], Tensor(BYTES, array.shape, array), True)
+    while here.app._tasks:
+        here.turn(1)
+    here.turn()
+    (answer,) = client.answers()
+    assert answer.status == 500
+    assert ("not UTF-8" in answer.json["error"]) == (value is not None)

@@ -62,9 +62,21 @@ def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
 
 def is_list_of_inputs(method: Method, payload: Object) -> bool:
     """Whether it says that there may be several inputs, and not one that is itself a list."""
-    if payload.schema != "auto" or method.batching != "rows":
-        return payload.schema == "rows"
-    return _are_rows(method, payload.value)
+    schema = payload.schema
+    if schema == "rows" or method.batching != "rows":
+        return schema == "rows"
+    return schema == "columns" or (schema == "auto" and _are_rows(method, payload.value))
+
+
+def num_inputs(payload: Object) -> int:
+    """How many inputs a list of them has, or a table rows. What came in parts is kept as a list."""
+    value = payload.value
+    if payload.schema != "columns":
+        return _num_items(value)
+    if not isinstance(value, Mapping):
+        payload.value = value = list(value)
+        return sum(map(_num_rows, value))
+    return _num_rows(value)
 
 
 def _are_rows(method: Method, value: Any) -> bool:

@@ -14,10 +14,10 @@ import numpy as np
 import orjson
 
 from salver.errors import Internal, InvalidInput, TooLarge
-from salver.types import BF16, BYTES, Tensor, bf16_floats
+from salver.types import BF16, BYTES, Tensor, bf16_floats, len_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from salver.types import Array, Buffer
 
@@ -31,6 +31,12 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
 _DEPTH_BLOCK: Final = 1 << 18
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
+PART_VALUES: Final = 1 << 14
+"""Values that are written in one step; it takes about a millisecond."""
+
+
+class LongText(Exception):
+    """Raised in place of a text that takes long to write: `text_parts` writes it in short steps."""
 
 
 def dumps(value: Any) -> bytes:
@@ -40,11 +46,14 @@ def dumps(value: Any) -> bytes:
 
 def array_text(array: Array) -> bytes:
     """JSON text of a numeric or boolean array, nested by its shape."""
-    if not array.flags.c_contiguous or not array.dtype.isnative:
+    try:
+        text = orjson.dumps(array, option=_NUMPY)
+    except orjson.JSONEncodeError:
+        # Nearly all are as they must be; looking first costs more than writing some numbers.
+        if not array.ndim:
+            return array_text(array.reshape(1))[1:-1]
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    if not array.ndim:
-        return array_text(array.reshape(1))[1:-1]
-    text = orjson.dumps(array, option=_NUMPY)
+        text = orjson.dumps(array, option=_NUMPY)
     if b"null" in text:
         return orjson.dumps(_with_words(array))
     return text
@@ -72,13 +81,40 @@ def plain_array(tensor: Tensor, name: str) -> Array:
 def tensor_text(tensor: Tensor, name: str, *, flat: bool) -> bytes:
     """JSON text of a tensor, flat or nested by its shape. BYTES must be UTF-8.
 
-    Raises: Internal for bytes that JSON cannot carry.
+    Raises: Internal for bytes that JSON cannot carry; LongText.
     """
     if tensor.dtype is BYTES:
+        if len_of(tensor.shape) > PART_VALUES:
+            raise LongText
         texts = bytes_as_text(tensor, name)
         return orjson.dumps(texts.reshape(-1).tolist() if flat else texts.tolist())
     array = plain_array(tensor, name)
+    if array.size > PART_VALUES:
+        raise LongText
     return array_text(array.reshape(-1) if flat else array)
+
+
+def text_parts(tensor: Tensor, write: Callable[[Tensor], bytes]) -> Iterator[bytes]:
+    """JSON text of a tensor, nested by its shape, as `write` writes it, but some values at a time.
+
+    Raises: what `write` raises.
+    """
+    array = tensor.array()
+    if array.size <= PART_VALUES:
+        yield write(tensor)
+        return
+    width = array.size // len(array)
+    step = max(1, PART_VALUES // width)
+    opening = b"["
+    for start in range(0, len(array), step):
+        part = array[start : start + step]
+        yield opening
+        if width > PART_VALUES:
+            yield from text_parts(Tensor(tensor.dtype, part.shape[1:], part[0]), write)
+        else:
+            yield write(Tensor(tensor.dtype, part.shape, part))[1:-1]
+        opening = b","
+    yield b"]"
 
 
 def bytes_as_text(tensor: Tensor, name: str) -> Array:
@@ -101,8 +137,10 @@ def bytes_as_text(tensor: Tensor, name: str) -> Array:
 def json_contents_text(tensor: Tensor, name: str) -> bytes:
     """BYTES that hold JSON, as the JSON they hold, nested by the tensor's shape.
 
-    Raises: Internal.
+    Raises: Internal, LongText.
     """
+    if len_of(tensor.shape) > PART_VALUES:
+        raise LongText
     texts = bytes_as_text(tensor, name)
     values: Array = np.empty(texts.size, np.object_)
     values[:] = [orjson.Fragment(text) for text in texts.reshape(-1).tolist()]

@@ -301,7 +301,7 @@ def tensor_of_bytes(dtype: DType, shape: tuple[int, ...], data: memoryview, name
 
 
 def _decode_long(body: Buffer, max_depth: int) -> InferBody | None:
-    """With long arrays of plain numbers decoded in short steps; None for other bodies."""
+    """With long arrays decoded in short steps; None for bodies without, or with mistakes."""
     short, arrays = lift_data(body)
     if not arrays:
         return None
@@ -325,23 +325,35 @@ def _decode_long(body: Buffer, max_depth: int) -> InferBody | None:
 
 
 def _tensor_of_long(given: JsonInput, array: LongArray, max_depth: int) -> Tensor:
-    """Raises: one of `_NOT_PLAIN` for anything but plain numbers that fit."""
+    """Raises: one of `_NOT_PLAIN` for anything but values of its type."""
     name, dtype, parser = given.name, DTYPES[given.datatype], simdjson.Parser()
+    is_number = dtype not in (BYTES, BOOL)
 
     def parse(text: bytes) -> Array:
+        """Raises: ValueError for what is no JSON, TypeError for what is no value of the type."""
         try:
-            document = parser.parse(text)
+            document = parser.parse(text) if is_number and b'"' not in text else None
         except ValueError:
-            return numbers(dtype, _flat_values(loads(text, max_depth), dtype, name), name)
+            document = None
+        values: Any = loads(text, max_depth) if document is None else None
         try:
+            if document is None:
+                return _plain_values(values, dtype, name)
             return narrowed(_numbers(document, dtype), dtype, name)
         except ValueError as error:
-            # Another part would not make it better.
             raise TypeError from error
 
     data = np.concatenate(list(array.texts(parse)))
     _check_count(name, given.shape, data.size)
     return Tensor(dtype, given.shape, data.reshape(given.shape))
+
+
+def _plain_values(values: list[Any], dtype: DType, name: str) -> Array:
+    """Raises: InvalidInput."""
+    flat = _flat_values(values, dtype, name)
+    if dtype is BYTES:
+        return _objects([value.encode() for value in flat], (len(flat),))
+    return numbers(dtype, flat, name)
 
 
 def _numbers(array: Any, dtype: DType) -> Array:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from salver.codecs.json_numbers import tensor_text
+from salver.codecs.json_numbers import (
+    PART_VALUES,
+    array_text,
+    plain_array,
+    tensor_text,
+    text_parts,
+)
 from salver.errors import Unsupported
 from salver.types import BYTES, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from salver.codecs.json_request import InferBody
     from salver.types import Buffer, Response
+
+_BATCH_VALUES: Final = 8 * PART_VALUES
+"""Most values that are written in one step for the calls of a batch, which are of some each."""
 
 
 class _OutputText:
@@ -71,8 +80,9 @@ def _row_texts(tensor: Tensor, name: str) -> list[bytes] | None:
     width = prod(tensor.shape[1:])
     if tensor.dtype is BYTES or not tensor.shape or not 0 < width <= 64:
         return None
-    rows = Tensor(tensor.dtype, (tensor.shape[0], width), tensor.array().reshape(-1, width))
-    return tensor_text(rows, name, flat=False)[2:-2].split(b"],[")
+    if width * tensor.shape[0] > _BATCH_VALUES:
+        return None
+    return array_text(plain_array(tensor, name).reshape(-1, width))[2:-2].split(b"],[")
 
 
 def _own_output(name: str, tensor: Tensor) -> bytes:
@@ -83,7 +93,10 @@ def _own_output(name: str, tensor: Tensor) -> bytes:
 
 
 def encode_response(response: Response, id: str = "") -> bytes:
-    """The JSON answer of an infer request. The first one of a batch writes the numbers of all."""
+    """The JSON answer of an infer request. The first one of a batch writes the numbers of all.
+
+    Raises: Internal for bytes that JSON cannot carry; LongText.
+    """
     rows, names, start, stop = response.rows, response.names, response.start, response.stop
     if stop < 0:
         opening = _opening(response.ref.name, response.ref.version)
@@ -96,11 +109,39 @@ def encode_response(response: Response, id: str = "") -> bytes:
             return b"%b%b]}]}" % (batch.before_row, batch.row_texts[start])
         opening = batch.opening
         outputs = [output.part(response) for output in batch.outputs]
-    if id:
-        opening += b'"id":%b,' % orjson.dumps(id)
-    if response.parameters:
-        opening += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
+    if id or response.parameters:
+        opening += _own_fields(response, id)
     return b'%b"outputs":[%b]}' % (opening, b",".join(outputs))
+
+
+def _own_fields(response: Response, id: str) -> bytes:
+    """What an answer says of its request."""
+    fields = b'"id":%b,' % orjson.dumps(id) if id else b""
+    if response.parameters:
+        fields += b'"parameters":%b,' % orjson.dumps(dict(response.parameters))
+    return fields
+
+
+def response_parts(response: Response, id: str = "") -> Generator[bytes]:
+    """What `encode_response` gives, but in short steps.
+
+    Raises: Internal for bytes that JSON cannot carry.
+    """
+    opening = _opening(response.ref.name, response.ref.version) + _own_fields(response, id)
+    before = b'%b"outputs":[' % opening
+    for name in response.names:
+        tensor = response.tensor(name)
+        shape = orjson.dumps(tensor.shape)
+        yield b'%b%b%b,"data":' % (before, _before_shape(name, tensor.dtype.name), shape)
+        yield from _flat_parts(name, tensor)
+        before = b"},"
+    yield b"}]}"
+
+
+def _flat_parts(name: str, tensor: Tensor) -> Iterator[bytes]:
+    array = tensor.array().reshape(-1)
+    flat = Tensor(tensor.dtype, array.shape, array)
+    return text_parts(flat, lambda part: tensor_text(part, name, flat=True))
 
 
 def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> list[Buffer]:
@@ -121,7 +162,7 @@ def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> li
             entry["parameters"] = {"binary_data_size": len(data)}
             tail.append(data)
         else:
-            entry["data"] = orjson.Fragment(tensor_text(tensor, name, flat=True))
+            entry["data"] = orjson.Fragment(b"".join(_flat_parts(name, tensor)))
         outputs.append(entry)
     head: dict[str, Any] = {
         "model_name": response.ref.name,

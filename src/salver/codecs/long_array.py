@@ -7,6 +7,7 @@ else's requests. So a long text is cut into parts, which take about a millisecon
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -29,6 +30,10 @@ _TRIES: Final = 4
 _MAX_RANK: Final = 8
 _OPENING: Final = re.compile(rb'\s*+((?:\[\s*+){0,8}+)((?:\{\s*+"[^"\\]{0,99}+"|"|))')
 _LIST: Final = re.compile(rb"\s*+\[")
+_WORD: Final = re.compile(rb'"(?:NaN|-?Infinity)"')
+"""What stands for a number, and so between commas that separate numbers."""
+_FLAT: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+"""Numbers and whole strings, and what is between them."""
 _DATA: Final = re.compile(rb'"data"\s*+:\s*+\[')
 
 
@@ -69,21 +74,42 @@ def _with_array(body: Buffer, start: int, stop: int, max_depth: int) -> Any:
 
 def lift_data(body: Buffer) -> tuple[bytes, list[LongArray]]:
     """A request of the Open Inference Protocol with `{LIFTED: 0}`, `{LIFTED: 1}` … for the `data`
-    that is a long array of numbers, and those arrays.
+    that is a long array of numbers, or of texts that is not nested, and those arrays.
     """
     short: list[bytes] = []
     arrays: list[LongArray] = []
     start = at = 0
     while opening := _DATA.search(body, at):
         at = opening.end()
-        end = _first_of(b'"}', body, at, len(body))
-        rest = bytes(body[end - _AROUND_BYTES : end]).rstrip(b" \t\r\n,")
-        if end - at > LONG_BYTES and rest[-1:] == b"]":
-            stop = end - _AROUND_BYTES + len(rest) - 1
+        stop = _end_of_data(body, at)
+        if stop - at > LONG_BYTES:
             short += bytes(body[start : at - 1]), b'{"%b":%d}' % (LIFTED.encode(), len(arrays))
             arrays.append(LongArray(body, at, stop, b'{"":[{"":['))
             start = at = stop + 1
     return b"".join([*short, bytes(body[start:])]), arrays
+
+
+def _end_of_data(body: Buffer, start: int) -> int:
+    """The last bracket of an array of numbers, nested or not, or of numbers and texts; -1 if that
+    is not found.
+    """
+    mark = _first_of(b'"}', body, start, len(body))
+    before = bytes(body[max(start, mark - _AROUND_BYTES) : mark]).rstrip(b" \t\r\n,")
+    if before.endswith(b"]"):
+        return max(start, mark - _AROUND_BYTES) + len(before) - 1
+    at, size = start, PART_BYTES
+    while at < len(body):
+        stop = min(at + size, len(body))
+        found: Any = _FLAT.match(body, at, stop)
+        end = found.end()
+        if end < stop and body[end] in b"[]{}":
+            return end if body[end] in b"]" else -1
+        if end == at and stop == len(body):
+            break
+        # Where nothing was found, a string begins that is longer.
+        size = 4 * size if end == at else PART_BYTES
+        at = end
+    return -1
 
 
 class LongArray:
@@ -164,6 +190,7 @@ class LongArray:
         if first[:1] == b"{":
             key = re.escape(first[1:].strip())
             return re.compile(rb"\}\s*+(,)\s*+\{\s*+" + key)
+        first = first and not _WORD.match(self._body, opening.start(2))
         return re.compile(rb'(?<!\\)"\s*+(,)' if first else rb"(,)")
 
     def _inner(self, start: int, stop: int) -> LongArray | None:
@@ -219,6 +246,14 @@ def _first_of(marks: bytes, body: Buffer, start: int, stop: int) -> int:
         if found:
             return at + min(found)
     return stop
+
+
+def elements(values: Any) -> Any:
+    """All elements of a list, those that are long themselves as a `LongArray`.
+
+    Raises: InvalidInput.
+    """
+    return list(chain.from_iterable(values.parts())) if isinstance(values, LongArray) else values
 
 
 def plain(value: Any) -> Any:

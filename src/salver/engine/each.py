@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from msgspec.structs import replace
 
-from salver.codecs.bind import is_list_of_inputs
-from salver.codecs.long_array import plain
+from salver.codecs.bind import bind, is_list_of_inputs, num_inputs
+from salver.codecs.long_array import LongArray, elements, plain
 from salver.errors import InvalidInput, SalverError, Unsupported
 from salver.types import Call, Object, Response, Rows, Tensor, Tensors
 
@@ -19,25 +19,86 @@ if TYPE_CHECKING:
     from salver.signature import Method
     from salver.types import Request
 
+    Payload = Tensors | Object
     Submit = Callable[[Request, Sink], Call]
 
+_AT_ONCE: Final = 256
+"""Calls that are submitted in one step and may wait together; each answer makes room for one."""
 
-def parts_of(method: Method, payload: Any) -> Sequence[Object]:
-    """The inputs of a list as calls may have them, if it has more than one call may; else nothing.
+
+def parts_of(method: Method, payload: Any) -> Sequence[Payload]:
+    """The inputs of a list or table as calls may have them, if it has more than one call may; else
+    nothing.
 
     A method that counts rows takes at most `max_rows` of them, any other one input.
     """
-    by_rows = method.batching == "rows"
-    size = method.max_rows if by_rows else 1
-    if not (size and isinstance(payload, Object) and is_list_of_inputs(method, payload)):
+    if not isinstance(payload, Object):
         return ()
-    values = payload.value = plain(payload.value)
-    if len(values) <= size:
+    if payload.schema == "calls":
+        calls: Sequence[Payload] = payload.value
+        return calls
+    most = _most_inputs(method)
+    if not (most and is_list_of_inputs(method, payload) and num_inputs(payload) > most):
         return ()
-    if by_rows:
-        starts = range(0, len(values), size)
-        return [Object("rows", values[start : start + size]) for start in starts]
-    return [Object("row", value) for value in values]
+    return _divided(method, payload, most)
+
+
+def bound(method: Method, payload: Object) -> Payload:
+    """What takes long of that and of `bind`, for a payload of any length.
+
+    Raises: InvalidInput, UnsupportedMedia.
+    """
+    most = _most_inputs(method)
+    if not (most and is_list_of_inputs(method, payload)):
+        return bind(method, payload)
+    if not _is_even(method, payload) and num_inputs(payload) <= most:
+        return bind(method, payload)
+    calls = _divided(method, payload, most)
+    return calls[0] if len(calls) == 1 else Object("calls", calls)
+
+
+def _most_inputs(method: Method) -> int:
+    """0 for no limit."""
+    return method.max_rows if method.batching == "rows" else 1
+
+
+def _is_even(method: Method, payload: Object) -> bool:
+    """Whether all rows are of one size."""
+    return payload.schema == "columns" or method.has_fixed_rows
+
+
+def _divided(method: Method, payload: Object, most: int) -> Sequence[Payload]:
+    """Rows of one size are bound first, so that what is wrong is told by its place in all. Others
+    are bound when their call is made, but for those that are long themselves.
+    """
+    if _is_even(method, payload):
+        return _slices(bind(replace(method, max_rows=0), payload), most)
+    if method.batching != "rows":
+        return [_one(method, Object("row", value)) for value in elements(payload.value)]
+    values = elements(payload.value) if most == 1 else plain(payload.value)
+    starts = range(0, len(values), most)
+    return [_one(method, Object("rows", values[start : start + most])) for start in starts]
+
+
+def _one(method: Method, payload: Object) -> Payload:
+    value = payload.value
+    only = value[0] if payload.schema == "rows" else value
+    return bind(method, payload) if isinstance(only, LongArray) else payload
+
+
+def _slices(inputs: Tensors, most: int) -> list[Tensors]:
+    num_rows = len(next(iter(inputs.values())).array())
+    if num_rows <= most:
+        return [inputs]
+    return [_rows(inputs, start, start + most) for start in range(0, num_rows, most)]
+
+
+def _rows(inputs: Tensors, start: int, stop: int) -> Tensors:
+    found = Tensors()
+    for name, tensor in inputs.items():
+        array = tensor.array()[start:stop]
+        found[name] = Tensor(tensor.dtype, array.shape, array)
+    return found
 
 
 class Each:
@@ -46,7 +107,7 @@ class Each:
     """
 
     def __init__(
-        self, method: Method, parts: Sequence[Object], submit: Submit, max_calls: int
+        self, method: Method, parts: Sequence[Payload], submit: Submit, max_calls: int
     ) -> None:
         self._method = method
         self._parts = parts
@@ -74,12 +135,16 @@ class Each:
             )
         self._call = call
         try:
-            for part in self._parts:
-                self._calls.append(self._submit(replace(call.request, payload=part), self))
+            for _ in self._parts[:_AT_ONCE]:
+                self._submit_next()
         except SalverError as error:
             call.ended = True
             self._cancel_all(error)
             raise
+
+    def _submit_next(self) -> None:
+        part = self._parts[len(self._calls)]
+        self._calls.append(self._submit(replace(self._call.request, payload=part), self))
 
     def push(self, call: Call, item: Response | SalverError, final: bool) -> None:
         """Takes the answer of one of the calls."""
@@ -92,8 +157,16 @@ class Each:
             self.cancel(self._call, error)
         else:
             self._answers[id(call)] = item
-            if len(self._answers) == len(self._calls):
+            if len(self._calls) < len(self._parts):
+                self._go_on()
+            elif len(self._answers) == len(self._calls):
                 self._end(self._joined([self._answers[id(each)] for each in self._calls]))
+
+    def _go_on(self) -> None:
+        try:
+            self._submit_next()
+        except SalverError as error:
+            self.cancel(self._call, error)
 
     def cancel(self, call: Call, why: SalverError) -> None:
         if not call.ended:

@@ -27,12 +27,14 @@ from salver.types import (
     Tensor,
     Tensors,
     dtype_of,
+    pack_bytes,
 )
 
 if TYPE_CHECKING:
     from salver.types import Array, Buffer
 
 ALIGNMENT: Final = 64
+_TEXTS_AT_ONCE: Final = 4096
 STREAM_WINDOW: Final = 16
 """Stream items that may be on their way to a reader."""
 
@@ -272,7 +274,7 @@ class Payload:
             array = tensor.array()
             if array.dtype != tensor.dtype.numpy:
                 array = array.astype(tensor.dtype.numpy)
-            shape, data = array.shape, Tensor(tensor.dtype, array.shape, array).to_bytes()
+            shape, data = array.shape, _bytes_of(tensor.dtype, array)
         size, offset = len(data), -(-self.size // ALIGNMENT) * ALIGNMENT
         self.buffers.append((offset, data))
         self.size = offset + size
@@ -280,6 +282,15 @@ class Payload:
 
     def tensors(self, tensors: Tensors) -> Parts:
         return {name: self.tensor(tensor) for name, tensor in tensors.items()}
+
+
+def _bytes_of(dtype: DType, array: Array) -> Buffer:
+    """Texts some at a time, because putting all of them together cannot be interrupted."""
+    if dtype is not BYTES or array.size <= _TEXTS_AT_ONCE:
+        return Tensor(dtype, array.shape, array).to_bytes()
+    flat, step = array.ravel(), _TEXTS_AT_ONCE
+    starts = range(0, flat.size, step)
+    return b"".join([pack_bytes(flat[start : start + step].tolist()) for start in starts])
 
 
 def array_of(part: Part, payload: Array) -> Array:

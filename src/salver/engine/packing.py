@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.engine.frames import (
     Done,
@@ -16,11 +17,42 @@ from salver.engine.frames import (
     tensors_of,
 )
 from salver.errors import SalverError, Unsupported
-from salver.types import Loose, Request, Rows, Tensor, Tensors, Work, dtype_of
+from salver.types import (
+    BYTES,
+    Loose,
+    Request,
+    Rows,
+    Tensor,
+    Tensors,
+    Work,
+    dtype_of,
+    len_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from salver.interfaces import Results
     from salver.types import Array, CallContext, ModelRef
+
+
+_MANY_TEXTS: Final = 4096
+"""BYTES that are packed or unpacked in about a millisecond."""
+
+
+def packs_long(work: Work) -> bool:
+    """Whether `pack_work` takes long, because it has many BYTES to pack one by one."""
+    lists = [value if type(value) is list else (value,) for value in work.inputs.values()]
+    arrays: Iterable[Array] = chain.from_iterable(lists)
+    return sum([array.size for array in arrays if array.dtype.hasobject]) > _MANY_TEXTS
+
+
+def unpacks_long(frame: Done) -> bool:
+    """Whether `unpack_results` takes long, for the same reason."""
+    found = (frame.rows,) if frame.rows is not None else frame.items or ()
+    parts = [item.values() for item in found if isinstance(item, dict)]
+    sizes = [len_of(part.shape) for part in chain.from_iterable(parts) if part.dtype == BYTES.name]
+    return sum(sizes) > _MANY_TEXTS
 
 
 def pack_work(number: int, work: Work) -> tuple[Run, Payload]:

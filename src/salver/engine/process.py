@@ -32,14 +32,20 @@ from salver.engine.frames import (
     fault_of,
     tensors_of,
 )
-from salver.engine.packing import pack_work, unpack_request, unpack_results
+from salver.engine.packing import (
+    pack_work,
+    packs_long,
+    unpack_request,
+    unpack_results,
+    unpacks_long,
+)
 from salver.engine.rerun import WorkerDied
 from salver.engine.spawn import WorkerProcess
 from salver.errors import LoadFailed, LoadInterrupted, SalverError
 from salver.observe.memory import resident_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from salver import interfaces
     from salver.clock import Clock
@@ -123,7 +129,7 @@ class ProcessInstance:
         self._hung = ""
         self._crashes: deque[int] = deque()
         self._revival: asyncio.Task[None] | None = None
-        self._home_calls: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._metrics: deque[asyncio.Future[bytes]] = deque()
         self._handlers: dict[type[AnyFrame], Callable[[Any, Array], None]] = {
             Done: self._on_done,
@@ -222,14 +228,25 @@ class ProcessInstance:
             return
         self._num_runs += 1
         self._run = Ongoing(self._num_runs, work.num_calls, emit, done, self._clock())
-        try:
-            self._worker.send(*pack_work(self._num_runs, work))
-        except Exception as error:
-            # Whatever cannot be sent, too large or not, concerns these calls alone.
-            self._finish(error, 0)
-            return
+        if packs_long(work):
+            self._spawn(self._send_aside(self._run, work))
+        else:
+            try:
+                self._worker.send(*pack_work(self._num_runs, work))
+            except Exception as error:
+                # Whatever cannot be sent, too large or not, concerns these calls alone.
+                self._finish(error, 0)
+                return
         if self._timer is None:
             self._watch_again(self._run.started)
+
+    async def _send_aside(self, run: Ongoing, work: Work) -> None:
+        """Off the loop, which many texts would keep busy."""
+        try:
+            packed = await asyncio.to_thread(pack_work, run.number, work)
+            self._worker.send(*packed)
+        except Exception as error:
+            self._finish(error, 0)
 
     def cancel(self, index: int) -> None:
         if self._run is not None:
@@ -306,8 +323,21 @@ class ProcessInstance:
             run.taken = 0
 
     def _on_done(self, frame: Done, payload: Array) -> None:
-        if self._run is not None and self._run.number == frame.run:
+        if self._run is None or self._run.number != frame.run:
+            return
+        if unpacks_long(frame):
+            self._spawn(self._finish_aside(frame, payload))
+        else:
             self._finish(unpack_results(frame, payload), frame.cost_ns)
+
+    async def _finish_aside(self, frame: Done, payload: Array) -> None:
+        try:
+            results = await asyncio.to_thread(unpack_results, frame, payload)
+        except Exception:
+            log.exception("%s: what the worker sent cannot be handled; it is ended", self._spec.ref)
+            self._worker.kill()
+        else:
+            self._finish(results, frame.cost_ns)
 
     def _finish(self, results: Results | Exception, cost_ns: int) -> None:
         run, self._run = self._run, None
@@ -321,9 +351,13 @@ class ProcessInstance:
 
     def _on_home_call(self, frame: HomeCall, payload: Array) -> None:
         request = unpack_request(frame, payload)
-        task = self._loop.create_task(self._call(self._worker, frame, request))
-        self._home_calls.add(task)
-        task.add_done_callback(self._home_calls.discard)
+        self._spawn(self._call(self._worker, frame, request))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Starts what ends with the worker."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _call(self, worker: WorkerProcess, frame: HomeCall, request: Request) -> None:
         try:
@@ -372,7 +406,7 @@ class ProcessInstance:
         was_up, self._is_loaded = self.is_up, False
         hung, self._hung = self._hung, ""
         self._asked = 0
-        for task in self._home_calls:
+        for task in self._tasks:
             task.cancel()
         while self._metrics:
             answer = self._metrics.popleft()

@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from salver.codecs.json_numbers import dumps, loads
+from salver.codecs.json_numbers import LongText, dumps, loads
 from salver.codecs.json_request import InferBody, decode_request
-from salver.codecs.json_response import encode_response, encode_with_binary, wants_binary
+from salver.codecs.json_response import (
+    encode_response,
+    encode_with_binary,
+    response_parts,
+    wants_binary,
+)
 from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
 from salver.errors import InvalidInput
@@ -105,13 +110,17 @@ class KserveV2:
 
     def _encode_infer(self, operation: Infer, response: Response) -> HttpAnswer:
         wanted: Wanted | None = operation.encoding
-        if wanted is None:
-            return HttpAnswer(200, JSON_HEADERS, [encode_response(response)])
-        if wanted.counts:
-            response = classified(response, wanted.counts)
-        binary = wants_binary(wanted.body, response.names)
-        if not binary:
-            return HttpAnswer(200, JSON_HEADERS, [encode_response(response, wanted.id)])
+        try:
+            if wanted is None:
+                return HttpAnswer(200, JSON_HEADERS, [encode_response(response)])
+            if wanted.counts:
+                response = classified(response, wanted.counts)
+            binary = wants_binary(wanted.body, response.names)
+            if not binary:
+                return HttpAnswer(200, JSON_HEADERS, [encode_response(response, wanted.id)])
+        except LongText:
+            id = wanted.id if wanted else ""
+            return HttpAnswer(200, JSON_HEADERS, response_parts(response, id))
         parts = encode_with_binary(response, wanted.id, binary)
         headers = (
             b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n"

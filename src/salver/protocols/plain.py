@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import orjson
-
 from salver.codecs.csv_rows import decode_csv
-from salver.codecs.json_numbers import (
-    array_text,
-    bytes_as_text,
-    dumps,
-    json_contents_text,
-    plain_array,
-    tensor_text,
-)
+from salver.codecs.json_numbers import LongText, dumps
 from salver.codecs.long_array import LongArray, loads_long
+from salver.codecs.plain_response import (
+    answer_parts,
+    answer_text,
+    outputs_parts,
+    outputs_text,
+    predictions_parts,
+    predictions_text,
+)
 from salver.codecs.status import json_refusal
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer, Query
-from salver.types import BYTES, ModelRef, Object, Raw, Request
+from salver.types import ModelRef, Object, Raw, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +29,10 @@ if TYPE_CHECKING:
     from salver.config import Limits
     from salver.errors import SalverError
     from salver.interfaces import Head
-    from salver.signature import TensorSpec
-    from salver.types import Array, Buffer, Response, Schema
+    from salver.types import Buffer, Response, Schema
 
 _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
           b"RIFF": "image/webp", b"BM": "image/bmp"}  # fmt: skip
-_SHARES_MAY_MISS: Final = 1e-3
 _KEYS: dict[str, Schema] = {"instances": "rows", "input": "row", "inputs": "rows"}
 _COLUMNS: Final = "columns"
 """TensorFlow Serving's other form: whole tensors as `inputs`, and so as `outputs`."""
@@ -184,137 +180,32 @@ def encode_status(operation: Query, value: dict[str, Any]) -> HttpAnswer:
 
 def encode_predictions(operation: Infer, response: Response) -> HttpAnswer:
     """`{"predictions": …}`, or `{"outputs": …}` for `inputs`, and nothing else."""
-    if operation.encoding == _COLUMNS:
-        outputs = {name: orjson.Fragment(_text(response, name)) for name in response.names}
-        only = next(iter(outputs.values())) if len(outputs) == 1 else outputs
-        return HttpAnswer(200, JSON_HEADERS, [orjson.dumps({"outputs": only})])
-    text = _values(response, response.names)
-    if response.method.batching != "rows":
-        text = b"[%b]" % text
-    return HttpAnswer(200, JSON_HEADERS, [b'{"predictions":', text, b"}"])
+    is_whole = operation.encoding == _COLUMNS
+    try:
+        text = outputs_text(response) if is_whole else predictions_text(response)
+    except LongText:
+        parts = outputs_parts(response) if is_whole else predictions_parts(response)
+        return HttpAnswer(200, JSON_HEADERS, parts)
+    return HttpAnswer(200, JSON_HEADERS, [text])
 
 
 def encode_answer(operation: Infer, response: Response) -> HttpAnswer:
     """The prediction, the version that made it, and a classifier's label and probabilities."""
     payload = operation.request.payload
+    is_list, is_single = False, True
     if isinstance(payload, Object):
-        return HttpAnswer(200, JSON_HEADERS, [_answer(response, payload.schema, payload.is_single)])
-    return HttpAnswer(200, JSON_HEADERS, [_answer(response, "row", True)])
+        is_list, is_single = payload.schema != "row", payload.is_single and payload.schema == "row"
+    try:
+        text = answer_text(response, is_list=is_list, is_single=is_single)
+    except LongText:
+        parts = answer_parts(response, is_list=is_list, is_single=is_single)
+        return HttpAnswer(200, JSON_HEADERS, parts)
+    return HttpAnswer(200, JSON_HEADERS, [text])
 
 
 def stream_item(operation: Infer, response: Response) -> bytes:
     """One item of a stream as a line of JSON."""
-    return _answer(response, "row", True) + b"\n"
-
-
-def _answer(response: Response, schema: Schema, is_single: bool) -> bytes:
-    text = _values(response, _plain_names(response))
-    by_rows = response.method.batching == "rows"
-    asked_for_one = schema == "row"
-    if asked_for_one and is_single and by_rows:
-        text = text[1:-1]
-    elif not asked_for_one and not by_rows:
-        text = b"[%b]" % text
-    fields: dict[str, Any] = {
-        "prediction" if asked_for_one else "predictions": orjson.Fragment(text),
-        "model_version": response.ref.version,
-    }
-    labels, probabilities = _classes(response)
-    if asked_for_one and is_single:
-        fields |= {"label": labels[0]} if labels else {}
-        fields |= {"probabilities": probabilities[0]} if probabilities else {}
-    else:
-        fields |= {"labels": labels} if labels else {}
-        fields |= {"probabilities": probabilities} if probabilities else {}
-    return orjson.dumps(fields)
-
-
-def _classes(response: Response) -> tuple[list[str], list[dict[str, Any]]]:
-    """Every row's class name and its probabilities by class name, as far as the model has them."""
-    label, scores = response.method.output("label"), response.method.output("probabilities")
-    labels: list[str] = []
-    if label is not None and label.name in response.names and (label.labels or scores):
-        labels = _words(response, label)
-    if label is None and scores is None:
-        scores = _labelled(response)
-    if scores is None or scores.name not in response.names:
-        return labels, []
-    matrix = _matrix(response, scores)
-    classes = scores.labels or tuple(str(index) for index in range(matrix.shape[1]))
-    if len(classes) != matrix.shape[1]:
-        return labels, []
-    if label is None:
-        labels = [classes[int(index)] for index in matrix.argmax(axis=1)]
-    if not (scores.role or _are_shares(matrix)):
-        return labels, []
-    values = orjson.loads(array_text(matrix))
-    return labels, [dict(zip(classes, row, strict=True)) for row in values]
-
-
-def _labelled(response: Response) -> TensorSpec | None:
-    """The output with one number for each class that `model.yaml` names."""
-    return next(
-        (
-            spec
-            for spec in response.method.outputs
-            if spec.labels and spec.dtype is not BYTES and 1 <= len(spec.shape) <= 2
-        ),
-        None,
-    )
-
-
-def _are_shares(matrix: Array) -> bool:
-    """Every row is one of probabilities, not of logits or other scores."""
-    sums = matrix.sum(axis=1, dtype=np.float64)
-    return bool((matrix >= 0).all() and (np.abs(sums - 1) <= _SHARES_MAY_MISS).all())
-
-
-def _plain_names(response: Response) -> tuple[str, ...]:
-    """The outputs that are the prediction: not the probabilities that only accompany a label."""
-    method = response.method
-    if method.output("label") is None:
-        return tuple(n for n in response.names if n in method.default_outputs()) or response.names
-    accompanying = {spec.name for spec in method.outputs if spec.role == "probabilities"}
-    return tuple(name for name in response.names if name not in accompanying)
-
-
-def _values(response: Response, names: Sequence[str]) -> bytes:
-    """One output's values, or for several an object per row."""
-    texts = {name: _text(response, name) for name in names}
-    if len(names) == 1:
-        return texts[names[0]]
-    if response.method.batching != "rows":
-        return orjson.dumps({name: orjson.Fragment(text) for name, text in texts.items()})
-    columns = {name: orjson.loads(text) for name, text in texts.items()}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return orjson.dumps(rows)
-
-
-def _text(response: Response, name: str) -> bytes:
-    tensor = response.tensor(name)
-    spec = next((spec for spec in response.method.outputs if spec.name == name), None)
-    if spec is not None and spec.content == "json" and tensor.dtype is BYTES:
-        return json_contents_text(tensor, name)
-    return tensor_text(tensor, name, flat=False)
-
-
-def _words(response: Response, spec: TensorSpec) -> list[str]:
-    """Label values by name: an integer counts into the class names, text names itself."""
-    tensor = response.tensor(spec.name)
-    if tensor.dtype is BYTES:
-        return [str(word) for word in bytes_as_text(tensor, spec.name).reshape(-1).tolist()]
-    values = tensor.array(spec.name).reshape(-1).tolist()
-    known = set(spec.labels)
-    return [
-        str(value)
-        if str(value) in known
-        else spec.labels[int(value)]
-        if 0 <= value < len(spec.labels)
-        else str(value)
-        for value in values
-    ]
-
-
-def _matrix(response: Response, spec: TensorSpec) -> Array:
-    array = plain_array(response.tensor(spec.name), spec.name)
-    return array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    try:
+        return answer_text(response, is_list=False, is_single=True) + b"\n"
+    except LongText:
+        return b"".join(answer_parts(response, is_list=False, is_single=True)) + b"\n"

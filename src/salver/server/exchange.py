@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from inspect import isawaitable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from salver.codecs.bind import bind
 from salver.codecs.json_numbers import dumps
 from salver.codecs.status import http_status, json_refusal
-from salver.engine.each import parts_of
+from salver.engine.each import bound
 from salver.errors import Cancelled, Internal, Overloaded, SalverError, Unsupported
 from salver.interfaces import HttpAnswer, Infer, Query
 from salver.server.inflation import Compressed
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from salver.server.http2.stream import Stream
     from salver.types import Call, ModelRef, Request, Response, Tensors
 
+    Payload = Tensors | Object
+
 log = logging.getLogger("salver.server")
 GONE: Final = Cancelled("the client went away")
 _MAX_UNSENT: Final = 16 << 20
@@ -34,7 +36,9 @@ _PAUSE_UNSENT: Final = 1 << 20
 """Unsent bytes of a stream at which its model is asked to wait."""
 _DECODED_AT_ONCE: Final = 256 << 10
 _BINARY: Final = "inference-header-content-length"
-"""Says that tensors come as bytes, which take no time to decode."""
+"""Says that tensors come as bytes, which take no time to decode, unless they are texts."""
+_HEAD_BYTES: Final = 4096
+"""Tells of such tensors first; where it is longer, nothing is lost but some time."""
 
 
 class Exchange:
@@ -78,7 +82,7 @@ class Exchange:
         except Exception:
             self._fail_internally()
 
-    def _run(self, endpoint: Endpoint, operation: Any, inputs: Tensors | None = None) -> None:
+    def _run(self, endpoint: Endpoint, operation: Any, inputs: Payload | None = None) -> None:
         """`inputs` are those of an inference, if they are bound already."""
         head = self.head
         self.operation = operation
@@ -116,10 +120,12 @@ class Exchange:
         self._run(endpoint, self._decode(endpoint, body))
 
     def _is_much_text(self, body: Any) -> bool:
-        return len(body) > _DECODED_AT_ONCE and _BINARY not in self.head.headers
+        if len(body) <= _DECODED_AT_ONCE:
+            return False
+        return _BINARY not in self.head.headers or b"BYTES" in bytes(body[:_HEAD_BYTES])
 
     async def _run_aside(
-        self, endpoint: Endpoint, decoding: Awaitable[tuple[Any, Tensors | None]]
+        self, endpoint: Endpoint, decoding: Awaitable[tuple[Any, Payload | None]]
     ) -> None:
         """Off the loop, which a table of some megabytes, or of some kilobytes of compressed ones,
         would keep busy for seconds.
@@ -135,26 +141,24 @@ class Exchange:
 
     async def _open(
         self, endpoint: Endpoint, compressed: Compressed, plain: Any
-    ) -> tuple[Any, Tensors | None]:
+    ) -> tuple[Any, Payload | None]:
         """What is in a compressed body; `plain` is the body, if that is known."""
         with compressed:
             if plain is None:
                 plain = await self.connection.inflation.inflate(compressed, self._limit)
             return await self._decode_aside(endpoint, plain)
 
-    async def _decode_aside(self, endpoint: Endpoint, body: Any) -> tuple[Any, Tensors | None]:
+    async def _decode_aside(self, endpoint: Endpoint, body: Any) -> tuple[Any, Payload | None]:
         """The operation, and its inputs if they can be bound already."""
         operation = await asyncio.to_thread(self._decode, endpoint, body)
         if type(operation) is Infer and isinstance(operation.request.payload, Object):
             return operation, await self._bind_aside(operation.ref, operation.request)
         return operation, None
 
-    async def _bind_aside(self, ref: ModelRef, request: Request) -> Tensors | None:
+    async def _bind_aside(self, ref: ModelRef, request: Request) -> Payload:
         method = self.app.engine.find(ref).plan(request.method).method
         payload: Any = request.payload
-        if await asyncio.to_thread(parts_of, method, payload):
-            return None
-        inputs = await asyncio.to_thread(bind, method, payload)
+        inputs = await asyncio.to_thread(bound, method, payload)
         # What is needed for the answer is in the rest; the text would be kept until then.
         payload.value = None
         return inputs
@@ -187,9 +191,28 @@ class Exchange:
                 self.fail(item)
             elif final and self.pieces is None and (item.names or not item.method.streams):
                 endpoint: Any = self.head.endpoint
-                self.send(endpoint.encode(self.operation, item))
+                answer = endpoint.encode(self.operation, item)
+                if type(answer.body) is GeneratorType:
+                    self.app.spawn(self._send_long(answer))
+                else:
+                    self.send(answer)
             else:
                 self._stream(item, final)
+        except SalverError as error:
+            self.fail(error)
+        except Exception:
+            self._fail_internally()
+
+    async def _send_long(self, answer: HttpAnswer) -> None:
+        """Has a long answer written, and lets others have their turn between its parts."""
+        parts = []
+        try:
+            for part in answer.body:
+                parts.append(part)
+                await asyncio.sleep(0)
+                if not self.is_open:
+                    return
+            self.send(replace(answer, body=parts))
         except SalverError as error:
             self.fail(error)
         except Exception:
