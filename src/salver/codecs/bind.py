@@ -63,9 +63,21 @@ def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
 def is_list_of_inputs(method: Method, payload: Object) -> bool:
     """Whether it says that there may be several inputs, and not one that is itself a list."""
     schema = payload.schema
-    if schema == "rows" or method.batching != "rows":
-        return schema == "rows"
+    if schema == "rows":
+        return True
+    if method.batching != "rows":
+        return (
+            schema == "auto"
+            and not _may_be_list(method)
+            and isinstance(payload.value, list | LongArray)
+        )
     return schema == "columns" or (schema == "auto" and _are_rows(method, payload.value))
+
+
+def _may_be_list(method: Method) -> bool:
+    """Whether one input of a method without rows may be written as a list."""
+    only = method.inputs[0] if len(method.inputs) == 1 else None
+    return only is not None and (bool(only.shape) or only.content == "json")
 
 
 def num_inputs(payload: Object) -> int:
