@@ -99,7 +99,7 @@ def placement(opened: Opened) -> Placement:
         return run(opened.model, work, drop_item)
 
     config = opened.version.config
-    costs = asyncio.run(warm_up(once, opened.signature, config))
+    costs = asyncio.run(warm_up(once, opened.signature, config, opened.version.ref))
     default = next((cost.ns for cost in costs if cost.method == opened.signature.default), None)
     streams = any(method.streams for method in opened.signature.methods.values())
     return place(config.instances.isolation, opened.model.traits, default, streams)
