@@ -268,8 +268,12 @@ def is_number(cell: str) -> bool:
 def column_names(first: Sequence[str]) -> list[str] | None:
     """The names in the first line of a table; None where it is one of numbers, some missing.
 
-    Raises: InvalidInput for two columns of one name, or one of none.
+    Raises: InvalidInput for two columns of one name, or one of none, or another separator.
     """
+    if len(first) == 1:
+        for mark, name in ((";", "';'"), ("\t", "a tab")):
+            if mark in first[0]:
+                raise InvalidInput(f"the separator seems to be {name}; CSV has commas here")
     if any(first) and all(cell == "" or is_number(cell) for cell in first):
         return None
     names = [name.strip() for name in first]
