@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from salver.cli.main import main
 from salver.cli.yaml_mistakes import Finding, mistakes
-from salver.config import ModelConfig
+from salver.config import ModelConfig, parse
+from salver.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,6 +200,14 @@ def test_trust_is_a_mistake_until_it_is_given(tmp_path: Path) -> None:
     assert found.problem == "model.py is Python code, which runs with all rights of the server"
     assert "`trust: true` to salver.yaml" in found.remedy
     assert findings(tmp_path / "a" / "model.py") == []
+
+
+def test_the_line_of_a_file_that_ends_too_soon_is_the_servers(tmp_path: Path) -> None:
+    text = 'batching: {max_size: "x"\n'
+    (tmp_path / "model.yaml").write_text(text)
+    (found,) = (each for each in findings(tmp_path) if each.file == "model.yaml")
+    with pytest.raises(ConfigError, match=f"model.yaml:{found.line}: expected ',' or '}}'"):
+        parse(text, ModelConfig, "model.yaml")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

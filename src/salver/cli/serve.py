@@ -6,13 +6,21 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from salver.config import ServerConfig, combine, from_environment, is_service_link, read, walk
+from salver.config import (
+    ServerConfig,
+    combine,
+    from_environment,
+    is_service_link,
+    read,
+    unit_of,
+    walk,
+)
 from salver.errors import ConfigError, LoadFailed, TrustRequired
 from salver.sources.folder import FolderSource, Place
 
@@ -35,6 +43,14 @@ def flag_of(option: str) -> str:
     return "--" + option.removesuffix("_s").replace("_", "-").replace(".", "-")
 
 
+def form_of(name: str, kind: Any) -> str:
+    """What a flag takes, for the help: a unit, choices, or a type."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    plain = {int: "number", float: "number", str: "text"}
+    return (unit_of(name) or plain.get(kind, "a,b,...")).upper()
+
+
 def option_flags(command: Any) -> Any:
     """Adds a flag for every server option, from its one definition."""
     for name, kind, meta, default in reversed(list(walk(ServerConfig))):
@@ -44,7 +60,8 @@ def option_flags(command: Any) -> Any:
         if kind is bool:
             decorate = click.option(flag, parameter, is_flag=True, default=None, help=help_text)
         else:
-            decorate = click.option(flag, parameter, default=None, help=help_text, metavar="VALUE")
+            form = form_of(name, kind)
+            decorate = click.option(flag, parameter, default=None, help=help_text, metavar=form)
         command = decorate(command)
     return command
 
@@ -59,7 +76,10 @@ def option_flags(command: Any) -> Any:
 )  # fmt: skip
 @option_flags
 def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None:
-    """Serves models: files, folders, repositories, Python classes; several at once."""
+    """Serves models: files, folders, repositories, Python classes; several at once.
+
+    Options may stand in salver.yaml and in the environment as well: SALVER_API_KEY for --api-key.
+    """
     from salver.server.serve import serve as run
 
     config = read_config(config_file or "salver.yaml", given)
