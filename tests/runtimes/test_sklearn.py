@@ -12,7 +12,7 @@ import sklearn
 import skops.io
 from sklearn import datasets
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.cluster import KMeans
+from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -418,6 +418,11 @@ def test_what_is_no_fitted_estimator(serve):
         serve({"weights": [1, 2]})
     with pytest.raises(LoadFailed, match="before it was fitted"):
         serve(GaussianNB())
+
+
+def test_an_estimator_that_predicts_nothing_new(serve):
+    with pytest.raises(LoadFailed, match="holds a DBSCAN, which has none of predict, "):
+        serve(DBSCAN().fit(IRIS.data))
 
 
 def test_a_damaged_file_and_a_missing_module(tmp_path, load):

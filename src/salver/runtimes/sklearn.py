@@ -159,7 +159,9 @@ class SklearnModel:
     def __init__(self, estimator: Any, file: str, config: ModelConfig) -> None:
         names = ("predict", "predict_proba", "transform", "decision_function")
         if not any(hasattr(estimator, name) for name in names):
-            raise LoadFailed(f"{file} holds a {type(estimator).__name__}, not a fitted estimator")
+            raise LoadFailed(
+                f"{file} holds a {type(estimator).__name__}, which has none of {', '.join(names)}"
+            )
         self._estimator = estimator
         self._inputs = inputs_of(estimator, config)
         make_quick(estimator)
