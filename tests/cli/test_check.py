@@ -210,6 +210,16 @@ def test_the_line_of_a_file_that_ends_too_soon_is_the_servers(tmp_path: Path) ->
         parse(text, ModelConfig, "model.yaml")
 
 
+def test_the_configuration_of_triton_is_no_mistake_but_told_of(tmp_path: Path) -> None:
+    model(tmp_path / "a")
+    (tmp_path / "a" / "config.pbtxt").write_text("max_batch_size: 8")
+    result = CliRunner().invoke(main, ["check", str(tmp_path), "--trust"])
+    assert result.exit_code == 0
+    assert "a/config.pbtxt is Triton's and is not read" in result.stderr
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a"), "--json"])
+    assert "a/config.pbtxt is Triton's" in json.loads(result.stdout)[0]["detail"]
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     (found,) = findings(tmp_path)
     assert found.problem == "there is no model in it"

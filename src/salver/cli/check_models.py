@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from salver.cli.local import open_model, placement
+from salver.cli.local import open_model, placement, told_of_triton
 from salver.cli.yaml_mistakes import Finding, finding_of, line_of, mistakes
 from salver.codecs.python_source import candidates, declared
 from salver.config import ModelConfig
@@ -73,6 +73,8 @@ class Checker:
         self._load = load
         self._names: dict[str, str] = {}
         self.num_models = 0
+        self.notes: list[str] = []
+        """What is no mistake, but may not be what somebody expects."""
 
     def run(self) -> list[Finding]:
         """Every mistake, once."""
@@ -100,6 +102,8 @@ class Checker:
 
     def _place(self, place: Path) -> Iterator[Finding]:
         self.num_models += 1
+        if note := told_of_triton(place):
+            self.notes.append(note)
         file, found = self._config(place)
         yield from found
         yield from check_tensors(file)
