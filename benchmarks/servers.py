@@ -269,7 +269,7 @@ def running(peers: Sequence[Peer], cache: Path) -> Iterator[list[Server]]:
 
 
 def forest(folder: Path) -> Path:
-    """A scikit-learn forest of 300 trees on four columns, some 20 ms a call in scikit-learn itself."""
+    """A scikit-learn forest of 300 trees on four columns: some 20 ms a call in scikit-learn."""
     import joblib
     from sklearn.ensemble import RandomForestClassifier
 

@@ -11,9 +11,9 @@ MARK = "<!-- modules, made by `make docs` -->\n"
 
 
 def first_line(path: Path) -> str:
-    """The first sentence of a module's docstring."""
+    """The first paragraph of a module's docstring, as one line."""
     text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-    return text.partition("\n")[0]
+    return text.partition("\n\n")[0].replace("\n", " ")
 
 
 def modules() -> str:

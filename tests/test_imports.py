@@ -26,7 +26,6 @@ LAYERS = {
     "schedulers": 2,
     "protocols": 2,
     "sources": 2,
-    "filters": 2,
     "engine": 3,
     "control": 4,
     "server": 5,

@@ -196,15 +196,6 @@ class Context:
         deadline = self._work.deadline
         return (deadline - time.monotonic_ns()) / NS_PER_S if deadline else None
 
-    @property
-    def tenant(self) -> str:
-        return self._work.context.tenant
-
-    @property
-    def trace(self) -> str:
-        """The W3C trace context that came with the request, if any."""
-        return self._work.context.trace
-
 
 def context() -> Context:
     """The call that the running method was called for.

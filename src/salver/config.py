@@ -1,8 +1,7 @@
 """Every option, defined once: type, default, unit, help and whether it may change while serving.
 
 The command line, the environment (`SALVER_<OPTION>`), `salver.yaml`, `model.yaml` and the
-documentation all derive from these structs. `static` needs a restart, `reload` a reload of the
-model, `hot` takes effect at once.
+documentation all derive from these structs.
 """
 
 from __future__ import annotations
@@ -30,11 +29,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-Change = Literal["static", "reload", "hot"]
 
 
-def _option(help: str, change: Change = "reload", **bounds: Any) -> msgspec.Meta:
-    return msgspec.Meta(description=help, extra={"change": change}, **bounds)
+def _option(help: str, **bounds: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=help, **bounds)
+
+
+def _hot(help: str, **bounds: Any) -> msgspec.Meta:
+    """An option of the server that may change while it runs: who uses it looks it up each time."""
+    return msgspec.Meta(description=help, extra={"is_hot": True}, **bounds)
+
+
+def is_hot(meta: msgspec.Meta) -> bool:
+    """Whether a running server follows an option of its file."""
+    return bool(meta.extra)
 
 
 _UNITS: Final = {
@@ -56,21 +64,19 @@ class Batching(Options, frozen=True, kw_only=True):
         int,
         _option(
             "Most rows in a batch, and so in a request; 0 takes what the model allows, 1 is off.",
-            "hot",
             ge=0,
         ),
     ] = 0
     delay_ms: Annotated[
-        float, _option("How long an idle instance waits for a batch to fill.", "hot", ge=0)
+        float, _option("How long an idle instance waits for a batch to fill.", ge=0)
     ] = 0.0
     preferred_sizes: Annotated[
-        tuple[int, ...], _option("Sizes at which a waiting batch is released at once.", "hot")
+        tuple[int, ...], _option("Sizes at which a waiting batch is released at once.")
     ] = ()
     slo_ms: Annotated[
         float,
         _option(
             "Answer within this time: sizes are chosen by the learned cost per size. 0 is off.",
-            "hot",
             ge=0,
         ),
     ] = 0.0
@@ -79,24 +85,20 @@ class Batching(Options, frozen=True, kw_only=True):
 class Queue(Options, frozen=True, kw_only=True):
     """How many calls may wait, and for how long."""
 
-    max_calls: Annotated[int, _option("Most calls that wait; more are refused.", "hot", ge=1)] = (
-        4096
-    )
-    timeout_ms: Annotated[
-        float, _option("Longest wait in the queue; 0 for no limit.", "hot", ge=0)
-    ] = 0.0
+    max_calls: Annotated[int, _option("Most calls that wait; more are refused.", ge=1)] = 4096
+    timeout_ms: Annotated[float, _option("Longest wait in the queue; 0 for no limit.", ge=0)] = 0.0
     priority_levels: Annotated[
-        int, _option("Number of priorities; 0 is the most urgent.", "reload", ge=1, le=256)
+        int, _option("Number of priorities; 0 is the most urgent.", ge=1, le=256)
     ] = 1
     ageing_ms: Annotated[
-        float, _option("A waiting call rises one priority each such time.", "hot", gt=0)
+        float, _option("A waiting call rises one priority each such time.", gt=0)
     ] = 1000.0
 
 
 class Instances(Options, frozen=True, kw_only=True):
     """What runs the batches."""
 
-    count: Annotated[int, _option("Instances of the model; 0 chooses.", "reload", ge=0)] = 0
+    count: Annotated[int, _option("Runs of the model that are possible at once; 0 is 1.", ge=0)] = 0
     isolation: Annotated[
         Literal["auto", "inline", "thread", "process"],
         _option("Where an instance runs; `process` survives crashes and hangs."),
@@ -104,7 +106,7 @@ class Instances(Options, frozen=True, kw_only=True):
     threads: Annotated[int, _option("CPU threads of one instance; 0 shares the cores.", ge=0)] = 0
     run_timeout_ms: Annotated[
         float,
-        _option("A process instance that runs longer is killed; 0 for no limit.", "hot", ge=0),
+        _option("A process instance that runs longer is killed; 0 for no limit.", ge=0),
     ] = 0.0
     crash_limit: Annotated[
         int, _option("Crashes in a minute after which a model counts as unavailable.", ge=1)
@@ -162,79 +164,75 @@ class ModelConfig(Options, frozen=True, kw_only=True):
 class Limits(Options, frozen=True, kw_only=True):
     """Bounds on what a client may send; each holds on every protocol."""
 
-    body_bytes: Annotated[
-        int, _option("Largest request body, also after decompression.", "hot", ge=1)
-    ] = 64 << 20
-    header_bytes: Annotated[int, _option("Largest request head.", "static", ge=256)] = 32 << 10
-    headers: Annotated[int, _option("Most header fields.", "static", ge=8)] = 100
-    json_depth: Annotated[int, _option("Deepest nesting of JSON.", "static", ge=4)] = 64
-    connections: Annotated[int, _option("Most open connections.", "hot", ge=1)] = 16384
-    streams: Annotated[int, _option("Most HTTP/2 streams of one connection.", "static", ge=1)] = 256
+    body_bytes: Annotated[int, _hot("Largest request body, also after decompression.", ge=1)] = (
+        64 << 20
+    )
+    header_bytes: Annotated[int, _option("Largest request head.", ge=256)] = 32 << 10
+    headers: Annotated[int, _option("Most header fields.", ge=8)] = 100
+    json_depth: Annotated[int, _option("Deepest nesting of JSON.", ge=4)] = 64
+    connections: Annotated[int, _hot("Most open connections.", ge=1)] = 16384
+    streams: Annotated[int, _option("Most HTTP/2 streams of one connection.", ge=1)] = 256
     pipelined: Annotated[
-        int, _option("Most unanswered HTTP/1.1 requests of one connection.", "static", ge=1)
+        int, _option("Most unanswered HTTP/1.1 requests of one connection.", ge=1)
     ] = 64
     header_timeout_s: Annotated[
-        float, _option("Longest time from first byte to whole head.", "hot", gt=0)
+        float, _option("Longest time from first byte to whole head.", gt=0)
     ] = 10.0
     body_timeout_s: Annotated[
-        float, _option("Longest pause while a body is received or an answer read.", "hot", gt=0)
+        float, _hot("Longest pause while a body is received or an answer read.", gt=0)
     ] = 30.0
-    idle_timeout_s: Annotated[
-        float, _option("Idle connections are closed after this time.", "hot", gt=0)
-    ] = 120.0
+    idle_timeout_s: Annotated[float, _hot("Idle connections are closed after this time.", gt=0)] = (
+        120.0
+    )
     request_timeout_s: Annotated[
-        float, _option("Longest life of a request without a deadline; 0 for none.", "hot", ge=0)
+        float, _hot("Longest life of a request without a deadline; 0 for none.", ge=0)
     ] = 60.0
 
 
 class ServerConfig(Options, frozen=True, kw_only=True):
     """`salver.yaml`: how to serve."""
 
-    host: Annotated[str, _option("Address to listen on.", "static")] = "127.0.0.1"
-    port: Annotated[
-        int, _option("Port for every protocol; 0 picks one.", "static", ge=0, le=65535)
-    ] = 8000
-    unix_socket: Annotated[str, _option("Unix socket to listen on as well.", "static")] = ""
-    tls_cert: Annotated[str, _option("Certificate chain (PEM); turns TLS on.", "static")] = ""
-    tls_key: Annotated[str, _option("Private key (PEM).", "static")] = ""
-    api_key: Annotated[str, _option("Key that every request must carry.", "static")] = ""
+    host: Annotated[str, _option("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _option("Port for every protocol; 0 picks one.", ge=0, le=65535)] = 8000
+    unix_socket: Annotated[str, _option("Unix socket to listen on as well.")] = ""
+    tls_cert: Annotated[str, _option("Certificate chain (PEM); turns TLS on.")] = ""
+    tls_key: Annotated[str, _option("Private key (PEM).")] = ""
+    api_key: Annotated[str, _option("Key that every request must carry.")] = ""
     cors_origins: Annotated[
-        tuple[str, ...], _option("Origins whose pages may call this server.", "static")
+        tuple[str, ...], _option("Origins whose pages may call this server; `*` for all.")
     ] = ()
-    device: Annotated[str, _option("`auto`, `cpu`, `cuda` or `cuda:1`.", "static")] = "auto"
-    processes: Annotated[int, _option("Front processes.", "static", ge=1)] = 1
+    device: Annotated[str, _option("`cpu`, `cuda` or `cuda:1`; `auto` is the processor.")] = "auto"
+    processes: Annotated[int, _option("Front processes.", ge=1)] = 1
     busy_poll_us: Annotated[
         int,
         _option(
             "How long the next request is looked for without sleeping, while they follow each "
             "other closely; 0 for never. Needs a second core.",
-            "static",
             ge=0,
         ),
     ] = 100
-    trust: Annotated[
-        bool, _option("Run code from model files: pickles and Python classes.", "static")
-    ] = False
+    trust: Annotated[bool, _option("Run code from model files: pickles and Python classes.")] = (
+        False
+    )
     mode: Annotated[
         Literal["poll", "explicit", "none"],
         _option(
             "`poll` follows the files, `explicit` waits for commands, `none` loads once.",
-            "static",
         ),
     ] = "poll"
-    poll_interval_s: Annotated[float, _option("Time between two looks at the files.", gt=0)] = 2.0
+    poll_interval_s: Annotated[float, _hot("Time between two looks at the files.", gt=0)] = 2.0
     drain_timeout_s: Annotated[
-        float, _option("Longest time to finish accepted calls on shutdown.", "hot", ge=0)
+        float, _hot("Longest time to finish accepted calls on shutdown.", ge=0)
     ] = 30.0
     access_log: Annotated[
         Literal["auto", "text", "json", "off"],
-        _option("`auto`: text on a terminal, JSON otherwise.", "static"),
+        _option("`auto`: text on a terminal, JSON otherwise."),
     ] = "auto"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        _option("How much the server says of itself on stderr.", "static"),
+        _option("How much the server says of itself on stderr."),
     ] = "info"
-    limits: Limits = Limits()
+    limits: Limits = msgspec.field(default_factory=Limits)
 
 
 def unwrap(hint: Any) -> tuple[Any, msgspec.Meta | None]:

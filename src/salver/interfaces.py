@@ -222,18 +222,6 @@ class Lease(Protocol):
         ...
 
 
-class Filter(Protocol):
-    """May answer, refuse or observe a call."""
-
-    def before(self, call: Call) -> Response | SalverError | None:
-        """Ends the call with what it returns; None lets it pass."""
-        ...
-
-    def after(self, call: Call, item: Response | SalverError, final: bool) -> None:
-        """Observes. Must not raise or wait."""
-        ...
-
-
 class Caller(Protocol):
     """How user code calls other models: deadline, priority and depth are inherited."""
 
@@ -306,6 +294,7 @@ class Endpoint(NamedTuple):
     `path` is a template such as `/v2/models/{model}/infer`; `decode(head, arguments, body)` turns a
     request into an operation, `encode(operation, result)` its result into the answer. `stream`
     turns each item of a streaming method into a piece of a chunked body; None: it cannot stream.
+    What is not `is_offered` only refuses, with a remedy, and is not described to clients.
     """
 
     methods: tuple[str, ...]
@@ -314,6 +303,7 @@ class Endpoint(NamedTuple):
     decode: Callable[[Head, Mapping[str, str], Any], Operation]
     encode: Callable[[Any, Any], HttpAnswer]
     stream: Callable[[Any, Any], bytes] | None = None
+    is_offered: bool = True
 
 
 class HttpProtocol(Protocol):

@@ -259,7 +259,6 @@ class ModelRef(msgspec.Struct, frozen=True, gc=False):
 
     name: str
     version: str = ""
-    namespace: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.version else self.name
@@ -318,16 +317,13 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallContext(msgspec.Struct, frozen=True, gc=False):
-    """What travels with a request: who, until when, how urgent.
+    """What travels with a request: until when, and how urgent.
 
     `deadline` is monotonic nanoseconds, 0 for none; 0 is the most urgent `priority`.
     """
 
     deadline: int = 0
     priority: int = 0
-    tenant: str = ""
-    principal: str = ""
-    trace: str = ""
 
 
 NO_CONTEXT: Final = CallContext()

@@ -56,6 +56,17 @@ def test_nothing_wrong(tmp_path: Path) -> None:
     assert result.output == "No mistakes found in 2 models.\n"
 
 
+def test_a_model_beside_the_one_that_is_served(tmp_path: Path) -> None:
+    folder = model(tmp_path / "a")
+    for name in ("model.joblib", "old.joblib"):
+        (folder / name).write_bytes(b"")
+    problem = "model.joblib alone is served: 'a' holds model.joblib, old.joblib"
+    expected = Finding("a", 0, "file", problem, "name one as `file:` in model.yaml")
+    assert expected in findings(tmp_path)
+    (folder / "model.yaml").write_text("file: model.py")
+    assert findings(tmp_path, "--trust") == []
+
+
 def test_every_mistake_of_a_file_with_its_line() -> None:
     text = """\
 name: b

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from click.testing import CliRunner
+from tests.server.fronts.client import all_fronts, until, write_scaling
 
 from salver.cli.main import main
 from salver.config import from_environment
@@ -127,3 +128,36 @@ def test_options_that_cannot_be(tmp_path: Path, arguments: list[str], problem: s
     found = CliRunner().invoke(main, ["serve", str(tmp_path), *arguments])
     assert found.exit_code
     assert problem in found.output
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_running_server_follows_its_file(serve: Any, tmp_path: Path, processes: str) -> None:
+    file, folder = tmp_path / "salver.yaml", tmp_path / "models"
+    folder.mkdir()
+    write_scaling(folder / "scaling" / "model.onnx", 2.0)
+
+    def write(text: str) -> None:
+        file.with_suffix(".new").write_text(text)
+        file.with_suffix(".new").replace(file)
+
+    write("{poll_interval_s: 0.02, limits: {body_bytes: 100}}")
+    server = serve(folder, "--config", file, "--processes", processes, "--access-log", "off")
+    with all_fronts(server, int(processes)) as clients:
+        body = {"input": [1.0], "padding": "x" * 200}
+
+        def statuses() -> set[int]:
+            return {client.ask("POST", "/predict/scaling", body)[0] for client in clients}
+
+        assert statuses() == {413}
+        write("{poll_interval_s: 0.02, limits: {body_bytes: 100000}, trust: true}")
+        until(lambda: statuses() == {400}, "the new limit")
+        write("{poll_interval_s: 0.02, limits: {body_bytes: 1000000}, limit: {}}")
+        until(lambda: "the options stay as they are" in server.output, "the log")
+        assert statuses() == {400}
+    told = [line for line in server.output.splitlines() if "salver.yaml" in line]
+    assert told[:2] == [
+        "INFO salver.yaml: limits.body_bytes: 100 -> 100000",
+        "WARNING salver.yaml: needs a restart: trust",
+    ]
+    assert "salver.yaml:1: unknown key 'limit'" in told[2]
+    assert len(told) == 3

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+from tests.client.models import TOY, WORDS
 
 import salver
 from salver.errors import (
@@ -33,45 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-MODEL = """
-from collections.abc import Iterator
-from typing import Annotated
-import numpy as np
-import salver
-
-class Toy:
-    def predict(self, x: salver.Array["float32", "B", 3]) -> salver.Array["float32", "B"]:
-        return x.sum(axis=1)
-
-    def count(self, upto: int) -> Iterator[int]:
-        for i in range(upto):
-            if i == 5:
-                raise salver.InvalidInput("no further than five")
-            yield i
-
-    def shout(self, text: str) -> str:
-        return text.upper()
-
-    def swap(self, pairs: dict, twice: bool = False) -> dict:
-        return pairs if twice else {str(value): key for key, value in pairs.items()}
-"""
-TEXT = """
-import numpy as np
-import salver
-
-@salver.model
-def words(
-    text: salver.Array["str", "B"], times: salver.Array["int64", "B"]
-) -> salver.Array["str", "B"]:
-    return np.array([t * n for t, n in zip(text, times)], object)
-"""
-
 
 @pytest.fixture(scope="module")
 def url(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models")
-    (folder / "toy.py").write_text(MODEL)
-    (folder / "words.py").write_text(TEXT)
+    (folder / "toy.py").write_text(TOY)
+    (folder / "words.py").write_text(WORDS)
     server = serve(
         folder / "toy.py", folder / "words.py", "--mode", "explicit", "--api-key", "secret"
     )

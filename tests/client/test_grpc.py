@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
+from tests.client.models import TOY, WORDS
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import salver
@@ -29,41 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-TOY = """
-from collections.abc import Iterator
-import salver
-
-class Toy:
-    def predict(self, x: salver.Array["float32", "B", 3]) -> salver.Array["float32", "B"]:
-        return x.sum(axis=1)
-
-    def count(self, upto: int) -> Iterator[int]:
-        for i in range(upto):
-            if i == 5:
-                raise salver.InvalidInput("no further than five")
-            yield i
-
-    def pairs(self, text: str) -> Iterator[dict]:
-        for letter in text:
-            yield {"letter": letter}
-
-    def shout(self, text: str) -> str:
-        return text.upper()
-"""
 SWAP = """
 class Swap:
     def predict(self, pairs: dict) -> dict:
         return {str(value): key for key, value in pairs.items()}
-"""
-WORDS = """
-import numpy as np
-import salver
-
-@salver.model
-def words(
-    text: salver.Array["str", "B"], times: salver.Array["int64", "B"]
-) -> salver.Array["str", "B"]:
-    return np.array([t * n for t, n in zip(text, times)], object)
 """
 
 

@@ -17,6 +17,16 @@ import ml_dtypes
 import onnx
 from onnx import TensorProto, helper
 
+STAGES = (
+    "success",
+    "fail",
+    "queue",
+    "compute_input",
+    "compute_infer",
+    "compute_output",
+    "cache_hit",
+    "cache_miss",
+)
 LABELS = ("ant", "bee", "cat", "dog")
 
 COUNT = '''
@@ -95,6 +105,14 @@ _ELEMENTS = {
 }
 
 
+ALL = ("--trust", "--mode", "none", "--access-log", "off")
+VERSIONS = sorted(
+    [(name, "1") for name in ("count", "echo", "stuck", "two", *(case.model for case in CASES))]
+    + [("two", "2")]
+)
+"""Everything that is served."""
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.datatype)
 def case(request: pytest.FixtureRequest) -> Case:
     """Each datatype of the protocol in turn."""
@@ -145,4 +163,37 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Any], repository: Path) -> Any:
     """Serves the whole repository."""
-    return serve(repository, "--trust", "--mode", "none", "--access-log", "off")
+    return serve(repository, *ALL)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two fronts"])
+def any_server(request: pytest.FixtureRequest, serve: Callable[..., Any], repository: Path) -> Any:
+    """The same in one process and with several, where Python classes are in a host."""
+    if request.param == 1:
+        return request.getfixturevalue("server")
+    return serve(repository, *ALL, "--processes", str(request.param))
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two fronts"])
+def explicit_server(
+    request: pytest.FixtureRequest, serve: Callable[..., Any], repository: Path
+) -> Any:
+    """One that loads nothing by itself."""
+    options = ("--mode", "explicit", "--access-log", "off", "--processes", str(request.param))
+    return serve(repository, "--trust", *options)
+
+
+def counts(stats: Any) -> dict[str, int]:
+    """The exact part of a version's statistics: what was counted, and runs by batch size."""
+    stages, sizes = stats["inference_stats"], stats.get("batch_stats", [])
+    return (
+        {name: int(stats.get(name, 0)) for name in ("inference_count", "execution_count")}
+        | {name: int(stages[name].get("count", 0)) for name in STAGES}
+        | {f"rows_{s['batch_size']}": int(s["compute_infer"]["count"]) for s in sizes}
+    )
+
+
+def added(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """What was counted in between."""
+    found = {name: count - before.get(name, 0) for name, count in after.items()}
+    return {name: count for name, count in found.items() if count}

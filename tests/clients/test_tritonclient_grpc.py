@@ -19,8 +19,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from tritonclient.grpc import aio, service_pb2, service_pb2_grpc
+from tests.clients.conftest import VERSIONS, added, counts
+from tritonclient.grpc import aio, model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
+
+from salver.version import __version__
 
 A = np.arange(8, dtype=np.float32).reshape(2, 4)
 B = np.ones((2, 4), np.float32)
@@ -32,6 +35,12 @@ WAIT_S = 30
 @pytest.fixture
 def client(server):
     with triton.InferenceServerClient(server.address) as client:
+        yield client
+
+
+@pytest.fixture
+def any_client(any_server):
+    with triton.InferenceServerClient(any_server.address) as client:
         yield client
 
 
@@ -71,11 +80,11 @@ def same(result, name, case):
 # State
 
 
-def test_health(client):
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("two")
-    assert client.is_model_ready("two", "1")
+def test_health(any_client):
+    assert any_client.is_server_live()
+    assert any_client.is_server_ready()
+    assert any_client.is_model_ready("two")
+    assert any_client.is_model_ready("two", "1")
 
 
 def test_unknown_models_are_not_ready(client):
@@ -83,43 +92,52 @@ def test_unknown_models_are_not_ready(client):
     assert not client.is_model_ready("two", "3")
 
 
-def test_server_metadata(client):
-    found = client.get_server_metadata()
-    assert found.name == "salver"
+def test_server_metadata(any_client):
+    found = any_client.get_server_metadata()
+    assert (found.name, found.version) == ("salver", __version__)
     assert "binary_tensor_data" in found.extensions
 
 
-def test_model_metadata(client):
+def test_model_metadata(any_client):
+    client = any_client
     found = client.get_model_metadata("two", as_json=True)
     assert found["versions"] == ["1", "2"]
     assert found["inputs"] == [
         {"name": name, "datatype": "FP32", "shape": ["-1", "4"]} for name in ("a", "b")
     ]
-    assert [output["name"] for output in found["outputs"]] == ["sum", "difference"]
+    assert found["outputs"] == [
+        {"name": name, "datatype": "FP32", "shape": ["-1", "4"]} for name in ("sum", "difference")
+    ]
     status, message = refused(client.get_model_metadata, "tow")
     assert status == "NOT_FOUND"
     assert message.startswith(MISSING)
 
 
-def test_model_config(client):
-    config = client.get_model_config("two", "2").config
-    assert config.name == "two"
-    assert config.max_batch_size > 0
-    assert (config.input[0].name, list(config.input[0].dims)) == ("a", [4])
+def test_model_config(any_client):
+    config = any_client.get_model_config("two", "2").config
+    assert (config.name, config.backend, config.max_batch_size) == ("two", "onnx", 1 << 20)
+    for tensors, names in ((config.input, ["a", "b"]), (config.output, ["sum", "difference"])):
+        assert [tensor.name for tensor in tensors] == names
+        assert {(tensor.data_type, *tensor.dims) for tensor in tensors} == {
+            (model_config_pb2.TYPE_FP32, 4)
+        }
+    assert config.HasField("dynamic_batching")
+    config = any_client.get_model_config("count").config
+    assert (config.name, config.backend, config.max_batch_size) == ("count", "python", 0)
+    assert [group.count for group in config.instance_group] == [1]
 
 
-def test_repository_index(client):
-    found = {(model.name, model.version): model.state
-             for model in client.get_model_repository_index().models}  # fmt: skip
-    assert found["two", "1"] == "READY"
-    assert found["count", "1"] == "READY"
+def test_repository_index(any_client):
+    found = any_client.get_model_repository_index().models
+    assert [(model.name, model.version) for model in found] == VERSIONS
+    assert {(model.state, model.reason) for model in found} == {("READY", "")}
 
 
-def test_load_and_unload(serve, repository):
-    server = serve(repository, "--trust", "--mode", "explicit", "--access-log", "off")
-    with triton.InferenceServerClient(server.address) as client:
+def test_load_and_unload(explicit_server):
+    with triton.InferenceServerClient(explicit_server.address) as client:
         client.load_model("two")
         assert client.is_model_ready("two")
+        np.testing.assert_array_equal(client.infer("two", pair()).as_numpy("sum"), A + B)
         client.unload_model("two")
         status, message = refused(client.infer, "two", pair())
         assert status == "UNAVAILABLE"
@@ -135,13 +153,45 @@ def test_loading_is_refused_where_the_files_decide(client):
     assert "--mode explicit" in message
 
 
-def test_statistics(client):
-    client.infer("two", pair(), model_version="1")
-    (found,) = client.get_inference_statistics("two", "1").model_stats
-    assert found.name == "two"
-    assert found.inference_count >= 2
-    assert found.inference_stats.success.count >= 1
-    assert {stats.name for stats in client.get_inference_statistics().model_stats} > {"two"}
+def stats_of(client, name):
+    found = client.get_inference_statistics(name, "1", as_json=True)
+    (stats,) = found["model_stats"]
+    assert (stats["name"], stats["version"]) == (name, "1")
+    return counts(stats)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "rows"), [("two", pair, 2), ("echo", lambda: [number("n", 1)], 1)]
+)
+def test_statistics(any_client, name, inputs, rows):
+    before = stats_of(any_client, name)
+    for _ in range(3):
+        any_client.infer(name, inputs(), model_version="1")
+    assert added(before, stats_of(any_client, name)) == {
+        "inference_count": 3 * rows,
+        "execution_count": 3,
+        "success": 3,
+        "queue": 3,
+        "compute_input": 3,
+        "compute_infer": 3,
+        "compute_output": 3,
+        f"rows_{rows}": 3,
+    }
+
+
+def test_statistics_of_a_stream_that_breaks(any_client):
+    before, answers = stats_of(any_client, "count"), Answers(any_client)
+    answers.ask("count", [number("n", 10)])
+    while answers.next()[1] is None:
+        pass
+    found = added(before, stats_of(any_client, "count"))
+    assert (found.get("success", 0), found["fail"], found.get("queue", 0)) == (0, 1, 0)
+    any_client.stop_stream()
+
+
+def test_statistics_of_everything(any_client):
+    found = any_client.get_inference_statistics().model_stats
+    assert [(stats.name, stats.version) for stats in found] == VERSIONS
 
 
 def test_shared_memory_is_refused_with_the_remedy(client):
@@ -159,7 +209,8 @@ def test_every_datatype(client, case):
     same(result, "y", case)
 
 
-def test_names_versions_and_ids_come_back(client):
+def test_names_versions_and_ids_come_back(any_client):
+    client = any_client
     answer = client.infer("two", pair(), model_version="1", request_id="7/a").get_response()
     assert (answer.model_name, answer.model_version, answer.id) == ("two", "1", "7/a")
     assert client.infer("two", pair()).get_response().model_version == "2"
@@ -182,9 +233,9 @@ def test_classification(client):
     ]
 
 
-def test_parameters_reach_the_model(client):
+def test_parameters_reach_the_model(any_client):
     given = {"text": "a", "number": 3, "yes": True}
-    result = client.infer("echo", [number("n", 1)], parameters=given, priority=2, timeout=10**7)
+    result = any_client.infer("echo", [number("n", 1)], parameters=given, priority=2, timeout=10**7)
     (output,) = result.get_response().outputs
     assert result.as_numpy(output.name).item() == b'{"number": 3, "text": "a", "yes": true}'
 
@@ -204,10 +255,10 @@ def test_large_messages(client):
     np.testing.assert_array_equal(result.as_numpy("y"), values)
 
 
-def test_async_infer_batches(client):
+def test_async_infer_batches(any_client):
     answers: queue.Queue = queue.Queue()
     for index in range(16):
-        client.async_infer(
+        any_client.async_infer(
             "two",
             [tensor("a", A + index), tensor("b", B)],
             lambda result, error: answers.put((result, error)),
@@ -223,9 +274,9 @@ def test_async_infer_batches(client):
     assert seen == set(range(16))
 
 
-def test_a_call_can_be_cancelled(client):
+def test_a_call_can_be_cancelled(any_client):
     answers: queue.Queue = queue.Queue()
-    context = client.async_infer(
+    context = any_client.async_infer(
         "stuck", [number("n", 1)], lambda result, error: answers.put(error)
     )  # fmt: skip
     context.cancel()
@@ -349,9 +400,9 @@ class Answers:
 
 
 @pytest.fixture
-def answers(client):
-    yield Answers(client)
-    client.stop_stream()
+def answers(any_client):
+    yield Answers(any_client)
+    any_client.stop_stream()
 
 
 def test_a_stream_gives_every_item(answers):
@@ -407,7 +458,8 @@ def test_a_stream_may_end_with_the_status_of_its_first_error(client):
     client.stop_stream()
 
 
-def test_stopping_a_stream_cancels_what_runs(client):
+def test_stopping_a_stream_cancels_what_runs(any_client):
+    client = any_client
     answers = Answers(client)
     answers.ask("stuck", [number("n", 1)])
     client.stop_stream(cancel_requests=True)
@@ -447,7 +499,7 @@ def with_aio(server, use):
     return asyncio.run(run())
 
 
-def test_aio_state(server):
+def test_aio_state(any_server):
     async def use(client):
         assert await client.is_server_live()
         assert await client.is_server_ready()
@@ -455,11 +507,22 @@ def test_aio_state(server):
         assert (await client.get_server_metadata()).name == "salver"
         assert (await client.get_model_metadata("two")).versions == ["1", "2"]
         assert (await client.get_model_config("two")).config.name == "two"
-        assert (await client.get_model_repository_index()).models
+        index = (await client.get_model_repository_index()).models
+        assert [(model.name, model.version) for model in index] == VERSIONS
         stats = await client.get_inference_statistics("two")
         assert [entry.version for entry in stats.model_stats] == ["1", "2"]
 
-    with_aio(server, use)
+    with_aio(any_server, use)
+
+
+def test_aio_load_and_unload(explicit_server):
+    async def use(client):
+        await client.load_model("echo")
+        assert await client.is_model_ready("echo")
+        await client.unload_model("echo")
+        assert not await client.is_model_ready("echo")
+
+    with_aio(explicit_server, use)
 
 
 def test_aio_every_datatype(server, case):
@@ -470,7 +533,7 @@ def test_aio_every_datatype(server, case):
 
 
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
-def test_aio_many_at_once(server, coding):
+def test_aio_many_at_once(any_server, coding):
     async def use(client):
         calls = [
             client.infer(
@@ -480,7 +543,7 @@ def test_aio_many_at_once(server, coding):
         ]  # fmt: skip
         return await asyncio.gather(*calls)
 
-    for index, result in enumerate(with_aio(server, use)):
+    for index, result in enumerate(with_aio(any_server, use)):
         np.testing.assert_array_equal(result.as_numpy("sum"), A + index + B)
 
 
@@ -495,7 +558,7 @@ def test_aio_errors_and_timeouts(server):
     with_aio(server, use)
 
 
-def test_aio_streams(server):
+def test_aio_streams(any_server):
     async def use(client):
         async def requests():
             yield {
@@ -514,7 +577,7 @@ def test_aio_streams(server):
                 errors.append(error.message())
         return values, errors
 
-    values, errors = with_aio(server, use)
+    values, errors = with_aio(any_server, use)
     assert values == [0, 1, 2]
     assert [error.startswith(MISSING) for error in errors] == [True]
 

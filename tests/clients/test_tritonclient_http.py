@@ -9,8 +9,11 @@ import pytest
 
 pytest.importorskip("tritonclient.http")
 import tritonclient.http as http
+from tests.clients.conftest import VERSIONS, added, counts
 from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
+
+from salver.version import __version__
 
 A = np.arange(8, dtype=np.float32).reshape(2, 4)
 B = np.ones((2, 4), np.float32)
@@ -24,9 +27,14 @@ def client(server):
 
 
 @pytest.fixture
-def explicit(serve, repository):
-    server = serve(repository, "--trust", "--mode", "explicit", "--access-log", "off")
-    with http.InferenceServerClient(server.address) as client:
+def any_client(any_server):
+    with http.InferenceServerClient(any_server.address, concurrency=4) as client:
+        yield client
+
+
+@pytest.fixture
+def explicit(explicit_server):
+    with http.InferenceServerClient(explicit_server.address) as client:
         yield client
 
 
@@ -53,54 +61,94 @@ def refused(call, *arguments, **options):
 # State
 
 
-def test_health(client):
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("two")
-    assert client.is_model_ready("two", "1")
-    assert not client.is_model_ready("two", "3")
-    assert not client.is_model_ready("tow")
+def test_health(any_client):
+    assert any_client.is_server_live()
+    assert any_client.is_server_ready()
+    assert any_client.is_model_ready("two")
+    assert any_client.is_model_ready("two", "1")
+    assert not any_client.is_model_ready("two", "3")
+    assert not any_client.is_model_ready("tow")
 
 
-def test_server_metadata(client):
-    found = client.get_server_metadata()
+def test_server_metadata(any_client):
+    found = any_client.get_server_metadata()
     assert found["name"] == "salver"
+    assert found["version"] == __version__
     assert "binary_tensor_data" in found["extensions"]
 
 
-def test_model_metadata(client):
+def test_model_metadata(any_client):
+    client = any_client
     found = client.get_model_metadata("two")
     assert found["name"] == "two"
     assert found["versions"] == ["1", "2"]
     assert found["inputs"] == [
         {"name": name, "datatype": "FP32", "shape": [-1, 4]} for name in ("a", "b")
     ]
-    assert [output["name"] for output in found["outputs"]] == ["sum", "difference"]
+    assert found["outputs"] == [
+        {"name": name, "datatype": "FP32", "shape": [-1, 4]} for name in ("sum", "difference")
+    ]
     assert client.get_model_metadata("two", "1")["versions"] == ["1"]
     assert refused(client.get_model_metadata, "tow")[0] == "404"
 
 
-def test_model_config(client):
-    found = client.get_model_config("two", "2")
-    assert found["name"] == "two"
-    assert found["max_batch_size"] > 0
-    assert found["input"][0] == {"name": "a", "data_type": "TYPE_FP32", "dims": [4]}
+def test_model_config(any_client):
+    found = any_client.get_model_config("two", "2")
+    told = ("name", "backend", "max_batch_size", "input", "output", "dynamic_batching")
+    assert {key: found[key] for key in told} == {
+        "name": "two",
+        "backend": "onnx",
+        "max_batch_size": 1 << 20,
+        "input": [{"name": name, "data_type": "TYPE_FP32", "dims": [4]} for name in ("a", "b")],
+        "output": [
+            {"name": name, "data_type": "TYPE_FP32", "dims": [4]} for name in ("sum", "difference")
+        ],
+        "dynamic_batching": {"preferred_batch_size": [], "max_queue_delay_microseconds": 0},
+    }
 
 
-def test_repository_index(client):
-    found = {(entry["name"], entry["version"]): entry for entry in
-             client.get_model_repository_index()}  # fmt: skip
-    assert found["two", "1"]["state"] == "READY"
-    assert found["count", "1"]["state"] == "READY"
+def test_model_config_of_code(any_client):
+    found = any_client.get_model_config("echo")
+    assert (found["name"], found["backend"], found["max_batch_size"]) == ("echo", "python", 0)
+    assert found["input"] == [{"name": "n", "data_type": "TYPE_INT64", "dims": []}]
+    assert found["output"] == [{"name": "output", "data_type": "TYPE_STRING", "dims": []}]
+    assert [(group["kind"], group["count"]) for group in found["instance_group"]] == [
+        ("KIND_CPU", 1)
+    ]
 
 
-def test_load_and_unload(explicit):
-    assert not explicit.is_model_ready("two")
-    assert {"name": "two"} in explicit.get_model_repository_index()
-    explicit.load_model("two")
-    assert explicit.is_model_ready("two")
-    explicit.unload_model("two")
-    assert not explicit.is_model_ready("two")
+def test_repository_index(any_client):
+    assert any_client.get_model_repository_index() == [
+        {"name": name, "version": version, "state": "READY", "reason": ""}
+        for name, version in VERSIONS
+    ]
+
+
+@pytest.mark.parametrize("name", ["two", "echo"])
+def test_load_and_unload(explicit, name):
+    def index():
+        found = explicit.get_model_repository_index()
+        return [entry for entry in found if entry["name"] == name]
+
+    versions = [version for known, version in VERSIONS if known == name]
+    assert not explicit.is_model_ready(name)
+    assert index() == [{"name": name}]
+    explicit.load_model(name)
+    assert explicit.is_model_ready(name)
+    assert [(entry["version"], entry["state"]) for entry in index()] == [
+        (version, "READY") for version in versions
+    ]
+    inputs = pair() if name == "two" else [number("n", 1)]
+    assert explicit.infer(name, inputs).get_response()["model_version"] == versions[-1]
+    explicit.unload_model(name)
+    assert not explicit.is_model_ready(name)
+    assert index() == [
+        {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
+        for version in versions
+    ]
+
+
+def test_a_load_of_what_is_not_there_is_refused(explicit):
     status, message = refused(explicit.load_model, "tow")
     assert status == "404"
     assert "Did you mean 'two'?" in message
@@ -112,14 +160,56 @@ def test_loading_is_refused_where_the_files_decide(client):
     assert "--mode explicit" in message
 
 
-def test_statistics(client):
-    client.infer("two", pair(), model_version="1")
-    (found,) = client.get_inference_statistics("two", "1")["model_stats"]
-    assert found["name"] == "two"
-    assert found["inference_count"] >= 2
-    assert found["inference_stats"]["success"]["count"] >= 1
-    names = {stats["name"] for stats in client.get_inference_statistics()["model_stats"]}
-    assert {"two", "count", "identity_fp32"} <= names
+def test_what_is_not_offered_is_refused_with_the_remedy(client):
+    for ask, *arguments in (
+        (client.register_system_shared_memory, "r", "/r", 8),
+        (client.unregister_system_shared_memory,),
+        (client.get_cuda_shared_memory_status, "r"),
+    ):
+        status, message = refused(ask, *arguments)
+        assert (status, "send tensors in the request" in message) == ("501", True)
+    status, message = refused(client.get_trace_settings, "two")
+    assert (status, "/v2/models/stats" in message) == ("501", True)
+    status, message = refused(client.update_log_settings, {"log_info": True})
+    assert (status, "when the server is started" in message) == ("501", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "rows"), [("two", pair, 2), ("echo", lambda: [number("n", 1)], 1)]
+)
+def test_statistics(any_client, name, inputs, rows):
+    def stats():
+        (found,) = any_client.get_inference_statistics(name, "1")["model_stats"]
+        assert (found["name"], found["version"]) == (name, "1")
+        return found
+
+    before = stats()
+    for _ in range(3):
+        any_client.infer(name, inputs(), model_version="1")
+    after = stats()
+    assert added(counts(before), counts(after)) == {
+        "inference_count": 3 * rows,
+        "execution_count": 3,
+        "success": 3,
+        "queue": 3,
+        "compute_input": 3,
+        "compute_infer": 3,
+        "compute_output": 3,
+        f"rows_{rows}": 3,
+    }
+    assert after["last_inference"] > before["last_inference"]
+    spent, earlier = after["inference_stats"], before["inference_stats"]
+    success_ns, compute_ns = (
+        spent[stage]["ns"] - earlier[stage]["ns"] for stage in ("success", "compute_infer")
+    )
+    assert success_ns > compute_ns > 0
+
+
+def test_statistics_of_everything(any_client):
+    found = any_client.get_inference_statistics()["model_stats"]
+    assert [(stats["name"], stats["version"]) for stats in found] == VERSIONS
+    found = any_client.get_inference_statistics("two")["model_stats"]
+    assert [stats["version"] for stats in found] == ["1", "2"]
 
 
 # Inference
@@ -141,7 +231,8 @@ def test_every_datatype(client, case, request_is_binary, answer_is_binary):
     np.testing.assert_array_equal(found, case.values)
 
 
-def test_names_versions_and_ids_come_back(client):
+def test_names_versions_and_ids_come_back(any_client):
+    client = any_client
     result = client.infer("two", pair(), model_version="1", request_id="7/a")
     assert result.get_response()["id"] == "7/a"
     assert result.get_response()["model_name"] == "two"
@@ -172,9 +263,9 @@ def test_classification(client, is_binary):
     assert texts == [["4.000000:3:dog", "3.000000:2:cat"], ["8.000000:3:dog", "7.000000:2:cat"]]
 
 
-def test_parameters_reach_the_model(client):
+def test_parameters_reach_the_model(any_client):
     given = {"text": "a", "number": 3, "yes": True}
-    result = client.infer("echo", [number("n", 1)], parameters=given, priority=2, timeout=10**7)
+    result = any_client.infer("echo", [number("n", 1)], parameters=given, priority=2, timeout=10**7)
     (name,) = [output["name"] for output in result.get_response()["outputs"]]
     assert result.as_numpy(name).item() == b'{"number": 3, "text": "a", "yes": true}'
 
@@ -185,19 +276,35 @@ def test_the_timeout_ends_a_request(client):
     assert message.startswith("the request's time was over while ")
 
 
+LONG = np.arange(30_000, dtype=np.float32).reshape(-1, 3)
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
-def test_compression(client, coding):
-    values = np.arange(30_000, dtype=np.float32).reshape(-1, 3)
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_compression(client, monkeypatch, coding, is_binary):
+    """Numbers as bytes hardly shrink, so only text is compressed."""
+    post, codings = client._client_stub.post, []
+
+    def noted_post(**arguments):
+        answer = post(**arguments)
+        sent = arguments["headers"]["Content-Encoding"]
+        codings.append((sent, answer.get("Content-Encoding")))
+        return answer
+
+    monkeypatch.setattr(client._client_stub, "post", noted_post)
     result = client.infer(
         "identity_fp32",
-        [tensor("x", values)],
+        [tensor("x", LONG)],
+        outputs=[http.InferRequestedOutput("y", binary_data=is_binary)],
         request_compression_algorithm=coding,
         response_compression_algorithm=coding,
     )
-    np.testing.assert_array_equal(result.as_numpy("y"), values)
+    np.testing.assert_array_equal(result.as_numpy("y"), LONG)
+    assert codings == [(coding, None if is_binary else coding)]
 
 
-def test_async_infer_batches(client):
+def test_async_infer_batches(any_client):
+    client = any_client
     pending = [client.async_infer("two", [tensor("a", A + i), tensor("b", B)]) for i in range(16)]
     for index, request in enumerate(pending):
         np.testing.assert_array_equal(request.get_result().as_numpy("sum"), A + index + B)
@@ -294,7 +401,7 @@ def with_aio(server, use):
     return asyncio.run(run())
 
 
-def test_aio_state(server):
+def test_aio_state(any_server):
     async def use(client):
         assert await client.is_server_live()
         assert await client.is_server_ready()
@@ -304,11 +411,21 @@ def test_aio_state(server):
         assert (await client.get_model_metadata("two"))["versions"] == ["1", "2"]
         assert (await client.get_model_config("two"))["name"] == "two"
         index = await client.get_model_repository_index()
-        assert {"name": "two", "version": "2", "state": "READY", "reason": ""} in index
+        assert [(entry["name"], entry["version"]) for entry in index] == VERSIONS
         stats = await client.get_inference_statistics("two")
         assert [entry["version"] for entry in stats["model_stats"]] == ["1", "2"]
 
-    with_aio(server, use)
+    with_aio(any_server, use)
+
+
+def test_aio_load_and_unload(explicit_server):
+    async def use(client):
+        await client.load_model("two")
+        assert await client.is_model_ready("two", "2")
+        await client.unload_model("two")
+        assert not await client.is_model_ready("two", "2")
+
+    with_aio(explicit_server, use)
 
 
 def test_aio_every_datatype(server, case):
@@ -323,7 +440,7 @@ def test_aio_every_datatype(server, case):
 
 
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
-def test_aio_many_at_once(server, coding):
+def test_aio_many_at_once(any_server, coding):
     async def use(client):
         calls = [
             client.infer(
@@ -336,8 +453,33 @@ def test_aio_many_at_once(server, coding):
         ]
         return await asyncio.gather(*calls)
 
-    for index, result in enumerate(with_aio(server, use)):
+    for index, result in enumerate(with_aio(any_server, use)):
         np.testing.assert_array_equal(result.as_numpy("sum"), A + index + B)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_aio_compression(server, coding):
+    async def use(client):
+        post, codings = client._post, []
+
+        async def noted_post(**arguments):
+            answer = await post(**arguments)
+            codings.append(answer.headers.get("Content-Encoding"))
+            return answer
+
+        client._post = noted_post
+        result = await client.infer(
+            "identity_fp32",
+            [tensor("x", LONG)],
+            outputs=[http.InferRequestedOutput("y", binary_data=False)],
+            request_compression_algorithm=coding,
+            response_compression_algorithm=coding,
+        )
+        return result.as_numpy("y"), codings
+
+    found, codings = with_aio(server, use)
+    np.testing.assert_array_equal(found, LONG)
+    assert codings == [coding]
 
 
 def test_aio_errors(server):

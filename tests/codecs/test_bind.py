@@ -353,3 +353,35 @@ def test_any_value_is_bound_or_refused(method, schema, value):
     except SalverError:
         return
     assert all(tensor.array(name).shape == tensor.shape for name, tensor in tensors.items())
+
+
+FILE = np.float32([[1, 2]]).tobytes()
+GRID = TensorSpec(name="x", dtype=FP32, shape=(-1, -1, 2))
+FREE = TensorSpec(name="x", dtype=FP32, shape=(-1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "values"),
+    [
+        (rows(MATRIX), FILE, [[1, 2]]),
+        (single(TensorSpec(name="x", dtype=FP32, shape=(-1,))), FILE, [1, 2]),
+        (rows(GRID), 2 * FILE, [[[1, 2], [1, 2]]]),
+        (single(TensorSpec(name="x", dtype=INT8, shape=())), b"\xff", -1),
+    ],
+)
+def test_bytes_are_the_numbers_of_the_only_input(method, body, values):
+    bound_bytes = bind(method, Raw(body, "application/octet-stream"))
+    assert bound_bytes["x"].array().tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "told"),
+    [
+        (rows(MATRIX), 2 * FILE, "expects 8 bytes, got 16"),
+        (rows(GRID), FILE + b"1", "expects 8 bytes, got 9"),
+        (rows(FREE), FILE, "does not follow from a number of bytes"),
+    ],
+)
+def test_bytes_that_do_not_fit_the_input(method, body, told):
+    with pytest.raises(InvalidInput, match=told):
+        bind(method, Raw(body, "application/octet-stream"))

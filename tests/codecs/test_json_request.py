@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import contextmanager, nullcontext, suppress
 from unittest import mock
@@ -15,6 +16,7 @@ from tests.codecs.arrays import NAMED
 from tritonclient.http import InferenceServerClient, InferInput
 
 from salver.codecs import json_request, long_array
+from salver.codecs.json_numbers import MAX_VALUES
 from salver.codecs.json_request import decode_request
 from salver.codecs.long_array import LongArray
 from salver.codecs.v2 import MAX_RANK
@@ -345,6 +347,16 @@ def test_no_nesting_is_too_deep_to_be_judged(field, opening, closing, depth):
         assert decode_request(body, 64).tensors["x"].array("x").tolist() == [1]
 
 
+@pytest.mark.parametrize("mark", [b'"data":[', b'"data":["",', b'"data":[1,1,'])
+def test_what_only_looks_like_many_inputs_is_soon_given_up(mark):
+    with (
+        mock.patch.object(long_array, "_end_of_data", return_value=-1) as looked_for,
+        pytest.raises(InvalidInput),
+    ):
+        decode_request(b'{"inputs":[' + mark * 100_000, 64)
+    assert looked_for.call_count == 1024
+
+
 def test_a_long_array_elsewhere_is_no_input():
     value = one("FP32", [1], [1.0])
     value["parameters"] = {"data": np.ones(60_000).tolist()}
@@ -455,3 +467,24 @@ def test_any_value_is_a_tensor_or_an_error(datatype, shape, data, padding, is_lo
     with suppress(SalverError), short_parts() if is_long else nullcontext():
         tensor = decode_request(body, 8).tensors["x"]
         assert tensor.array("x").shape == tensor.shape
+
+
+@pytest.mark.parametrize("num_rows", [1, 2000])
+def test_null_stands_for_what_is_left_out(num_rows):
+    value = one("FP32", [num_rows, 4], [1.0] * 4 * num_rows)
+    body = orjson.dumps({**value, "id": None, "parameters": None, "outputs": None})
+    found = decode_request(body, 64)
+    assert (found.id, found.parameters, found.outputs) == ("", None, None)
+    assert found.tensors["x"].shape == (num_rows, 4)
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", '""', "[0]"])
+def test_more_values_than_memory_is_meant_for_are_never_built_at_once(value):
+    data = ",".join([value] * (MAX_VALUES + 1))
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[[[%b],0]]}]}'
+    before = resident_bytes(os.getpid())
+    told = nullcontext() if value == "[]" else pytest.raises(TooLarge, match=str(MAX_VALUES))
+    with told:
+        # Lists of nothing add nothing to the one value, and are read some at a time.
+        assert decode_request(body % data.encode(), 64).tensors["x"].array().tolist() == [0]
+    assert resident_bytes(os.getpid()) - before < 8 * len(data)

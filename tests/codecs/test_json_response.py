@@ -21,7 +21,7 @@ from salver.codecs.json_response import (
     response_parts,
     wants_binary,
 )
-from salver.errors import Unsupported
+from salver.errors import InvalidInput, Unsupported
 from salver.signature import Method
 from salver.types import BF16, BYTES, ModelRef, Response, Rows, Tensor, Tensors
 
@@ -101,6 +101,19 @@ def test_which_outputs_are_binary():
     assert wanted({"binary_data_output": True}, plain) == ["a"]
     with pytest.raises(Unsupported, match="shared memory"):
         wanted({}, {"name": "a", "parameters": {"shared_memory_region": "r"}})
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"parameters": {"binary_data_output": "false"}},
+        {"outputs": [{"name": "a", "parameters": {"binary_data": 0}}]},
+    ],
+)
+def test_wishes_are_true_or_false(wish):
+    body = orjson.dumps({"inputs": [], **wish})
+    with pytest.raises(InvalidInput, match="expected true or false"):
+        wants_binary(decode_request(body, 64), ("a",))
 
 
 def test_the_triton_clients_wishes_are_understood():

@@ -24,7 +24,7 @@ async def load_and_unload(engine: Engine, version: VersionOnDisk) -> tuple[int, 
     await engine.load(version)
     loaded = resident_bytes()
     await engine.unload(version.ref)
-    await asyncio.gather(*engine._retiring.values())
+    await asyncio.gather(*engine._ends)
     return loaded - before, loaded - resident_bytes()
 
 

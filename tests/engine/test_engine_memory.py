@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,40 @@ def test_memory_is_given_back_once_for_many_and_not_at_the_end(
         engine = module.Engine(ServerConfig(), system_clock)
         await asyncio.gather(*map(engine.load, versions.values()))
         await asyncio.gather(*(engine.unload(ref) for ref in list(versions)[:2]))
-        await asyncio.gather(*engine._retiring.values())
+        await asyncio.gather(*engine._ends)
         assert len(reclaimed) == 1
         await engine.stop(1)
 
     asyncio.run(run())
     assert len(reclaimed) == 1
+
+
+def test_the_end_waits_for_memory_that_is_being_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def reclaim(goal_bytes: int) -> None:
+        begun.set()
+        may_end.wait()
+
+    monkeypatch.setattr(module, "reclaim_memory", reclaim)
+    save(tmp_path, "a")
+    (version,) = FolderSource([Place(tmp_path)], {}).scan().values()
+
+    async def run() -> None:
+        engine = module.Engine(ServerConfig(), system_clock)
+        await engine.load(version)
+        await engine.unload(version.ref)
+        await asyncio.to_thread(begun.wait)
+        stopping = asyncio.ensure_future(engine.stop(1))
+        done, _ = await asyncio.wait([stopping], timeout=0)
+        may_end.set()
+        assert not done
+        await stopping
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
 
 
 def torch_script(folder: Path) -> Path:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import queue
 import signal
 import threading
+import weakref
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +42,23 @@ UNSAFE = Traits(holds_gil=False)
 X = TensorSpec(name="x", dtype=FP32, shape=(-1, 2))
 LABEL = TensorSpec(name="label", dtype=INT64, shape=(-1,), role="label")
 METHOD = Method(inputs=(X,), outputs=(LABEL,), batching="rows")
+
+
+def test_a_thread_holds_nothing_when_its_end_is_known() -> None:
+    """It may stay for a while, and unloading gives back only what nobody holds."""
+
+    class Model:
+        def close(self) -> None:
+            may_end.wait()
+
+    may_end, held = threading.Event(), queue.SimpleQueue[Any]()
+    model = Model()
+    alive = weakref.ref(model)
+    ending = module.in_thread(module.release, [model])
+    del model
+    ending.add_done_callback(lambda _: held.put(alive()))
+    may_end.set()
+    assert held.get() is None
 
 
 @pytest.mark.parametrize(
@@ -294,7 +313,7 @@ def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
 
         async def unload() -> None:
             await engine.unload(ref)
-            await asyncio.gather(*engine._retiring.values())
+            await asyncio.gather(*engine._ends)
 
         await engine.load(version)
         await unload()

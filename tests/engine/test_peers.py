@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from salver.clock import system_clock
+from salver.clock import NS_PER_S, system_clock
 from salver.config import ModelConfig, Queue, ServerConfig
 from salver.engine.channel import InSlots, OutSlots, create_arena
 from salver.engine.engine import Engine
 from salver.engine.generation import Generation
-from salver.engine.home import generation_elsewhere
+from salver.engine.home import HomeTarget, generation_elsewhere
 from salver.engine.peers import Peers
 from salver.errors import (
     Cancelled,
@@ -33,6 +33,8 @@ from salver.types import FP32, Call, CallContext, ModelRef, Request, Response, R
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from salver.clock import Clock
 
 REF = ModelRef("m", "1")
 NUMBER = 7
@@ -135,23 +137,24 @@ class Home:
 class Front:
     """A process that has not."""
 
-    def __init__(self, *, is_idempotent: bool = True, max_calls: int = 10) -> None:
+    def __init__(
+        self, *, is_idempotent: bool = True, max_calls: int = 10, clock: Clock = system_clock
+    ) -> None:
         self.engine = Engine(ServerConfig(), system_clock)
         self.peers = Peers(self.engine)
         processes.append(self.peers)
         self.statistics = ModelStatistics()
-        self.generation = generation_elsewhere(
+        target = HomeTarget(
             REF,
             NUMBER,
+            SIGNATURE,
             self.peers,
             config=ModelConfig(queue=Queue(max_calls=max_calls)),
-            runtime="fake",
-            signature=SIGNATURE,
-            is_idempotent=is_idempotent,
             statistics=self.statistics,
-            clock=system_clock,
-            loop=asyncio.get_running_loop(),
+            is_idempotent=is_idempotent,
+            clock=clock,
         )
+        self.generation = generation_elsewhere(target, "fake", batches=False)
         self.engine.show(self.generation)
 
     def ask(
@@ -437,6 +440,68 @@ def test_a_deadline_holds_while_there_is_no_home() -> None:
         _, sink = front.ask(deadline=system_clock() + 1_000_000)
         await until(lambda: sink.items)
         assert isinstance(sink.error, DeadlineExceeded)
+
+    run(test)
+
+
+def test_a_deadline_holds_when_the_home_hangs() -> None:
+    """It reads what it is sent and says nothing; others may answer, or it does at last."""
+
+    async def test() -> None:
+        home, front, _ = await joined()
+        _, late = front.ask(deadline=system_clock() + 1_000_000)
+        _, open_end = front.ask()
+        hung, _ = await until(lambda: len(home.model.calls) == 2 and home.model.calls)
+        hung.ended = True  # so that it does not answer when it is cancelled
+        await until(lambda: late.items)
+        assert isinstance(late.error, DeadlineExceeded)
+        assert (late.finals, front.generation.leases) == (1, 1)
+        assert front.statistics.outcomes()["expired"] == 1
+        _, waiting = front.ask(2.0)
+        assert front.generation.target.queue_depth == 1
+        home.model.answer(home.model.calls[1], 1.0)
+        await until(lambda: len(home.model.calls) == 3)
+        home.model.answer(home.model.calls[2], 4.0)
+        await until(lambda: waiting.items)
+        assert (open_end.items, waiting.items) == ([1.0], [4.0])
+        hung.ended = False
+        home.model.answer(hung, 3.0)
+        await until(lambda: not home.generation.leases)
+        assert (late.finals, front.generation.leases) == (1, 0)
+
+    run(test)
+
+
+def test_a_home_that_answers_late_is_asked_again() -> None:
+    async def test() -> None:
+        ahead = 0
+        home, front, _ = await joined(clock=lambda: system_clock() + ahead)
+        _, first = front.ask(deadline=system_clock() + 1)
+        _, second = front.ask(deadline=system_clock() + 100 * NS_PER_S)
+        calls = await until(lambda: len(home.model.calls) == 2 and home.model.calls)
+        calls[0].ended = True
+        await until(lambda: first.items)
+        ahead = 200 * NS_PER_S
+        home.model.answer(calls[1], 2.0)
+        await until(lambda: second.items)
+        _, third = front.ask()
+        await until(lambda: len(home.model.calls) == 3)
+        home.model.answer(calls[2], 3.0)
+        assert await until(lambda: third.items) == [3.0]
+
+    run(test)
+
+
+def test_the_home_is_the_first_to_tell_that_time_is_over() -> None:
+    async def test() -> None:
+        home, front, _ = await joined()
+        deadline = system_clock() + 1_000_000
+        _, sink = front.ask(deadline=deadline)
+        (call,) = await until(lambda: home.model.calls)
+        await until(lambda: system_clock() > deadline)
+        home.model.answer(call, DeadlineExceeded("while running"))
+        await until(lambda: sink.items)
+        assert sink.error.message == "while running"
 
     run(test)
 

@@ -515,12 +515,12 @@ async def test_home_calls_inherit_deadline_and_depth(tmp_path: Path) -> None:
 
     async with launched(tmp_path, caller=caller) as instance:
         asked = single("call", 4)
-        asked.context = CallContext(deadline=5, priority=3, tenant="t")
+        asked.context = CallContext(deadline=5, priority=3)
         asked.deadline, asked.depth = 10, 2
         assert numbers(await Outcome(instance, asked).end) == [5]
     ((ref, request, context, depth),) = calls
     assert (ref.name, request.method, request.with_roles, depth) == ("other", "m", True, 3)
-    assert context == CallContext(deadline=10, priority=3, tenant="t")
+    assert context == CallContext(deadline=10, priority=3)
 
 
 @on_loop

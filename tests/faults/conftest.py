@@ -69,6 +69,12 @@ class Connection:
     def abort(self) -> None:
         self._writer.transport.abort()
 
+    async def half_close(self) -> None:
+        """Ends what is sent, and waits until the server ends too."""
+        self._writer.write_eof()
+        assert await self._reader.read() == b""
+        await self.close()
+
     async def close(self) -> None:
         self._writer.close()
         await self._writer.wait_closed()

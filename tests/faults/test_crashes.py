@@ -125,6 +125,11 @@ def test_a_model_that_always_dies_is_given_up(
         # Of several processes, the one that answers here hears of it from another.
         while (await connection.ask(tools.get("/v2/health/ready"))).status == 200:
             pass
+        index = await connection.ask(b"POST /v2/repository/index HTTP/1.1\r\nHost: a\r\n\r\n")
+        deadly, fine = json.loads(index.body)
+        assert (deadly["name"], deadly["state"]) == ("deadly", "UNAVAILABLE")
+        assert "change its files or restart" in deadly["reason"]
+        assert (fine["state"], fine["reason"]) == ("READY", "")
         await connection.close()
 
     tools.on_loop(test())

@@ -7,6 +7,8 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -49,6 +51,58 @@ def test_clients_that_vanish_leave_nothing_behind(
         await watcher.close()
 
     tools.on_loop(test())
+    assert server.stop() == 0
+
+
+GATED = """
+import time
+from pathlib import Path
+
+import salver
+
+class Model:
+    def predict(self, x: salver.Array["float32", "B", 1]) -> salver.Array["float32", "B", 1]:
+        with Path({seen!r}).open("a") as file:
+            file.write(str(x.tolist()))
+        while not Path({gate!r}).exists():
+            time.sleep(0.01)
+        return x
+"""
+
+
+@pytest.mark.parametrize("closes", ["close", "half_close"])
+def test_a_client_that_closes_leaves_the_queue(
+    serve: Callable[..., Any], tools: Any, tmp_path: Path, closes: str
+) -> None:
+    """Its FIN is all that a server hears of a client that gave up."""
+    seen, gate, repository = tmp_path / "seen", tmp_path / "gate", tmp_path / "repository"
+    source = GATED.format(seen=str(seen), gate=str(gate))
+    tools.write_model(repository / "m" / "1", source, "warmup: {runs: 0}")
+    server = serve(repository, *QUIET)
+    seen.touch()
+
+    async def test() -> None:
+        first, leaving, last, watcher = [await tools.Connection.open(server.port) for _ in range(4)]
+        first.send(tools.request(1))
+        while not seen.read_text():
+            await watcher.ask(tools.get("/v2"))
+        leaving.send(tools.request(2))
+        while not await metric(tools, watcher, "salver_queue_depth"):
+            pass
+        await getattr(leaving, closes)()
+        while await metric(tools, watcher, "salver_queue_depth"):
+            pass
+        gate.touch()
+        assert (await first.answer()).value == 1
+        assert (await last.ask(tools.request(3))).value == 3
+        assert await metric(tools, watcher, "salver_failures_total") == 1
+        text = (await watcher.ask(tools.get("/metrics"))).body.decode()
+        assert re.search(r'salver_failures_total{.*"cancelled"} 1\n', text)
+        for client in (first, last, watcher):
+            await client.close()
+
+    tools.on_loop(test())
+    assert seen.read_text() == "[[1.0]][[3.0]]"
     assert server.stop() == 0
 
 

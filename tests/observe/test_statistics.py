@@ -93,9 +93,19 @@ def test_runs_are_counted_by_size_and_reason() -> None:
     statistics.batch(3, "delay", 300)
     statistics.batch(1000, "full", 500)
     assert statistics.batches() == {3: (2, 400), MAX_EXACT_BATCH: (1, 500)}
-    assert (statistics.num_rows, statistics.num_runs, statistics.compute_ns) == (1006, 3, 900)
+    assert (statistics.num_rows, statistics.num_runs) == (1006, 3)
+    assert statistics.compute_times().total_ns == 900
     assert statistics.reasons() == dict.fromkeys(REASONS, 0) | {"full": 2, "delay": 1}
     assert statistics.last_run_ms > 1_700_000_000_000
+
+
+def test_the_time_of_a_shared_run_counts_for_each_of_its_calls() -> None:
+    statistics = ModelStatistics()
+    statistics.answered([100, 200, 300], 500, 1500)
+    statistics.call(50, 40, None)
+    statistics.call(9000, 8000, ModelFailed(""))
+    assert statistics.waited == (4, 400 + 300 + 200 + 40)
+    assert statistics.ran == (4, 3 * 1000 + 10)
 
 
 def test_histograms_keep_every_call_and_the_sum_of_times() -> None:

@@ -22,21 +22,29 @@ import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("ml_dtypes")
+pytest.importorskip("tritonclient.grpc")
+import grpc
 import ml_dtypes
 import onnx
 import onnxruntime
 from onnx import TensorProto, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from salver.types import BF16, DTYPES, Packed, dtype_of_array, pack_bytes
 
 CHUNK = 500
+LEAST_SERVED = 1500
+"""Cases; fewer mean that what is excepted is excepted wrongly."""
+GRPC_STEP = 15
+"""Every so many cases one is asked for over gRPC, too."""
 NO_TENSOR = "sequences, maps and optionals have no datatype in the protocol"
 NO_DATATYPE = "float8, float4, int4, int2 and complex numbers have no datatype in the protocol"
 NO_OPERATOR = "ONNX Runtime has no such operator, or not for these types"
 OTHER_ANSWER = "ONNX Runtime itself gives other answers"
 NOT_IN_RUNTIME = "ONNX Runtime itself cannot open or run it here"
+TIMEOUT_S = 60
 MAX_IR_VERSION = 13
 """What ONNX Runtime reads; the cases use nothing that newer ones brought."""
 # It takes operators whose version is not final only if it is asked to, here and in the server.
@@ -212,6 +220,17 @@ def reason(name: str) -> str:
 # The server
 
 
+class Connections(NamedTuple):
+    """To one server, by each protocol."""
+
+    http: http.client.HTTPConnection
+    grpc: grpc.Channel
+
+    def close(self) -> None:
+        self.http.close()
+        self.grpc.close()
+
+
 class Served:
     """Servers of a few hundred models each; one runs at a time."""
 
@@ -221,17 +240,22 @@ class Served:
         self._names = list(cases())
         self._chunk = -1
         self._server: Any = None
-        self._connection: Any = None
+        self._connections: Any = None
 
-    def connection(self, name: str) -> http.client.HTTPConnection:
-        """A connection to the server that has the model."""
+    def connections(self, name: str) -> Connections:
+        """Connections to the server that has the model."""
         chunk = self._names.index(name) // CHUNK
         if chunk != self._chunk:
             self.stop()
             self._server = self._serve(self._folder(chunk), "--mode", "none")
-            self._connection = http.client.HTTPConnection(self._server.address, timeout=60)
+            address = self._server.address
+            self._connections = Connections(
+                http.client.HTTPConnection(address, timeout=TIMEOUT_S),
+                grpc.insecure_channel(address),
+            )
             self._chunk = chunk
-        return self._connection
+        found: Connections = self._connections
+        return found
 
     def _folder(self, chunk: int) -> Path:
         folder = self._root / str(chunk)
@@ -243,7 +267,7 @@ class Served:
 
     def stop(self) -> None:
         if self._server is not None:
-            self._connection.close()
+            self._connections.close()
             self._server.stop()
 
 
@@ -278,8 +302,9 @@ def decoded(output: dict[str, Any], data: bytes) -> Any:
     return np.frombuffer(data, kind).reshape(shape)
 
 
-def infer(connection: http.client.HTTPConnection, name: str, inputs: list[Any]) -> list[Any]:
+def infer_by_http(connections: Connections, name: str, inputs: list[Any]) -> list[Any]:
     """The outputs of a served model, in the model's order."""
+    connection = connections.http
     connection.request("GET", f"/v2/models/{name}")
     answer = connection.getresponse()
     metadata = json.loads(answer.read())
@@ -303,11 +328,44 @@ def infer(connection: http.client.HTTPConnection, name: str, inputs: list[Any]) 
     return outputs
 
 
-@pytest.mark.parametrize("name", cases())
-def test_the_server_answers_as_expected(served: Served, name: str) -> None:
+def infer_by_grpc(connections: Connections, name: str, inputs: list[Any]) -> list[Any]:
+    """The same over gRPC, with tensors as bytes."""
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(connections.grpc)
+    metadata = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name=name), timeout=TIMEOUT_S)
+    request = service_pb2.ModelInferRequest(model_name=name)
+    for spec, array in zip(metadata.inputs, inputs, strict=True):
+        head, data = encoded(spec.name, array)
+        request.inputs.add(name=spec.name, datatype=head["datatype"], shape=head["shape"])
+        request.raw_input_contents.append(data)
+    answer = stub.ModelInfer(request, timeout=TIMEOUT_S)
+    heads = (
+        {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        for output in answer.outputs
+    )
+    return [
+        decoded(head, data) for head, data in zip(heads, answer.raw_output_contents, strict=True)
+    ]
+
+
+def asked() -> list[Any]:
+    """Every case by HTTP, and some by gRPC while the same server runs."""
+    found = []
+    for index, name in enumerate(cases()):
+        found.append(pytest.param(name, infer_by_http, id=name))
+        if index % GRPC_STEP == 0:
+            found.append(pytest.param(name, infer_by_grpc, id=f"{name}-grpc"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "infer"), asked())
+def test_the_server_answers_as_expected(served: Served, name: str, infer: Any) -> None:
     why = reason(name)
     if why:
         pytest.skip(why)
-    connection = served.connection(name)
+    connections = served.connections(name)
     for inputs, expected in cases()[name].pairs:
-        compare(cases()[name], expected, infer(connection, name, inputs))
+        compare(cases()[name], expected, infer(connections, name, inputs))
+
+
+def test_most_cases_are_served() -> None:
+    assert sum(not reason(name) for name in cases()) >= LEAST_SERVED

@@ -14,7 +14,7 @@ from salver.interfaces import Command, Query
 from salver.protocols.kserve_v2 import KserveV2
 from salver.signature import Method, TensorSpec
 from salver.testing import check_protocol
-from salver.types import FP32, ModelRef, Response, Rows, Tensor, Tensors
+from salver.types import FP32, ModelRef, Raw, Response, Rows, Tensor, Tensors
 
 KSERVE = KserveV2(Limits())
 ENDPOINTS = {endpoint.path: endpoint for endpoint in KSERVE.endpoints()}
@@ -163,3 +163,11 @@ def test_errors():
     answer = KSERVE.refuse(NotFound("nothing here"))
     assert answer.status == 404
     assert orjson.loads(answer.body[0]) == {"error": "nothing here"}
+
+
+def test_a_body_without_json_is_the_only_input_and_answered_in_bytes():
+    operation = decode(b"\0\0\x80\x3f", 0)
+    assert operation.request.payload == Raw(b"\0\0\x80\x3f", "application/octet-stream")
+    headers, found = answered(operation)
+    assert headers["Content-Type"] == "application/octet-stream"
+    np.testing.assert_array_equal(found.as_numpy("y"), [[0.5, 2.0, 1.0]])

@@ -222,6 +222,12 @@ class Client:
     def answers(self) -> list[Answer]:
         return read_answers(self.transport.sent)
 
+    def end(self) -> None:
+        """Closes the client's side, as `close` and `shutdown(SHUT_WR)` both do."""
+        self.connection.eof_received()
+        self.transport.close()
+        self.door.turn()
+
     def leave(self) -> None:
         self.transport.ended = "gone"
         self.connection.connection_lost(None)

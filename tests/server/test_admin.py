@@ -15,6 +15,7 @@ from salver.interfaces import Command, Query
 from salver.observe.metrics import exposition
 from salver.observe.rates import Rates
 from salver.protocols.kserve_v2 import KserveV2
+from salver.protocols.kserve_v2_grpc import methods
 from salver.protocols.plain import PlainDoor
 from salver.server import admin
 from salver.server.admin import Admin
@@ -49,8 +50,8 @@ class Served:
         self.engine.is_started = True
         self.rates = Rates()
         self.repository = Repository(FolderSource([Place(folder)], {}), self.engine, config)
-        self.admin = Admin(config, self.engine, self.repository, self.rates)
-        self.admin.router = Router([PlainDoor(config.limits), KserveV2(config.limits), Pages()])
+        router = Router([PlainDoor(config.limits), KserveV2(config.limits), Pages()])
+        self.admin = Admin(config, self.engine, self.repository, self.rates, router)
 
     def ask(self, name: str, **arguments: Any) -> Any:
         return self.admin.query(Query(name=name, arguments=arguments))
@@ -166,6 +167,9 @@ def test_states_as_tensorflow_serving_and_kserve_ask_for_them(folder: Path) -> N
         for version in ("1", "old"):
             found = served.ask("model_status", model="double", version=version)
             assert found["model_version_status"] == [first]
+            assert served.ask("model_metadata", model="double", version=version)["versions"] == [
+                "1"
+            ]
         found = served.ask("model_status", model="broken")
         (broken,) = found["model_version_status"]
         assert (found["ready"], broken["state"]) == (False, "END")
@@ -258,6 +262,50 @@ def test_the_configuration_tells_the_largest_batch(
     serve(tmp_path, check)
 
 
+COUNT = """
+from collections.abc import Iterator
+
+class Count:
+    def predict(self, n: int) -> Iterator[int]:
+        yield n
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy", "kind", "gpus"),
+    [
+        ("", {"latest": {"num_versions": 1}}, "KIND_CPU", []),
+        ("versions: 3", {"latest": {"num_versions": 3}}, "KIND_CPU", []),
+        ("versions: all\ndevice: cuda", {"all": {}}, "KIND_GPU", [0]),
+        ("versions: ['7']\ndevice: 'cuda:1'", {"specific": {"versions": [7]}}, "KIND_GPU", [1]),
+    ],
+)
+def test_the_configuration_tells_versions_place_and_streaming(
+    tmp_path: Path, settings: str, policy: Any, kind: str, gpus: list[int]
+) -> None:
+    for name, code in (("m", DOUBLE), ("count", COUNT)):
+        (tmp_path / name / "7").mkdir(parents=True)
+        (tmp_path / name / "7" / "model.py").write_text(code)
+    (tmp_path / "m" / "model.yaml").write_text(f"instances: {{isolation: inline}}\n{settings}")
+    (tmp_path / "count" / "model.yaml").write_text("instances: {isolation: thread}")
+
+    async def check(served: Served) -> None:
+        await served.tell("load", model="m")
+        await served.tell("load", model="count")
+        found = served.ask("model_config", model="m")
+        assert found["version_policy"] == policy
+        (group,) = found["instance_group"]
+        assert (group["kind"], group["gpus"], group["count"]) == (kind, gpus, 1)
+        assert "model_transaction_policy" not in found
+        assert served.ask("model_config", model="count")["model_transaction_policy"] == {
+            "decoupled": True
+        }
+        (rpc,) = (each for each in methods() if each.path.endswith("/ModelConfig"))
+        assert rpc.encode(Query(name="model_config"), found, True)
+
+    serve(tmp_path, check)
+
+
 def test_a_request_of_too_many_rows_is_refused_before_it_waits(folder: Path) -> None:
     (folder / "double" / "model.yaml").write_text(SETTINGS + "batching: {max_size: 2}\n")
 
@@ -279,10 +327,17 @@ def test_statistics_of_a_version(folder: Path) -> None:
         (found,) = served.ask("statistics", model="double", version="2")["model_stats"]
         assert (found["inference_count"], found["execution_count"]) == (1, 1)
         assert found["last_inference"] > 1_700_000_000_000
+        assert isinstance(await served.predict("double", -1), SalverError)
+        await asyncio.gather(*(served.predict("double", 1) for _ in range(3)))
+        (found,) = served.ask("statistics", model="double", version="2")["model_stats"]
         stats = found["inference_stats"]
-        assert stats["success"]["count"] == stats["queue"]["count"] == 1
-        assert stats["success"]["ns"] >= stats["compute_infer"]["ns"] > 0
-        assert [entry["batch_size"] for entry in found["batch_stats"]] == [1]
+        compute = [stats[f"compute_{part}"] for part in ("input", "infer", "output")]
+        assert [each["count"] for each in (stats["success"], stats["queue"], *compute)] == [4] * 5
+        assert stats["success"]["ns"] == stats["queue"]["ns"] + sum(each["ns"] for each in compute)
+        single, shared = found["batch_stats"]
+        assert (single["batch_size"], shared["batch_size"]) == (1, 3)
+        assert [shared[f"compute_{part}"]["count"] for part in ("input", "infer")] == [1, 1]
+        assert stats["compute_infer"]["ns"] >= 3 * shared["compute_infer"]["ns"] > 0
         with pytest.raises(NotFound):
             served.ask("statistics", model="double", version="9")
 
@@ -298,6 +353,16 @@ def test_models_that_are_only_offered_are_listed(folder: Path) -> None:
         assert [(entry["name"], entry["version"], entry["state"]) for entry in ready] == [
             ("double", "2", "READY")
         ]
+
+    serve(folder, check)
+
+
+def test_the_index_sorts_versions_by_number(folder: Path) -> None:
+    async def check(served: Served) -> None:
+        for version in ("10", "2", "1", "nightly"):
+            served.engine.note(ModelRef("m", version), "LOADING")
+        index = served.ask("repository_index")
+        assert [entry["version"] for entry in index] == ["nightly", "1", "2", "10"]
 
     serve(folder, check)
 

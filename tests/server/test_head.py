@@ -81,6 +81,14 @@ def test_what_is_remembered_is_bounded():
         ("gzip;q=0, deflate", "deflate"),
         ("gzip; q=0.000", ""),
         ("br, zstd", ""),
+        ("gzip;Q=0.2, deflate ; q=0.7", "deflate"),
+        ("gzip;q=nonsense, deflate;q=0", ""),
+        ("x-gzip", "gzip"),
+        ("*", "gzip"),
+        ("*;q=0", ""),
+        ("gzip;q=0, *;q=0.1", "deflate"),
+        ("gzip, *;q=0", "gzip"),
+        ("identity", ""),
     ],
 )
 def test_accepted_encoding(value, expected):
@@ -89,7 +97,7 @@ def test_accepted_encoding(value, expected):
 
 def test_content_encoding():
     assert content_encoding("Identity") == ""
-    assert content_encoding("GZip") == "gzip"
+    assert content_encoding("GZip") == content_encoding("x-gzip") == "gzip"
     with pytest.raises(UnsupportedMedia, match="br"):
         content_encoding("br")
 

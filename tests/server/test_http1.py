@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION
+from salver.types import Tensor
 
 LIVE = "/v2/health/live"
 
@@ -173,7 +174,19 @@ def test_options_tells_the_methods(door, path):
     assert answer.status == 204
     assert "OPTIONS" in answer.headers["allow"]
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert answer.headers["vary"] == "Origin"
+    allowed = set(answer.headers["access-control-allow-headers"].split(", "))
+    assert allowed > {"Authorization", "Content-Encoding", "Inference-Header-Content-Length"}
     assert "content-length" not in answer.headers
+
+
+@pytest.mark.parametrize("trailer", [b"X\0: 1", b"X: \0", b"X Y: 1", b": 1", b"no colon", b" X: 1"])
+def test_a_trailer_is_a_header_field(door, trailer):
+    here = door()
+    body = chunked(here.infer(), trailers=trailer + b"\r\n")
+    (answer,) = here.connect().send(here.request(Transfer_Encoding="chunked") + body)
+    assert answer.status == 400
+    assert "trailer" in answer.json["error"]
 
 
 def test_a_preflight_needs_no_key_and_other_origins_get_no_permission(door):
@@ -182,6 +195,28 @@ def test_a_preflight_needs_no_key_and_other_origins_get_no_permission(door):
     (answer,) = here.connect().send(raw)
     assert answer.status == 204
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", [{}, {"Origin": "https://a.example"}, {"Origin": "https://b"}])
+def test_what_depends_on_the_origin_says_so(door, origin):
+    here = door(cors_origins=("https://a.example",))
+    (answer,) = here.connect().send(here.request(here.infer(), **origin))
+    assert answer.headers["vary"] == "Origin"
+    is_allowed = origin.get("Origin") == "https://a.example"
+    assert ("access-control-allow-origin" in answer.headers) == is_allowed
+    exposed = answer.headers.get("access-control-expose-headers", "")
+    assert ("Inference-Header-Content-Length" in exposed) == is_allowed
+
+
+def test_what_every_origin_may_read_is_the_same_for_all(door):
+    here = door(cors_origins=("*",))
+    client = here.connect()
+    one, other = client.send(
+        here.request(here.infer()) + here.request(here.infer(), Origin="https://b")
+    )
+    assert one.headers == other.headers
+    assert one.headers["access-control-allow-origin"] == "*"
+    assert "vary" not in one.headers
 
 
 def test_waits_for_the_body_only_after_saying_so(door):
@@ -548,29 +583,49 @@ def test_a_client_that_leaves_in_a_body_frees_it(door):
     assert not here.engine.calls
 
 
-def test_a_client_that_ends_its_side_still_gets_its_answers(door):
+def test_a_client_that_ends_its_side_gets_what_is_ready_and_no_more(door):
     here = door(pipelined=4)
     client = here.connect()
-    client.feed(here.request(here.infer()) * 10)
-    assert client.connection.eof_received()
-    here.turn(50)
-    assert len(client.answers()) == 10
-    assert client.transport.ended == "closed"
+    client.feed(here.request(method="GET", path=LIVE) + here.request(here.infer()) * 10)
+    client.end()
+    assert [answer.json for answer in client.answers()] == [{"live": True}]
+    assert here.engine.cancelled == here.engine.calls
+    client.connection.connection_lost(None)
+    assert client.connection not in here.app.connections
 
 
-def test_an_answer_of_the_same_turn_survives_the_end_of_the_input(door):
+@pytest.mark.parametrize("sent", ["a request", "a head", "a chunk", "a continue", "a stream"])
+def test_the_end_of_the_input_ends_what_is_due(door, sent):
     here = door()
+    here.engine.holds = True
+    body = here.infer(*range(9000))
+    raw = {
+        "a request": here.request(here.infer()),
+        "a head": here.request(body)[:30_000],
+        "a chunk": here.request(b"5\r\nabc", Transfer_Encoding="chunked"),
+        "a continue": here.request(Content_Length="9", Expect="100-continue"),
+        "a stream": here.request(b"[1]", path="/predict/m"),
+    }[sent]
     client = here.connect()
+    client.send(raw)
+    if sent == "a stream":
+        here.engine.push(here.engine.calls[0], Tensor.of([1.0]), False)
+    client.end()
+    assert here.engine.cancelled == here.engine.calls
+    assert client.connection._body is client.connection._chunked is None
+
+
+def test_who_ends_its_side_and_does_not_read_is_ended(door):
+    here = door(body_timeout_s=30)
+    client = here.connect()
+    client.transport.window = 0
     client.feed(here.request(method="GET", path=LIVE))
-    assert client.connection.eof_received()
-    here.turn()
-    assert client.answers()[0].status == 200
+    client.end()
     assert client.transport.ended == "closed"
-
-
-def test_an_idle_end_just_closes(door):
-    client = door().connect()
-    assert not client.connection.eof_received()
+    client.transport.ended = ""
+    here.pass_time(1)
+    here.pass_time(31)
+    assert client.transport.ended == "aborted"
 
 
 def test_slow_heads_are_ended_even_if_they_drip(door):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tests.server.http2.client import INFER, STREAM, Http2Client, framed, infer
 
-from salver.errors import Cancelled, InvalidInput, Overloaded
-from salver.server.bodies import INFLATED_AT_ONCE
+from salver.config import Limits
+from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
+from salver.server.bodies import INFLATED_AT_ONCE, compress
 from salver.server.inflation import Compressed, InflationGate
 from salver.types import Tensor
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Door
 
 SIZE = 1 << 20
+LIMITS = Limits(body_bytes=SIZE)
 
 
 def small(num_bytes: int) -> Compressed:
@@ -38,16 +40,32 @@ async def use(gate: InflationGate, body: Compressed) -> bytes:
         return await gate.inflate(body, SIZE)
 
 
+async def one_and_one_that_waits(
+    one: InflationGate, other: InflationGate
+) -> tuple[Compressed, Compressed, asyncio.Task[bytes]]:
+    """A body in use, and one for which it leaves no room, each with its gate."""
+    first, second = large(SIZE // 2), large(SIZE // 2 + 1)
+    await use(one, first)
+    waiting = asyncio.create_task(use(other, second))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    return first, second, waiting
+
+
 def is_empty(gate: InflationGate) -> bool:
-    return not gate._held and not gate._waiting
+    return not held(gate) and not gate.small.waiting and not gate.large.waiting
+
+
+def held(gate: InflationGate) -> int:
+    return gate.small.held + gate.large.held
 
 
 def test_what_is_short_takes_its_place_at_once():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     first, second = small(1000), small(1000)
     assert gate.inflate_at_once(first, SIZE) == bytes(1000)
     assert gate.inflate_at_once(second, SIZE) == bytes(1000)
-    assert gate._held == 2000
+    assert held(gate) == 2000
     first.free()
     first.free()
     second.free()
@@ -55,15 +73,52 @@ def test_what_is_short_takes_its_place_at_once():
 
 
 def test_what_may_become_too_much_is_not_inflated_at_once():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is not None
     assert gate.inflate_at_once(small(SIZE - 1000), SIZE) is None
     assert gate.inflate_at_once(large(10_000), SIZE) is None
 
 
+def test_a_body_takes_the_room_that_it_needs():
+    """And not what so many bytes could become at most."""
+
+    async def run() -> None:
+        gate = InflationGate(LIMITS)
+        bodies = [large(SIZE // 8) for _ in range(7)]
+        for body in bodies:
+            await use(gate, body)
+        assert held(gate) == 7 * SIZE // 8
+        for body in bodies:
+            body.free()
+        assert is_empty(gate)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 100_000])
+def test_what_is_longer_than_its_end_says_is_refused(num_bytes):
+    async def run() -> None:
+        gate = InflationGate(LIMITS)
+        data = gzip.compress(np.random.default_rng(0).bytes(num_bytes))
+        body = Compressed(data[:-4] + (500).to_bytes(4, "little"), "gzip")
+        with pytest.raises(InvalidInput, match="longer than its end says"):
+            gate.inflate_at_once(body, SIZE) or await use(gate, body)
+        body.free()
+        assert is_empty(gate)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_is_too_large_is_refused_as_that(encoding):
+    data = compress([bytes(1001)], encoding)
+    with pytest.raises(TooLarge):
+        InflationGate(LIMITS).inflate_at_once(Compressed(data, encoding), 1000)
+
+
 def test_bodies_wait_for_room_in_the_order_they_came():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         bodies = [large(SIZE - 1000) for _ in range(3)]
         tasks = [asyncio.create_task(use(gate, body)) for body in bodies]
         for body, task in zip(bodies, tasks, strict=True):
@@ -75,29 +130,47 @@ def test_bodies_wait_for_room_in_the_order_they_came():
     asyncio.run(run())
 
 
-def test_a_short_one_does_not_pass_those_that_wait():
+def test_a_small_one_passes_those_that_wait():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
-        first, second = large(SIZE - 1000), large(SIZE - 1000)
-        await use(gate, first)
-        waiting = asyncio.create_task(use(gate, second))
-        await asyncio.sleep(0)
-        assert gate.inflate_at_once(Compressed(gzip.compress(b""), "gzip"), 0) is None
-        first.free()
+        outer = InflationGate(LIMITS)
+        gate = InflationGate(LIMITS, outer=outer)
+        first, second, waiting = await one_and_one_that_waits(gate, gate)
+        third = small(SIZE // 256)
+        assert gate.inflate_at_once(small(SIZE // 256 + 1), SIZE) is None
+        assert gate.inflate_at_once(third, SIZE) is not None
+        for body in (first, third):
+            body.free()
         await waiting
+        second.free()
+        assert is_empty(gate)
+        assert is_empty(outer)
+
+    asyncio.run(run())
+
+
+def test_all_together_hold_no_more_than_may_be():
+    async def run() -> None:
+        gate = InflationGate(LIMITS)
+        bodies = [large(SIZE // 2), large(SIZE // 2 - SIZE // 16)]
+        for body in bodies:
+            await use(gate, body)
+        bodies += [small(SIZE // 256) for _ in range(17)]
+        plain = [gate.inflate_at_once(body, SIZE) for body in bodies[2:]]
+        assert [each is None for each in plain] == 16 * [False] + [True]
+        assert held(gate) == SIZE
+        for body in bodies:
+            body.free()
+        assert is_empty(gate)
 
     asyncio.run(run())
 
 
 def test_an_outer_gate_counts_what_all_inner_ones_hold():
     async def run() -> None:
-        outer = InflationGate(SIZE, 60)
-        one, other = InflationGate(SIZE, 60, outer), InflationGate(SIZE, 60, outer)
-        first, second = large(SIZE // 2), large(SIZE // 2 + 1)
-        await use(one, first)
-        waiting = asyncio.create_task(use(other, second))
-        await asyncio.sleep(0)
-        assert outer._held == len(outer._waiting) * (SIZE // 2)
+        outer = InflationGate(LIMITS)
+        one, other = InflationGate(LIMITS, outer=outer), InflationGate(LIMITS, outer=outer)
+        first, second, waiting = await one_and_one_that_waits(one, other)
+        assert outer.large.held == len(outer.large.waiting) * (SIZE // 2)
         first.free()
         await waiting
         second.free()
@@ -109,8 +182,9 @@ def test_an_outer_gate_counts_what_all_inner_ones_hold():
 @pytest.mark.parametrize("is_inner", [False, True])
 def test_nobody_waits_for_ever(is_inner):
     async def run() -> None:
-        outer = InflationGate(SIZE, 0)
-        gate = InflationGate(SIZE, 0, outer) if is_inner else outer
+        limits = Limits(body_bytes=SIZE, body_timeout_s=0)
+        outer = InflationGate(limits)
+        gate = InflationGate(limits, outer=outer) if is_inner else outer
         first = large(SIZE - 1000)
         await use(outer, first)
         late = large(SIZE - 1000)
@@ -126,11 +200,8 @@ def test_nobody_waits_for_ever(is_inner):
 
 def test_what_is_not_wanted_any_more_is_not_inflated():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
-        first, second = large(SIZE - 1000), large(SIZE - 1000)
-        await use(gate, first)
-        waiting = asyncio.create_task(use(gate, second))
-        await asyncio.sleep(0)
+        gate = InflationGate(LIMITS)
+        first, second, waiting = await one_and_one_that_waits(gate, gate)
         second.free()
         assert not second.data
         first.free()
@@ -142,18 +213,18 @@ def test_what_is_not_wanted_any_more_is_not_inflated():
 
 
 def test_a_place_is_kept_while_somebody_works_on_the_body():
-    gate = InflationGate(SIZE, 60)
+    gate = InflationGate(LIMITS)
     body = small(1000)
     with body:
         gate.inflate_at_once(body, SIZE)
         body.free()
-        assert gate._held == 1000
+        assert held(gate) == 1000
     assert is_empty(gate)
 
 
 def test_broken_data_keep_no_place():
     async def run() -> None:
-        gate = InflationGate(SIZE, 60)
+        gate = InflationGate(LIMITS)
         for body in (Compressed(b"abc", "gzip"), Compressed(b"abc" * 9000, "gzip")):
             with pytest.raises(InvalidInput):
                 gate.inflate_at_once(body, SIZE) or await use(gate, body)
@@ -197,7 +268,7 @@ def test_inflated_bodies_of_one_connection_are_in_use_one_at_a_time(
     for number, stream in enumerate(streams, 1):
         settle(client, number)
         call = here.engine.calls[-1]
-        assert client.socket.inflation._held > 0
+        assert held(client.socket.inflation) > 0
         if leaves:
             client.h2.reset_stream(stream)
             client.turn()

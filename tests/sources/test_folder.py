@@ -321,3 +321,24 @@ def test_code_is_read_again_only_when_it_changed(
         assert source.scan() == before
     (tmp_path / "a.py").write_text(CODE.format("another"))
     assert list(source.scan()) == [ModelRef("another", "1")]
+
+
+def test_models_beside_the_one_that_its_name_chose_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "m/model.onnx", "m/model.onnx.data", "m/old.pkl", "m/words.txt", "n/1/model.pt")
+    put(tmp_path, "n/1/net.py")
+    source = FolderSource([Place(tmp_path)], {})
+    for _ in range(2):
+        assert [version.path.name for version in source.scan().values()] == [
+            "model.onnx",
+            "model.pt",
+        ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "model.onnx alone is served: 'm' holds model.onnx, old.pkl: name one as `file:` in "
+        "model.yaml"
+    ]
+    caplog.clear()
+    (tmp_path / "m" / "model.yaml").write_text("file: model.onnx")
+    assert len(FolderSource([Place(tmp_path)], {}).scan()) == 2
+    assert not caplog.records

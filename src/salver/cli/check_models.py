@@ -25,6 +25,7 @@ from salver.sources.folder import (
     chosen_versions,
     is_model,
     model_file,
+    passed_over,
     version_folders,
 )
 from salver.types import ModelRef, dtype_of
@@ -144,6 +145,8 @@ class Checker:
     ) -> Iterator[Finding]:
         path, problem = model_file(folder, file.config.file)
         if problem is None:
+            if told := passed_over(folder, file.config.file):
+                yield finding_of(told, self._shown(folder), 0, "file")
             yield from self._version(path, version, place, file)
             return
         yield from self._name(place, file)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from salver.engine.instances import run
 from salver.engine.loader import chosen, device, drop_item, place, thread_budget
-from salver.engine.warmup import warm_up
-from salver.errors import LoadFailed, SalverError
+from salver.engine.warmup import warm_up, work_of
+from salver.errors import LoadFailed, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
 from salver.runtimes.table import detect
 from salver.sources.folder import FolderSource, Place
+from salver.types import Rows, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -115,3 +116,24 @@ def placement(opened: Opened) -> Placement:
     default = next((cost.ns for cost in costs if cost.method == opened.signature.default), None)
     streams = any(method.streams for method in opened.signature.methods.values())
     return place(config.instances.isolation, opened.model.traits, default, streams)
+
+
+def run_once(opened: Opened, method: str, inputs: Tensors, outputs: tuple[str, ...]) -> Rows:
+    """Runs one call.
+
+    Raises: SalverError of the model's own, ModelFailed for anything else that it raises.
+    """
+    work = work_of(method, opened.signature.methods[method], inputs, outputs)
+    # Not by the engine's `run`, which takes Ctrl-C for a failure of the model.
+    try:
+        results = opened.model.run(work, drop_item)
+    except SalverError:
+        raise
+    except Exception as error:
+        raise ModelFailed(f"the model failed: {type(error).__name__}: {error}") from error
+    if isinstance(results, Rows):
+        return results
+    result = results[0]
+    if isinstance(result, SalverError):
+        raise result
+    return Rows(result or Tensors())

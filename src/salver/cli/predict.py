@@ -14,14 +14,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from salver.codecs.bind import bind
 from salver.codecs.values import spelled
 from salver.errors import ConfigError, InvalidInput, ModelFailed, SalverError, Unsupported, listed
-from salver.types import Object, Request, Response, Rows, Tensors, Work
+from salver.types import Object, Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from salver.cli.local import Opened
     from salver.cli.tables import Chunk
-    from salver.signature import Method
 
 Answer = dict[str, Any]
 _ANSWERS: Final = ("line", "prediction", "label", "probabilities")
@@ -213,9 +212,11 @@ class Predictor:
         self._skipped.append(f"{self._file}:{line}: {problem}")
 
     def _run(self, payload: Object) -> list[Answer]:
+        from salver.cli.local import run_once
+
         inputs = bind(self._method, payload)
-        rows = self._method.check(inputs)
-        results = run_once(self._opened, self._name, self._method, inputs, rows, self._outputs)
+        self._method.check(inputs)
+        results = run_once(self._opened, self._name, inputs, self._outputs)
         response = Response(
             results, self._opened.version.ref, self._method, self._outputs, parameters={}
         )
@@ -228,36 +229,6 @@ def _value(cell: Any) -> Any:
         return orjson.loads(cell) if isinstance(cell, str) else cell
     except orjson.JSONDecodeError:
         return cell
-
-
-def run_once(
-    opened: Opened,
-    name: str,
-    method: Method,
-    inputs: Tensors,
-    rows: int,
-    outputs: tuple[str, ...],
-) -> Rows:
-    """Runs one call.
-
-    Raises: SalverError of the model's own, ModelFailed for anything else that it raises.
-    """
-    arrays: dict[str, Any] = {key: tensor.array(key) for key, tensor in inputs.items()}
-    if method.batching == "items":
-        arrays = {key: [array] for key, array in arrays.items()}
-    work = Work(name, arrays, [0, rows], outputs, [{}])
-    try:
-        results = opened.model.run(work, lambda index, item: None)
-    except SalverError:
-        raise
-    except Exception as error:
-        raise ModelFailed(f"the model failed: {type(error).__name__}: {error}") from error
-    if isinstance(results, Rows):
-        return results
-    first = results[0]
-    if isinstance(first, SalverError):
-        raise first
-    return Rows(first if first is not None else Tensors())
 
 
 def answers_of(response: Response, payload: Object) -> list[Answer]:

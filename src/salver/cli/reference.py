@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from salver.config import ModelConfig, Options, ServerConfig, walk
+from salver.config import ModelConfig, Options, ServerConfig, is_hot, walk
 
 _HEAD = """# Configuration
 
 Every option is defined once, in `src/salver/config.py`; this page is made from there (`make docs`).
-Flags win over the environment, the environment over the file. *static* needs a restart, *reload* a
-reload of the model, *hot* takes effect at once.
+Flags win over the environment, the environment over the file. A running server follows its
+`salver.yaml` in what is marked *hot* ([how](operations.md#options)); the rest needs a restart. A
+change of `model.yaml` loads that model anew, and no call is lost.
 """
 
 
@@ -36,11 +37,11 @@ def type_name(kind: Any) -> str:
 
 def table(struct: type[Options]) -> list[str]:
     """One line per option."""
-    lines = ["| option | type | default | change | |", "|---|---|---|---|---|"]
+    lines = ["| option | type | default | |", "|---|---|---|---|"]
     for name, kind, meta, default in walk(struct):
         shown = "" if default in ("", (), None, {}) else f"`{default}`".lower()
-        change = (meta.extra or {}).get("change", "")
-        lines.append(f"| `{name}` | {type_name(kind)} | {shown} | {change} | {meta.description} |")
+        text = f"{meta.description} *Hot.*" if is_hot(meta) else meta.description
+        lines.append(f"| `{name}` | {type_name(kind)} | {shown} | {text} |")
     return lines
 
 

@@ -80,16 +80,20 @@ def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None
 
     Options may stand in salver.yaml and in the environment as well: SALVER_API_KEY for --api-key.
     """
+    from salver.control.options import OptionsFile
     from salver.server.serve import serve as run
 
-    config = read_config(config_file or "salver.yaml", given)
+    file = config_file or "salver.yaml"
+    options = OptionsFile(Path(file), lambda: read_config(file, given))
+    config = read_config(file, given)
     overrides = {key: given[key] for key in _MODEL_FLAGS if given.get(key)}
     source = FolderSource([place(text) for text in paths], overrides)
     console = Console(stderr=True, highlight=False)
     set_up_logging(config.log_level)
     warn_of_service_link(os.environ)
-    if not config.trust and sys.stdin.isatty():
-        config = ask_for_trust(console, source, config)
+    if not config.trust and sys.stdin.isatty() and ask_for_trust(console, source):
+        given["option_trust"] = True
+        config = read_config(file, given)
     if not config.api_key and config.host not in ("127.0.0.1", "localhost", "::1"):
         console.print(f"[yellow]{config.host} is open to everybody: set --api-key[/yellow]")
     named = config.mode != "explicit" and all(place(text).path.is_file() for text in paths)
@@ -100,7 +104,7 @@ def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None
         show_models(console, server)
         announce(console, server)
 
-    run(config, source, started)
+    run(config, source, started, options)
 
 
 def read_config(config_file: str, given: dict[str, Any]) -> ServerConfig:
@@ -144,8 +148,10 @@ def place(text: str) -> Place:
     return Place(Path(path), name)
 
 
-def ask_for_trust(console: Console, source: FolderSource, config: ServerConfig) -> ServerConfig:
-    """On a terminal, asks once for files that can only be opened by running their code."""
+def ask_for_trust(console: Console, source: FolderSource) -> bool:
+    """On a terminal, asks once for files that can only be opened by running their code; whether
+    there are any, all of them trusted.
+    """
     from salver.runtimes.table import detect
 
     for version in source.scan().values():
@@ -160,8 +166,8 @@ def ask_for_trust(console: Console, source: FolderSource, config: ServerConfig) 
             console.print(f"[yellow]{probe.trust}[/yellow]")
             if not click.confirm("Do you trust it?", err=True):
                 raise TrustRequired("nothing was opened")
-            return combine(config, {"trust": True})
-    return config
+            return True
+    return False
 
 
 def set_up_logging(level: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +109,21 @@ def _matrix(spec: Mapping[str, Any], columns: Any, names: list[str]) -> Array:
 
 
 def _vector(column: Any) -> Array:
-    """A column as an array of numbers, in which None is NaN, and truth values are 1 and 0."""
-    array = np.asarray(column)
-    if array.dtype == np.object_:
-        items = [np.nan if item is None else item for item in array.ravel().tolist()]
-        array = np.array(items).reshape(array.shape)
+    """A column as an array of numbers, in which truth values are 1 and 0."""
+    array = _numbers(column)
     return array.astype(np.float64) if array.dtype == np.bool_ else array
+
+
+def _numbers(value: Any) -> Array:
+    """Numbers as an array, in which None and pandas' NA are NaN. What holds something else besides
+    stays as it is.
+    """
+    array = np.asarray(value)
+    if array.dtype != np.object_:
+        return array
+    missing = (None, getattr(sys.modules.get("pandas"), "NA", None))
+    items = [np.nan if any(item is no for no in missing) else item for item in array.ravel()]
+    return np.array(items).reshape(array.shape)
 
 
 def _is_json(spec: Mapping[str, Any]) -> bool:
@@ -187,7 +197,7 @@ def to_tensor(value: Any, datatype: str, name: str) -> Tensor:
     """What a caller gave as the tensor that the model takes.
 
     Numbers are converted when nothing is lost but precision: any number to a float, integers to
-    integers that hold them.
+    integers that hold them. What is missing becomes NaN, which only a float takes.
 
     Raises: InvalidInput.
     """
@@ -198,7 +208,7 @@ def to_tensor(value: Any, datatype: str, name: str) -> Tensor:
             raise InvalidInput(f"input {name!r}: expected text or bytes, got {_kind(value)}")
         return Tensor(BYTES, texts.shape, texts)
     try:
-        array = np.asarray(value)
+        array = _numbers(value)
     except ValueError:
         raise InvalidInput(f"input {name!r}: the rows differ in length") from None
     kind = array.dtype.kind

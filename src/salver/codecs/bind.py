@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from salver.codecs.json_request import tensor_of_bytes
 from salver.codecs.long_array import LongArray
 from salver.codecs.values import (
     BYTES_KEY,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from salver.signature import Method, TensorSpec
+    from salver.types import Buffer
 
 _CONTENT_OF_MEDIA = {"image": "image", "text": "text", "application": "bytes", "audio": "bytes"}
 
@@ -348,6 +351,8 @@ def _bind_file(method: Method, raw: Raw) -> Tensors:
             data = np.empty(shape, np.object_)
             data[...] = bytes(raw.body)
             return Tensors({spec.name: Tensor(BYTES, shape, data)})
+        if spec.dtype is not BYTES and media == "application/octet-stream":
+            return Tensors({spec.name: _tensor_of_bytes(method, spec, raw.body)})
     takes = ", ".join(
         f"{spec.name} ({spec.dtype.name if spec.content == 'tensor' else spec.content})"
         for spec in method.inputs
@@ -355,6 +360,24 @@ def _bind_file(method: Method, raw: Raw) -> Tensors:
     raise UnsupportedMedia(
         f"this model takes {takes}, not a file of type {media}; {_remedy(method)}"
     )
+
+
+def _tensor_of_bytes(method: Method, spec: TensorSpec, body: Buffer) -> Tensor:
+    """One input as little-endian row-major numbers; one of its dimensions may be of any size.
+
+    Raises: InvalidInput.
+    """
+    shape = [1, *spec.shape[1:]] if method.batching == "rows" else list(spec.shape)
+    unknown = [axis for axis, size in enumerate(shape) if size < 0]
+    if len(unknown) > 1:
+        raise InvalidInput(
+            f"input {spec.name!r}: its shape {list(spec.shape)} does not follow from a number of "
+            "bytes; send the values as JSON"
+        )
+    row_bytes = spec.dtype.itemsize * prod(size for size in shape if size >= 0)
+    if unknown and row_bytes:
+        shape[unknown[0]] = len(body) // row_bytes
+    return tensor_of_bytes(spec.dtype, tuple(shape), memoryview(body), spec.name)
 
 
 def _remedy(method: Method) -> str:

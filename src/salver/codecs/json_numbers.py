@@ -35,6 +35,10 @@ PART_VALUES: Final = 1 << 14
 """Values that are written in one step; it takes about a millisecond."""
 
 
+MAX_VALUES: Final = 1 << 20
+"""Values of a JSON text that are built in one step; it takes tens of milliseconds."""
+
+
 class LongText(Exception):
     """Raised in place of a text that takes long to write: `text_parts` writes it in short steps."""
 
@@ -150,9 +154,10 @@ def json_contents_text(tensor: Tensor, name: str) -> bytes:
 def loads(body: Buffer, max_depth: int) -> Any:
     """Parses JSON of any form; bare NaN and Infinity tokens are taken.
 
-    Raises: InvalidInput for a syntax error, TooLarge beyond `max_depth` levels.
+    Raises: InvalidInput for a syntax error, TooLarge beyond `max_depth` levels or `MAX_VALUES`.
     """
     check_depth(body, max_depth)
+    check_values(body)
     try:
         return parsed(body)
     except orjson.JSONDecodeError as error:
@@ -194,6 +199,22 @@ def check_depth(body: Buffer, max_depth: int) -> None:
         return
     if _depth(raw) > max_depth and _depth(_STRING.sub(b"", raw)) > max_depth:
         raise TooLarge(f"JSON nested deeper than {max_depth} levels")
+
+
+def check_values(body: Buffer) -> None:
+    """Bounds what is built from the body in one step: an empty list takes three bytes of text, and
+    twenty times as much memory.
+
+    Raises: TooLarge.
+    """
+    if len(body) <= 2 * MAX_VALUES:
+        return
+    raw = body if isinstance(body, bytes | bytearray) else bytes(body)
+    if raw.count(b",") >= MAX_VALUES and _STRING.sub(b"", raw).count(b",") >= MAX_VALUES:
+        raise TooLarge(
+            f"more than {MAX_VALUES} values that cannot be read a few at a time; send them as one "
+            "array of numbers or texts, or as binary tensors"
+        )
 
 
 def _depth(raw: bytes | bytearray) -> int:

@@ -19,7 +19,7 @@ import simdjson
 from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
-from salver.codecs.json_numbers import NON_FINITE, loads
+from salver.codecs.json_numbers import NON_FINITE, check_values, loads
 from salver.codecs.long_array import LIFTED, LONG_BYTES, lift_data
 from salver.codecs.v2 import (
     MAX_RANK,
@@ -81,7 +81,7 @@ class JsonOutput(Struct, gc=False):
 
 class JsonRequest(Struct, Generic[Input], gc=False):
     inputs: list[Input]
-    id: str = ""
+    id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[JsonOutput] | None = None
 
@@ -152,7 +152,9 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
         body, binary = view[:json_bytes], view[json_bytes:]
     if len(body) > _LARGE and not binary:
         found = _decode_long(body, max_depth) if len(body) > LONG_BYTES else None
-        found = found or _decode_large(body)
+        if found is None:
+            check_values(body)
+            found = _decode_large(body)
         if found is not None:
             return found
     try:
@@ -180,7 +182,7 @@ def decode_request(body: Buffer, max_depth: int, json_bytes: int = -1) -> InferB
             f"{len(binary)} bytes of binary data, but the inputs' binary_data_size add up to "
             f"{offset}"
         )
-    return InferBody(tensors, request.id, request.parameters, request.outputs)
+    return InferBody(tensors, request.id or "", request.parameters, request.outputs)
 
 
 def _decode_other(body: Buffer, max_depth: int) -> JsonRequest[Any]:
@@ -321,7 +323,7 @@ def _decode_long(body: Buffer, max_depth: int) -> InferBody | None:
         return None
     if num_used < len(arrays):
         return None
-    return InferBody(tensors, request.id, request.parameters, request.outputs)
+    return InferBody(tensors, request.id or "", request.parameters, request.outputs)
 
 
 def _tensor_of_long(given: JsonInput, array: LongArray, max_depth: int) -> Tensor:

@@ -15,11 +15,11 @@ from salver.codecs.json_numbers import (
     tensor_text,
     text_parts,
 )
-from salver.errors import Unsupported
+from salver.errors import InvalidInput, Unsupported
 from salver.types import BYTES, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from salver.codecs.json_request import InferBody
     from salver.types import Buffer, Response
@@ -178,15 +178,22 @@ def encode_with_binary(response: Response, id: str, binary: Sequence[str]) -> li
 def wants_binary(body: InferBody, names: Sequence[str]) -> list[str]:
     """Which outputs a request wants as bytes.
 
-    Raises: Unsupported for output parameters that Salver does not offer.
+    Raises: Unsupported for output parameters that Salver does not offer, InvalidInput.
     """
-    everything = bool((body.parameters or {}).get("binary_data_output"))
+    everything = _flag(body.parameters or {}, "binary_data_output", False)
     chosen = {}
     for output in body.outputs or ():
         parameters = output.parameters or {}
         if "shared_memory_region" in parameters:
             raise Unsupported(f"output {output.name!r}: shared memory is not offered; leave it out")
-        chosen[output.name] = bool(parameters.get("binary_data", everything))
+        chosen[output.name] = _flag(parameters, "binary_data", everything)
     if not chosen:
         return list(names) if everything else []
     return [name for name, is_binary in chosen.items() if is_binary]
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter {name!r}: expected true or false, got {value!r}")
+    return value

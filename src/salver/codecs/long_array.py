@@ -34,6 +34,8 @@ _WORD: Final = re.compile(rb'"(?:NaN|-?Infinity)"')
 """What stands for a number, and so between commas that separate numbers."""
 _FLAT: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 """Numbers and whole strings, and what is between them."""
+_MAX_DATA: Final = 1024
+"""Most arrays that are looked at; what only looks like a request may have millions."""
 _DATA: Final = re.compile(rb'"data"\s*+:\s*+\[')
 
 
@@ -79,7 +81,10 @@ def lift_data(body: Buffer) -> tuple[bytes, list[LongArray]]:
     short: list[bytes] = []
     arrays: list[LongArray] = []
     start = at = 0
-    while opening := _DATA.search(body, at):
+    for _ in range(_MAX_DATA):
+        opening = _DATA.search(body, at)
+        if opening is None:
+            break
         at = opening.end()
         stop = _end_of_data(body, at)
         if stop - at > LONG_BYTES:

@@ -105,7 +105,7 @@ class Loads(Protocol):
 
 
 class Repository:
-    """The models of one source, and the loop that follows it."""
+    """The models of one source."""
 
     def __init__(
         self, source: Source, engine: Loads, config: ServerConfig, clock: Clock = system_clock
@@ -135,12 +135,6 @@ class Repository:
         if self._config.mode != "explicit":
             await asyncio.gather(*(self._begin(ref) for ref in self._wanted))
         self._engine.is_started = True
-
-    async def follow(self) -> None:
-        """Polls until cancelled."""
-        while True:
-            await asyncio.sleep(self._config.poll_interval_s)
-            await self.look()
 
     async def look(self) -> None:
         """One look: begins to load what changed, unloads what is gone. Loads go on beside it."""

@@ -187,7 +187,8 @@ class Engine:
         self._loader = Loader(config, clock, self._budget, LoopCaller(self))
         self._generations = 0
         self._changing: dict[str, asyncio.Lock] = {}
-        self._retiring: dict[Generation, asyncio.Task[None]] = {}
+        self._retiring: set[Generation] = set()
+        self._ends: set[asyncio.Task[None]] = set()
         self._closed_bytes = 0
         self._bytes_before = 0
 
@@ -412,7 +413,10 @@ class Engine:
             del self.models[ref.name]
 
     def _retire(self, model: ServedModel, generation: Generation, why: str) -> None:
-        self._retiring[generation] = asyncio.ensure_future(self._end(model, generation, why))
+        self._retiring.add(generation)
+        end = asyncio.ensure_future(self._end(model, generation, why))
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
 
     async def _end(self, model: ServedModel, generation: Generation, why: str) -> None:
         started, ref, size = self._clock(), generation.ref, generation.memory_bytes
@@ -423,7 +427,7 @@ class Engine:
         await generation.retire(0)
         model.settle(ref.version)
         self._sum_up_later(model)
-        del self._retiring[generation]
+        self._retiring.remove(generation)
         del generation  # it holds the models, whose memory is to be given back now
         if not self._retiring and not self.is_draining:
             # Once for many, because it stops everything for tens of milliseconds.
@@ -466,7 +470,7 @@ class Engine:
         for generation in self._retiring:
             generation.give_up()
         retiring = [generation.retire(0) for generation in self.generations()]
-        await asyncio.gather(*retiring, *self._retiring.values())
+        await asyncio.gather(*retiring, *self._ends)
 
     async def drain(self, drain_s: float) -> None:
         """Accepts nothing more, and waits until the last call has ended, at most `drain_s`."""

@@ -86,6 +86,7 @@ class Generation:
         self.signature = signature
         self.target = target
         self.statistics = statistics
+        self.batches = batches
         self.load_s = 0.0
         self.leases = 0
         self.holds = 0

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import asyncio
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from salver.clock import NS_PER_S
-from salver.engine.delivery import deliver
+from salver.clock import NS_PER_MS, NS_PER_S
+from salver.engine.delivery import being_unloaded, deliver, was_unloaded
 from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
-from salver.errors import DeadlineExceeded, SalverError, Unavailable
+from salver.errors import DeadlineExceeded, SalverError
 from salver.interfaces import Slot
 from salver.schedulers.direct import DirectScheduler
 from salver.types import Response, Rows, Tensors
 
 if TYPE_CHECKING:
-    import asyncio
-
     from salver.clock import Clock
     from salver.config import ModelConfig
     from salver.engine.peers import Peer, Peers
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from salver.types import Call, ModelRef
 
 _ANY = Slot()
+GRACE_NS: Final = 100 * NS_PER_MS
+"""A home that runs tells within this time that a call's deadline is over."""
 
 
 class Place(NamedTuple):
@@ -34,7 +35,8 @@ class Place(NamedTuple):
 
 
 class HomeTarget:
-    """Sends calls to the home, and has them wait here while there is none. Lives on the loop.
+    """Sends calls to the home, and has them wait here while there is none that answers. Lives on
+    the loop.
 
     The home counts what it gets; what never reaches it, or is lost with it, is counted here.
     """
@@ -50,19 +52,20 @@ class HomeTarget:
         statistics: ModelStatistics,
         is_idempotent: bool,
         clock: Clock,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.ref = ref
         self.generation = generation
-        self._signature = signature
+        self.signature = signature
+        self.config = config
+        self.statistics = statistics
+        self.is_idempotent = is_idempotent
         self._peers = peers
         self._waiting = DirectScheduler(config)
         self._sent: dict[Call, Place] = {}
-        self._statistics = statistics
-        self.is_idempotent = is_idempotent
         self._clock = clock
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
         self._is_stopped = False
         peers.join(self)
 
@@ -98,13 +101,18 @@ class HomeTarget:
     def submit(self, call: Call, now: int) -> None:
         """Raises: Overloaded, Unavailable, or what the home failed with."""
         if self._is_stopped:
-            raise Unavailable(f"{self.ref} is being unloaded; try again")
+            raise being_unloaded(self.ref)
         peer = self._peers.home_of(self.generation)
         if peer is None:
             self._waiting.add(call, now)
-            self._look_in(0)
+            self._look_at(now, now)
         else:
-            self._sent[call] = Place(peer, peer.ask(self, call))
+            self._send(peer, call, now)
+
+    def _send(self, peer: Peer, call: Call, now: int) -> None:
+        self._sent[call] = Place(peer, peer.ask(self, call))
+        if deadline := call.context.deadline:
+            self._look_at(deadline + GRACE_NS, now)
 
     def found(self) -> None:
         """There is news of homes: sends what waits, or ends it."""
@@ -118,7 +126,7 @@ class HomeTarget:
         while peer is not None and (batch := self._waiting.next(_ANY, now)) is not None:
             (call,) = batch.calls
             try:
-                self._sent[call] = Place(peer, peer.ask(self, call))
+                self._send(peer, call, now)
             except SalverError as error:
                 self._count(call, error, now)
 
@@ -149,7 +157,7 @@ class HomeTarget:
             self._count(call, refusal, now)
 
     def _response(self, call: Call, outputs: Tensors) -> Response:
-        method = self._signature.methods[call.method]
+        method = self.signature.methods[call.method]
         return Response(Rows(outputs), self.ref, method, call.outputs if outputs else ())
 
     def cancel(self, call: Call, why: SalverError) -> None:
@@ -178,7 +186,7 @@ class HomeTarget:
         self._peers.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        gone = Unavailable(f"{self.ref} was unloaded before this call ran; try again")
+        gone = was_unloaded(self.ref)
         self._end_waiting(gone, self._clock())
         for call in tuple(self._sent):
             self.cancel(call, gone)
@@ -189,24 +197,44 @@ class HomeTarget:
                 self._count(call, why, now)
 
     def _end_late(self) -> None:
-        """Ends the calls whose time was over while they waited, now and later."""
+        """Ends the calls whose time is over, now and later, wherever they are."""
         now = self._clock()
-        late, again = self._waiting.expire(now)
-        for call in late:
-            error = DeadlineExceeded("the request's time was over while its model was restarted")
-            self._count(call, error, now)
+        expired, again = self._waiting.expire(now)
+        for call in expired:
+            self._count(call, _too_late(), now)
+        self._end_unanswered(now)
+        times = [call.context.deadline + GRACE_NS for call in self._sent if call.context.deadline]
         if again is not None:
-            self._look_in(max(again - now, 0) / NS_PER_S)
+            times.append(again)
+        if times:
+            self._look_at(min(times), now)
 
-    def _look_in(self, seconds: float) -> None:
+    def _end_unanswered(self, now: int) -> None:
+        """Ends calls that their home should have ended. It hangs, and so will not count them."""
+        due = [c for c in self._sent if 0 < c.context.deadline <= now - GRACE_NS]
+        for call in due:
+            # Whoever hears of one may cancel others.
+            if (place := self._sent.pop(call, None)) is not None:
+                place.peer.give_up(place.number)
+                self._count(call, _too_late(), now)
+
+    def _look_at(self, when: int, now: int) -> None:
+        """Looks then for calls whose time is over, unless it does so before."""
         if self._timer is not None:
+            if self._timer_at <= when:
+                return
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._end_late)
+        self._timer_at = when
+        self._timer = self._loop.call_later(max(when - now, 0) / NS_PER_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._end_late()
 
     def _count(self, call: Call, error: SalverError, now: int) -> None:
         """Ends a call that the home knows nothing of."""
         if not call.ended:
-            self._statistics.call(now - call.queued, now - call.queued, error)
+            self.statistics.call(now - call.queued, now - call.queued, error)
             self._finish(call, error)
 
     def _finish(self, call: Call, item: Response | SalverError) -> None:
@@ -217,40 +245,21 @@ class HomeTarget:
         deliver(self.ref, call, item, True)
 
 
-def generation_elsewhere(
-    ref: ModelRef,
-    number: int,
-    peers: Peers,
-    *,
-    config: ModelConfig,
-    runtime: str,
-    signature: Signature,
-    is_idempotent: bool,
-    statistics: ModelStatistics,
-    clock: Clock,
-    loop: asyncio.AbstractEventLoop,
-) -> Generation:
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's time was over before its model's process answered")
+
+
+def generation_elsewhere(target: HomeTarget, runtime: str, *, batches: bool) -> Generation:
     """A generation that other processes of this server run."""
-    target = HomeTarget(
-        ref,
-        number,
-        signature,
-        peers,
-        config=config,
-        statistics=statistics,
-        is_idempotent=is_idempotent,
-        clock=clock,
-        loop=loop,
-    )
     return Generation(
-        ref,
-        number,
-        config=config,
+        target.ref,
+        target.generation,
+        config=target.config,
         runtime=runtime,
-        signature=signature,
+        signature=target.signature,
         target=target,
-        statistics=statistics,
-        batches=False,
+        statistics=target.statistics,
+        batches=batches,
         close=_nothing,
         workers=(target,),
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from salver.clock import NS_PER_MS
+from salver.clock import NS_PER_MS, NS_PER_US
 from salver.schedulers.cost import CostModel
 
-INLINE_BUDGET_NS: Final = 100_000
+INLINE_BUDGET_NS: Final = 100 * NS_PER_US
 _STAYING_FACTOR: Final = 2
 """What was found short stays so up to this times the budget, or noise would drive it to and fro."""
 MAYBE_SHORT_NS: Final = 4 * INLINE_BUDGET_NS

@@ -328,11 +328,16 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> Future[T]:
     future: Future[T] = Future()
 
     def serve() -> None:
+        nonlocal arguments
         if future.set_running_or_notify_cancel():
             try:
-                future.set_result(function(*arguments))
+                result = function(*arguments)
             except BaseException as error:
                 future.set_exception(error)
+            else:
+                # A model among them must be free when the end is known, not when the thread ends.
+                arguments = ()
+                future.set_result(result)
 
     threading.Thread(target=serve, name="load", daemon=True).start()
     return future

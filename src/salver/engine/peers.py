@@ -128,12 +128,14 @@ class PeerSink:
 class Peer:
     """One other process. Lives on the loop.
 
-    `sock`, and memory to write and to read, connect it; the descriptors are taken over.
+    `sock`, and memory to write and to read, connect it; the descriptors are taken over. It is
+    silent from when it left a call without an answer until it says anything.
     """
 
     def __init__(self, peers: Peers, engine: Engine, sock: socket.socket, slots: Slots) -> None:
         self.offers: dict[int, SalverError | None] = {}
         self.sent: dict[int, Sent] = {}
+        self.is_silent = False
         self._peers = peers
         self._engine = engine
         self._loop = asyncio.get_running_loop()
@@ -194,6 +196,8 @@ class Peer:
         try:
             for frame, payload in self._channel.receive():
                 self._handlers[type(frame)](frame, payload)
+            if self.is_silent:
+                self._end_silence()
         except BlockingIOError:
             return
         except (EOFError, OSError):
@@ -224,6 +228,20 @@ class Peer:
         """Nobody waits for this call any more."""
         del self.sent[number]
         self.send(Cancel(number, 0))
+
+    def give_up(self, number: int) -> None:
+        """Nobody waits for this call any more, which should long have had its answer. It gets no
+        others meanwhile: what it does not read would pile up here.
+        """
+        self.is_silent = True
+        self.cancel(number)
+
+    def _end_silence(self) -> None:
+        """It has said something. If that makes another call late, its answer is still to come."""
+        self.is_silent = False
+        for number in tuple(self.offers):
+            if (asker := self._peers.asker(number)) is not None:
+                asker.found()
 
     def pause(self, number: int) -> None:
         """Lets a stream wait, after a few more items."""
@@ -432,7 +450,8 @@ class Peers:
         return self._askers.get(number)
 
     def home_of(self, number: int) -> Peer | None:
-        """The peer that has a generation and the fewest calls; None while there is none.
+        """The peer that has a generation and the fewest calls; None while there is none that
+        answers.
 
         Raises: SalverError when its home could not load it.
         """
@@ -441,7 +460,7 @@ class Peers:
         for peer in self._peers:
             if number in peer.offers:
                 error = peer.offers[number]
-                if error is None:
+                if error is None and not peer.is_silent:
                     able.append(peer)
                 failed = failed or error
         if able:

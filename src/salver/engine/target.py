@@ -12,10 +12,10 @@ import logging
 from collections import deque
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.clock import NS_PER_S
-from salver.engine.delivery import deliver
+from salver.engine.delivery import being_unloaded, deliver, was_unloaded
 from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("salver.engine")
 _ANY = Slot(0)
+GIVEN_UP: Final = (
+    "crashed too often and was given up; with --mode explicit load it again, otherwise change its "
+    "files or restart the server"
+)
 
 
 class Running:
@@ -129,7 +133,7 @@ class BatchedTarget:
         Raises: Overloaded, Unavailable; then the call was not accepted.
         """
         if self._is_stopped:
-            raise Unavailable(f"{self._ref} is being unloaded; try again")
+            raise being_unloaded(self._ref)
         if self._is_given_up:
             raise self._crashed()
         self._scheduler.add(call, now)
@@ -251,7 +255,7 @@ class BatchedTarget:
             self._end_waiting(self._crashed())
 
     def _crashed(self) -> Unavailable:
-        return Unavailable(f"{self._ref} crashed too often and was given up; load it again")
+        return Unavailable(f"{self._ref} {GIVEN_UP}")
 
     def _emit(self, running: Running, index: int, item: Tensors) -> None:
         call = running.batch.calls[index]
@@ -461,7 +465,7 @@ class BatchedTarget:
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        gone = Unavailable(f"{self._ref} was unloaded before this call ran; try again")
+        gone = was_unloaded(self._ref)
         self._end_waiting(gone)
         for running in tuple(self._running):
             for call in running.batch.calls:

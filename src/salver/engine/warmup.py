@@ -114,8 +114,8 @@ def made_up(method: Method) -> Tensors | None:
     return inputs
 
 
-def work_of(name: str, method: Method, inputs: Tensors) -> Work:
-    """A run of one call."""
+def work_of(name: str, method: Method, inputs: Tensors, outputs: tuple[str, ...] = ()) -> Work:
+    """A run of one call, for the default outputs unless some are named."""
     arrays = {key: tensor.array(key) for key, tensor in inputs.items()}
     rows = next(iter(inputs.values())).shape[0] if method.batching == "rows" and inputs else 1
     if method.batching == "items":
@@ -124,6 +124,6 @@ def work_of(name: str, method: Method, inputs: Tensors) -> Work:
         method=name,
         inputs=arrays,
         offsets=[0, rows],
-        outputs=method.default_outputs(),
+        outputs=outputs or method.default_outputs(),
         parameters=[{}],
     )

@@ -39,9 +39,6 @@ class Record(NamedTuple):
     request_id: str
 
 
-Formatter = "Callable[[Record], bytes]"
-
-
 class AccessLog:
     """Text for people, JSON lines for programs. `stream` is unbuffered.
 

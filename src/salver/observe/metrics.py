@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import PROCESS_COLLECTOR, generate_latest
 
-from salver.observe.statistics import NUM_STEPS, step_end_ns
+from salver.clock import NS_PER_S
+from salver.observe.statistics import NUM_STEPS, STEPS_PER_POWER, step_end_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from salver.observe.statistics import Gauges, Histogram, ModelStatistics
     from salver.observe.user_metrics import Family
 
-_NS_PER_S: Final = 1e9
-_STEPS_PER_POWER: Final = 4
 _LINES_PER_PIECE: Final = 500
 _BATCH_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64)
 _MODEL: Final = re.compile(r'[{,]model="((?:[^"\\]|\\.)*)"')
@@ -203,12 +202,12 @@ def _times(labels: str, histogram: Histogram) -> Iterator[Sample]:
     total += sum(steps[_TIME_BOUNDS[-1][1] :])
     yield f'_bucket{{{labels},le="+Inf"}}', total
     yield f"_count{{{labels}}}", total
-    yield f"_sum{{{labels}}}", histogram.total_ns / _NS_PER_S
+    yield f"_sum{{{labels}}}", histogram.total_ns / NS_PER_S
 
 
 _TIME_BOUNDS: Final = tuple(
-    (first, first + _STEPS_PER_POWER, step_end_ns(first + _STEPS_PER_POWER - 1) / _NS_PER_S)
-    for first in range(0, NUM_STEPS - _STEPS_PER_POWER, _STEPS_PER_POWER)
+    (first, first + STEPS_PER_POWER, step_end_ns(first + STEPS_PER_POWER - 1) / NS_PER_S)
+    for first in range(0, NUM_STEPS - STEPS_PER_POWER, STEPS_PER_POWER)
 )
 """First step, last step and upper end of each bucket; the longest times have no end."""
 

@@ -24,16 +24,25 @@ if TYPE_CHECKING:
     from collections.abc import MutableSequence, Sequence
 
 REASONS: Final = ("direct", "idle", "full", "delay", "preferred", "slo", "single", "retry")
-OUTCOMES: Final = ("rejected", "expired", "cancelled", "invalid", "failed", "other")
+_OUTCOME_OF: Final[dict[type[SalverError], str]] = {
+    Overloaded: "rejected",
+    DeadlineExceeded: "expired",
+    Cancelled: "cancelled",
+    InvalidInput: "invalid",
+    ModelFailed: "failed",
+}
+OUTCOMES: Final = (*_OUTCOME_OF.values(), "other")
 MAX_EXACT_BATCH: Final = 128
 _LOWEST_BIT: Final = 13
-_STEPS: Final = 4
+STEPS_PER_POWER: Final = 4
 _SHORTEST_STEP_BIT: Final = _LOWEST_BIT - 2
 _SHORT_NS: Final = 1 << 23  # 8 ms, which few calls take
-NUM_STEPS: Final = (37 - _LOWEST_BIT) * _STEPS
+NUM_STEPS: Final = (37 - _LOWEST_BIT) * STEPS_PER_POWER
 
-_SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS = range(7)
-_OUTCOMES = 7
+(
+    _SUCCESS, _SUCCESS_NS, _FAIL_NS, _QUEUE_NS, _FAIL_QUEUE_NS, _COMPUTE_NS, _ROWS, _RUNS,
+) = range(8)  # fmt: skip
+_OUTCOMES = 8
 _REASONS = _OUTCOMES + len(OUTCOMES)
 _BATCHES = _REASONS + len(REASONS)
 _BATCH_NS = _BATCHES + MAX_EXACT_BATCH + 1
@@ -64,7 +73,7 @@ def step_of(ns: int) -> int:
 
 def step_end_ns(step: int) -> int:
     """The time at which a histogram step ends."""
-    power, quarter = divmod(step, _STEPS)
+    power, quarter = divmod(step, STEPS_PER_POWER)
     if power == 0:
         return 1 << _LOWEST_BIT
     low = 1 << (power + _LOWEST_BIT - 1)
@@ -134,6 +143,7 @@ class ModelStatistics:
         else:
             cells[_OUTCOMES + _outcome(error)] += 1
             cells[_FAIL_NS] += total_ns
+            cells[_FAIL_QUEUE_NS] += queue_ns
         cells[_QUEUE_NS] += queue_ns
         cells[_DURATION + step_of(total_ns)] += 1
         cells[_QUEUE + step_of(queue_ns)] += 1
@@ -187,12 +197,16 @@ class ModelStatistics:
         return self.cells[_RUNS]
 
     @property
-    def compute_ns(self) -> int:
-        return self.cells[_COMPUTE_NS]
+    def waited(self) -> Duration:
+        """What successful calls waited."""
+        times, ns = self.success
+        return Duration(times, min(self.cells[_QUEUE_NS] - self.cells[_FAIL_QUEUE_NS], ns))
 
     @property
-    def queue_ns(self) -> int:
-        return self.cells[_QUEUE_NS]
+    def ran(self) -> Duration:
+        """What successful calls ran after that: the time of their run counts for each of them."""
+        times, ns = self.success
+        return Duration(times, ns - self.waited.ns)
 
     def outcomes(self) -> dict[str, int]:
         """Failed calls by kind."""
@@ -235,9 +249,7 @@ def merged(counters: Sequence[ModelStatistics]) -> ModelStatistics:
 
 
 def _outcome(error: SalverError) -> int:
-    for index, kind in enumerate(
-        (Overloaded, DeadlineExceeded, Cancelled, InvalidInput, ModelFailed)
-    ):
+    for index, kind in enumerate(_OUTCOME_OF):
         if isinstance(error, kind):
             return index
-    return len(OUTCOMES) - 1
+    return len(_OUTCOME_OF)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,21 +17,37 @@ from salver.codecs.json_response import (
 )
 from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
-from salver.errors import InvalidInput
+from salver.errors import InvalidInput, Unsupported
 from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
-from salver.types import ModelRef, Request
+from salver.types import ModelRef, Raw, Request, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from salver.config import Limits
     from salver.errors import SalverError
-    from salver.interfaces import Head
+    from salver.interfaces import Head, Operation
     from salver.types import Response
 
 _MAX_DIGITS = 18
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
+_NO_SHARED_MEMORY = "shared memory is not offered; send tensors in the request"
+_NO_TRACES = "trace settings are not offered; /v2/models/stats and /metrics tell times"
+_REFUSED = {
+    **{
+        f"/v2/{kind}sharedmemory/{rest}": _NO_SHARED_MEMORY
+        for kind in ("system", "cuda")
+        for rest in (
+            "status", "unregister", "region/{region}/status", "region/{region}/register",
+            "region/{region}/unregister",
+        )
+    },
+    "/v2/trace/setting": _NO_TRACES,
+    f"{_MODEL}/trace/setting": _NO_TRACES,
+    "/v2/logging": "log settings are the operator's; set them when the server is started",
+}  # fmt: skip
+"""What Triton's clients may ask for and is not here."""
 
 
 class Wanted(msgspec.Struct):
@@ -69,7 +86,14 @@ class KserveV2:
                 self._command("unload"), answer,
             ),
         ]  # fmt: skip
-        return [*fixed, *self._of_model(_MODEL), *self._of_model(_VERSION)]
+        refused = [
+            Endpoint(
+                (*get, *post), path, "Not offered.", partial(_refuse, remedy), answer,
+                is_offered=False,
+            )
+            for path, remedy in _REFUSED.items()
+        ]  # fmt: skip
+        return [*fixed, *self._of_model(_MODEL), *self._of_model(_VERSION), *refused]
 
     def _of_model(self, path: str) -> list[Endpoint]:
         get, post = ("GET",), ("POST",)
@@ -87,8 +111,10 @@ class KserveV2:
     def _decode_infer(self, head: Head, arguments: Mapping[str, str], body: Any) -> Infer:
         length = head.headers.get("inference-header-content-length")
         json_bytes = -1 if length is None else _json_bytes(length)
-        found = decode_request(body, self._max_depth, json_bytes)
         ref = ModelRef(arguments["model"], arguments.get("version", ""))
+        if not json_bytes:
+            return _of_bytes(ref, body)
+        found = decode_request(body, self._max_depth, json_bytes)
         if not (found.id or found.parameters or found.outputs):
             return Infer(ref=ref, request=Request(found.tensors))
         parameters = found.parameters or {}
@@ -166,6 +192,17 @@ def _class_counts(body: InferBody) -> dict[str, int]:
         if count:
             counts[output.name] = count
     return counts
+
+
+def _of_bytes(ref: ModelRef, body: Any) -> Infer:
+    """A body without JSON, which is the only input; then the outputs are bytes too."""
+    request = Request(Raw(body, "application/octet-stream"))
+    wanted = InferBody(Tensors(), parameters={"binary_data_output": True})
+    return Infer(ref=ref, request=request, encoding=Wanted("", wanted, {}))
+
+
+def _refuse(remedy: str, head: Head, arguments: Mapping[str, str], body: Any) -> Operation:
+    raise Unsupported(remedy)
 
 
 def query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:

@@ -153,7 +153,7 @@ class LightgbmModel:
         return _coded(known, codes)
 
     def cancel(self, work: Work, index: int) -> None:
-        pass
+        """Nothing to do: LightGBM cannot end a prediction."""
 
     def close(self) -> None:
         self._predict.close()

@@ -10,22 +10,7 @@ from msgspec.structs import replace
 from salver.errors import LoadFailed
 from salver.runtimes.files import refuse_unknown
 from salver.signature import ANY, Method, Signature, TensorSpec, one_row
-from salver.types import (
-    BF16,
-    BOOL,
-    BYTES,
-    FP16,
-    FP32,
-    FP64,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    UINT8,
-    UINT16,
-    UINT32,
-    UINT64,
-)
+from salver.types import BF16, BYTES, DTYPES, FP32, FP64, INT64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,22 +19,13 @@ if TYPE_CHECKING:
     from salver.config import ModelConfig, TensorOptions
     from salver.signature import Batching, Role
 
-_DTYPES: Final = {
-    "bool": BOOL,
-    "uint8": UINT8,
-    "uint16": UINT16,
-    "uint32": UINT32,
-    "uint64": UINT64,
-    "int8": INT8,
-    "int16": INT16,
-    "int32": INT32,
-    "int64": INT64,
-    "float16": FP16,
-    "bfloat16": BF16,
+_DTYPES: Final = {str(dtype.numpy): dtype for dtype in DTYPES.values() if dtype is not BF16} | {
     "float": FP32,
     "double": FP64,
+    "bfloat16": BF16,
     "string": BYTES,
 }
+"""By ONNX's names, which are numpy's but for these."""
 _TENSOR: Final = re.compile(r"(optional\()?tensor\((\w+)\)\)?")
 _CLASS_MAP: Final = re.compile(r"seq\(map\((int64|string),tensor\(float\)\)\)")
 _ROLES: Final[dict[str, Role]] = {

@@ -188,10 +188,10 @@ class SklearnModel:
             raise InvalidInput(message) from error
 
     def cancel(self, work: Work, index: int) -> None:
-        pass
+        """Nothing to do: scikit-learn cannot end a prediction."""
 
     def close(self) -> None:
-        pass
+        """Nothing to do: an estimator holds nothing but memory."""
 
     def _add(self, name: str) -> None:
         """A method with one output of its own name."""

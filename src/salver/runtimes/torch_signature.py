@@ -7,27 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
+from salver import types
 from salver.errors import LoadFailed, SalverError
 from salver.runtimes.files import refuse_unknown
 from salver.signature import ANY, Method, TensorSpec
-from salver.types import (
-    BF16,
-    BOOL,
-    BYTES,
-    FP16,
-    FP32,
-    FP64,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    UINT8,
-    UINT16,
-    UINT32,
-    UINT64,
-    Tensor,
-    dtype_of,
-)
+from salver.types import BF16, BYTES, Tensor, dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,20 +22,9 @@ if TYPE_CHECKING:
     Arrays = dict[str, Array]
 
 DTYPES: Final = {
-    "torch.bool": BOOL,
-    "torch.uint8": UINT8,
-    "torch.uint16": UINT16,
-    "torch.uint32": UINT32,
-    "torch.uint64": UINT64,
-    "torch.int8": INT8,
-    "torch.int16": INT16,
-    "torch.int32": INT32,
-    "torch.int64": INT64,
-    "torch.float16": FP16,
-    "torch.bfloat16": BF16,
-    "torch.float32": FP32,
-    "torch.float64": FP64,
-}
+    f"torch.{dtype.numpy}": dtype for dtype in types.DTYPES.values() if dtype not in (BF16, BYTES)
+} | {"torch.bfloat16": BF16}
+"""By PyTorch's names, which are numpy's but for bfloat16."""
 _LENGTHS: Final = (32, 64)
 
 

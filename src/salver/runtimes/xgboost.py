@@ -122,7 +122,7 @@ class XgboostModel:
         return values
 
     def cancel(self, work: Work, index: int) -> None:
-        pass
+        """Nothing to do: XGBoost cannot end a prediction."""
 
     def close(self) -> None:
         del self._predict

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from salver.clock import NS_PER_MS, NS_PER_S
+from salver.clock import NS_PER_MS
 from salver.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class QueueScheduler:
                 elif expiry and (not soonest or expiry < soonest):
                     soonest = expiry
         # A flood of different deadlines must not scan the queue once for each.
-        self._next_expiry = max(soonest, now + NS_PER_S // 1000) if soonest else 0
+        self._next_expiry = max(soonest, now + NS_PER_MS) if soonest else 0
         return expired, self._next_expiry or None
 
     def finished(self, batch: Batch, cost_ns: int, now: int) -> None:

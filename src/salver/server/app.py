@@ -29,10 +29,23 @@ if TYPE_CHECKING:
 
 _MAX_INFLATED: Final = 4
 """Bodies of the largest size that may be in use inflated at once, on all connections together."""
+_VARY_ORIGIN: Final = b"Vary: Origin\r\n"
+_EXPOSED: Final = (
+    b"Access-Control-Expose-Headers: Inference-Header-Content-Length, Retry-After, X-Request-Id\r\n"
+)
+_PREFLIGHT: Final = (
+    b"Access-Control-Allow-Methods: GET, POST, PUT, OPTIONS\r\n"
+    b"Access-Control-Allow-Headers: Authorization, Content-Encoding, Content-Type, "
+    b"Inference-Header-Content-Length, Traceparent, Tracestate, X-Api-Key, X-Request-Id, "
+    b"X-Request-Timeout-Ms\r\n"
+    b"Access-Control-Max-Age: 600\r\n"
+)
 
 
 class Connection(Protocol):
     """What the app asks of a connection, whatever it speaks."""
+
+    transport: asyncio.Transport
 
     def flush(self) -> None: ...
 
@@ -61,10 +74,9 @@ class App:
         self.now = clock()
         self.heads = HeadReader(config.limits, router, config.api_key)
         self.pool = BufferPool()
-        limits = config.limits
-        self.inflation = InflationGate(_MAX_INFLATED * limits.body_bytes, limits.body_timeout_s)
+        self.inflation = InflationGate(config.limits, _MAX_INFLATED)
         self.is_draining = False
-        self.default_timeout_ns = int(config.limits.request_timeout_s * NS_PER_S)
+        self.default_timeout_ns = 0
         self.connections: set[Connection] = set()
         self._access = access
         self._dirty: set[Connection] = set()
@@ -79,12 +91,17 @@ class App:
             self._loop,
         )
         self._origins = {origin.encode() for origin in config.cors_origins}
+        self.heed_options()
+
+    def heed_options(self) -> None:
+        """Derives from the options that may change while serving what is not looked up in them."""
+        self.default_timeout_ns = int(self.config.limits.request_timeout_s * NS_PER_S)
+        self.heads.forget()
 
     def opened(self, connection: Connection) -> None:
         """Counts a connection in, or turns it away when there are too many."""
         if len(self.connections) >= self.config.limits.connections or self.is_draining:
-            transport: asyncio.Transport = connection.transport  # type: ignore[attr-defined]
-            transport.abort()
+            connection.transport.abort()
             return
         self.connections.add(connection)
 
@@ -131,19 +148,20 @@ class App:
         headers = b""
         if head.request_id:
             headers = b"X-Request-Id: %b\r\n" % head.request_id.encode("latin-1")
-        if self._origins and (origin := head.headers.get("origin", "").encode("latin-1")):
-            headers += self._cors(origin)
+        if self._origins:
+            headers += self._cors(head)
         return headers
 
-    def _cors(self, origin: bytes) -> bytes:
-        if b"*" not in self._origins and origin not in self._origins:
-            return b""
-        return (
-            b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n"
-            b"Access-Control-Allow-Methods: GET, POST, PUT, OPTIONS\r\n"
-            b"Access-Control-Allow-Headers: Authorization, Content-Type, X-Api-Key, "
-            b"X-Request-Id, X-Request-Timeout-Ms\r\nAccess-Control-Max-Age: 600\r\n" % origin
-        )
+    def _cors(self, head: HttpHead) -> bytes:
+        """What the Fetch standard asks for; caches are told when the answer depends on who asks."""
+        if b"*" in self._origins:
+            allowed = b"Access-Control-Allow-Origin: *\r\n"
+        else:
+            origin = head.headers.get("origin", "").encode("latin-1")
+            if origin not in self._origins:
+                return _VARY_ORIGIN
+            allowed = b"Access-Control-Allow-Origin: %b\r\n%b" % (origin, _VARY_ORIGIN)
+        return allowed + (_PREFLIGHT if head.method == "OPTIONS" else _EXPOSED)
 
     def answered(self, exchange: Exchange, status: int, length: int) -> None:
         """Notes an answer in the access log."""

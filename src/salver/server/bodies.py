@@ -23,6 +23,7 @@ _MAX_CHUNK_LINE: Final = 256
 _FRAMING_ALLOWANCE: Final = 1 << 16
 _FRAMING_PER_BYTE: Final = 16
 _CHUNK_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n\0]*)?")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*")
 # What `map` counts for an object that only a list refers to; it differs between Python versions.
 _FREE_REFERENCES: Final = next(map(sys.getrefcount, [np.empty(0)]))
 INFLATED_AT_ONCE: Final = 4096
@@ -132,6 +133,8 @@ class ChunkedBody:
                 raise InvalidInput("a chunk is longer than its size says")
             self._state = "size"
         elif self._state == "trailer":
+            if line and _TRAILER.fullmatch(line) is None:
+                raise InvalidInput("a trailer of the chunked body is not a header field")
             return not line
         else:
             self._start_chunk(line)

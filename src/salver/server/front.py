@@ -46,10 +46,9 @@ class Front:
         self._config = config
         self._engine = engine
         self._rates = Rates()
-        admin = Admin(config, engine, commands, self._rates)
         limits = config.limits
         router = Router([PlainDoor(limits), KserveV2(limits), Pages()])
-        admin.router = router
+        admin = Admin(config, engine, commands, self._rates, router)
         self._tls = tls_context(config)
         self._access = _access_log(config)
         self._app = App(config, engine, router, admin, self._access, system_clock)
@@ -73,6 +72,10 @@ class Front:
         """Takes no more connections from a socket; those that there are go on."""
         server.close()
         self._servers.remove(server)
+
+    def heed_options(self) -> None:
+        """The configuration has changed in place."""
+        self._app.heed_options()
 
     async def _sweep(self) -> None:
         while True:

@@ -6,6 +6,7 @@ length, keep-alive, permission) is worked out once and kept with it.
 
 from __future__ import annotations
 
+import re
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
@@ -36,6 +37,9 @@ _MAX_CACHED_BYTES: Final = 2048
 _MAX_LENGTH_DIGITS: Final = 18
 _SMALL_BODY: Final = 1 << 16
 OWS: Final = " \t"
+_WEIGHT: Final = re.compile(r"[ \t]*(?:q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?[ \t]*")
+MAX_ID_LENGTH: Final = 128
+"""Of an `X-Request-Id`; longer ones are cut off."""
 
 
 class HttpHead:
@@ -124,8 +128,9 @@ class HeadReader:
         head.path = unquote(request.path, errors="replace")
         head.query = request.query
         head.headers = request.headers
-        head.length = max(request.content_length, 0)
         self.decide(head)
+        # Its connection keeps the head, so each request checks its length.
+        head.length = max(request.content_length, 0)
         return head
 
     def remember(self, raw: bytes, head: HttpHead) -> None:
@@ -135,6 +140,10 @@ class HeadReader:
         if len(self._cache) >= _MAX_CACHED_HEADS:
             self._cache.clear()
         self._cache[raw] = head
+
+    def forget(self) -> None:
+        """Heads are judged anew."""
+        self._cache.clear()
 
     def _parse(self, head: HttpHead, raw: bytes) -> None:
         collected = _Fields()
@@ -193,7 +202,7 @@ class HeadReader:
     def decide(self, head: HttpHead) -> None:
         """Route, permission and limits: everything that needs no body."""
         headers = head.headers
-        head.request_id = headers.get("x-request-id", "")[:128]
+        head.request_id = headers.get("x-request-id", "")[:MAX_ID_LENGTH]
         head.expects_continue = (
             head.version != "1.0" and headers.get("expect", "").lower() == "100-continue"
         )
@@ -207,14 +216,17 @@ class HeadReader:
             head.timeout_ns = timeout_ns(headers.get("x-request-timeout-ms"))
             head.encoding = content_encoding(headers.get("content-encoding", ""))
             head.weigh(head.length)
-            if head.length > self._limits.body_bytes:
-                raise TooLarge(
-                    f"the body has {head.length} bytes, at most {self._limits.body_bytes} are taken"
-                )
+            check_length(head, self._limits)
         except SalverError as error:
             head.error = error
             # The body of a refused request is not read, unless it is small and on its way.
             head.must_close = head.expects_continue or not 0 <= head.length <= _SMALL_BODY
+
+
+def check_length(head: HttpHead, limits: Limits) -> None:
+    """Raises: TooLarge for the body that a head announces."""
+    if head.length > limits.body_bytes:
+        raise TooLarge(f"the body has {head.length} bytes, at most {limits.body_bytes} are taken")
 
 
 def is_open(path: str) -> bool:
@@ -258,16 +270,31 @@ def content_encoding(value: str) -> str:
     value = value.lower()
     if value in ("", "identity"):
         return ""
+    if value == "x-gzip":
+        # An old name that counts as the same (RFC 9110 section 8.4.1.3).
+        return "gzip"
     if value not in ("gzip", "deflate"):
         raise UnsupportedMedia(f"content encoding {value[:40]!r}: gzip and deflate are taken")
     return value
 
 
 def accepted_encoding(value: str) -> str:
-    """The coding to answer with: `gzip` or `deflate` if the client takes it, else nothing."""
-    offered = {
-        word.partition(";")[0].strip(OWS)
-        for word in value.lower().split(",")
-        if word.partition("q=")[2].strip(OWS) not in ("0", "0.", "0.0", "0.00", "0.000")
-    }
-    return next((coding for coding in ("gzip", "deflate") if coding in offered), "")
+    """The coding to answer with: the one of `gzip` and `deflate` that the client prefers, else
+    nothing (RFC 9110 section 12.5.3).
+    """
+    weights = {}
+    for word in value.lower().split(","):
+        coding, _, weight = word.partition(";")
+        weights[coding.strip(OWS)] = _weight(weight)
+    others = weights.get("*", 0.0)
+    gzip = weights.get("gzip", weights.get("x-gzip", others))
+    deflate = weights.get("deflate", others)
+    if not (gzip or deflate):
+        return ""
+    return "gzip" if gzip >= deflate else "deflate"
+
+
+def _weight(text: str) -> float:
+    """What stands behind a coding; 0, so that it is not used, for what is not a weight."""
+    matched = _WEIGHT.fullmatch(text)
+    return float(matched[1] or 1) if matched else 0.0

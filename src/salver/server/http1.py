@@ -99,18 +99,25 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.app.closed(self)
+        self._out.clear()
+        self._abandon()
+
+    def eof_received(self) -> None:
+        """A client that closes only its own side looks like one that is gone, and is taken for it.
+
+        What is ready still leaves, except under TLS; then the transport closes itself.
+        """
+        self._abandon()
+        self.flush()
+
+    def _abandon(self) -> None:
+        """Ends the exchanges, whose answers nobody waits for, and forgets half of a request."""
         self._is_discarding = True
         exchanges = tuple(self._exchanges)
         self._exchanges.clear()
-        self._out.clear()
         self._rest, self._head, self._body, self._chunked = b"", None, None, None
         for exchange in exchanges:
             exchange.abandon()
-
-    def eof_received(self) -> bool:
-        """A client may close its side and still wait for its answers; under TLS it cannot."""
-        self._is_closing = True
-        return bool(self._exchanges or self._out) and self.transport.can_write_eof()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._body is not None:

@@ -79,6 +79,8 @@ def describe(router: Router, generations: Iterable[Generation], *, keyed: bool) 
     }
     tags = dict([_MODELS]) if models else {}
     for endpoint in router.endpoints:
+        if not endpoint.is_offered:
+            continue
         protocol = router.protocol_of(endpoint).name
         tag, meaning = _TAGS.get(protocol, (protocol, ""))
         tags[tag] = meaning

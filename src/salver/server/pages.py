@@ -13,7 +13,7 @@ from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Query
 from salver.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from salver.errors import SalverError
     from salver.interfaces import Head
@@ -40,15 +40,22 @@ class Pages:
         get = ("GET",)
         return (
             Endpoint(get, "/", "The page, or a short text.", _decode_root, _encode_root),
-            Endpoint(get, "/docs", "This documentation.", _decode_docs, _encode_file),
-            Endpoint(get, "/page/state", "What the page shows.", _decode_state, _encode_json),
+            Endpoint(
+                get, "/docs", "This documentation.", _query("live", "docs.html"), _encode_file
+            ),
+            Endpoint(get, "/page/state", "What the page shows.", _query("state"), _encode_json),
             Endpoint(get, "/page/{file}", "A file of the page.", _decode_file, _encode_file),
-            Endpoint(get, "/openapi.json", "OpenAPI.", _decode_openapi, _encode_json),
-            Endpoint(get, "/metrics", "Prometheus metrics.", _decode_metrics, _encode_metrics),
+            Endpoint(get, "/openapi.json", "OpenAPI.", _query("openapi"), _encode_json),
+            Endpoint(get, "/metrics", "Prometheus metrics.", _query("metrics"), _encode_metrics),
         )
 
     def refuse(self, error: SalverError) -> HttpAnswer:
         return json_refusal(error)
+
+
+def _query(name: str, file: str = "") -> Callable[[Head, Mapping[str, str], Any], Query]:
+    """A decoder for requests of which nothing matters but where they go."""
+    return lambda head, arguments, body: Query(name=name, encoding=file)
 
 
 @cache
@@ -85,10 +92,6 @@ def _encode_root(operation: Query, state: dict[str, Any]) -> HttpAnswer:
     return HttpAnswer(200, b"Content-Type: text/plain; charset=utf-8\r\n", [text])
 
 
-def _decode_docs(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-    return Query(name="live", encoding="docs.html")
-
-
 def _decode_file(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
     return Query(name="live", encoding=arguments["file"])
 
@@ -96,18 +99,6 @@ def _decode_file(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
 def _encode_file(operation: Query, _: Any) -> HttpAnswer:
     headers, content = page_file(operation.encoding)
     return HttpAnswer(200, headers, [content])
-
-
-def _decode_state(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-    return Query(name="state")
-
-
-def _decode_openapi(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-    return Query(name="openapi")
-
-
-def _decode_metrics(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-    return Query(name="metrics")
 
 
 def _encode_json(operation: Query, value: Any) -> HttpAnswer:

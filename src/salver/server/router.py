@@ -44,7 +44,8 @@ class Router:
             if wanted in endpoint.methods:
                 return endpoint, arguments
         if not found:
-            known = [_filled(endpoint.path, path) for endpoint in self.endpoints]
+            templates = (endpoint.path for endpoint in self.endpoints if endpoint.is_offered)
+            known = [_filled(template, path) for template in templates]
             raise NotFound(f"there is nothing at {path[:200]!r}.{did_you_mean(path[:200], known)}")
         offered = ", ".join(self.methods(path))
         hint = self._below(found[0][0].path, path, wanted)

@@ -7,6 +7,7 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 from salver.clock import system_clock
+from salver.control.options import follow
 from salver.control.reload import Repository
 from salver.engine.engine import Engine
 from salver.server.front import Front, tune_process
@@ -16,17 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from salver.config import ServerConfig
+    from salver.control.options import OptionsFile
     from salver.interfaces import Source
 
 
 class Server:
-    """Everything in one process. `started` is called with the server when it is ready."""
+    """Everything in one process, which follows `options` if there are any."""
 
-    def __init__(self, config: ServerConfig, source: Source) -> None:
+    def __init__(
+        self, config: ServerConfig, source: Source, options: OptionsFile | None = None
+    ) -> None:
         self.config = config
         self.engine: Engine
         self.port = 0
         self._source = source
+        self._options = options
         self._stop: asyncio.Event
         self._front: Front
 
@@ -35,7 +40,7 @@ class Server:
         return self.engine.models
 
     async def run(self, started: Callable[[Server], None] = lambda server: None) -> None:
-        """Serves until told to stop, then drains.
+        """Serves until told to stop, then drains. Calls `started` when it is ready.
 
         Raises: ConfigError when the address cannot be had; LoadFailed when the source is wrong.
         """
@@ -55,8 +60,9 @@ class Server:
             if not await unless_stopped(repository.start(), self._stop):
                 return
             gc.freeze()
-            if config.mode == "poll":
-                follower = asyncio.ensure_future(repository.follow())
+            follower = asyncio.ensure_future(
+                follow(config, repository, self._options, front.heed_options)
+            )
             started(self)
             await self._stop.wait()
         finally:

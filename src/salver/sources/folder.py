@@ -117,9 +117,14 @@ class FolderSource:
         if len(files) < 2 or files[0].suffix not in SURE_SUFFIXES:
             return
         _, problem = model_file(folder, "")
-        if problem is not None and problem.message not in self._told:
-            self._told.add(problem.message)
-            log.warning("%s is not served: %s", folder.name, problem.message)
+        if problem is not None:
+            self._tell(f"{folder.name} is not served: {problem.message}")
+
+    def _tell(self, message: str) -> None:
+        """Warns, but not at every look at the files."""
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
 
     def _single(self, file: Path, root: Path, given: str = "", *, trusted: bool) -> VersionOnDisk:
         """One file as version 1. A `model.yaml` beside it counts if it does not mean another."""
@@ -144,6 +149,8 @@ class FolderSource:
             changed = stamp(folder, [inside, folder / CONFIG_FILE])
             if version in present or not present:
                 file, missing = model_file(inside, config.file)
+                if told := passed_over(inside, config.file):
+                    self._tell(told)
             else:
                 there = ", ".join(present)
                 missing = LoadFailed(f"there is no version folder {version!r}; there are: {there}")
@@ -233,8 +240,21 @@ def model_file(folder: Path, configured: str) -> tuple[Path, SalverError | None]
         return chosen[0], None
     if not chosen:
         return folder, LoadFailed(f"no model file in {folder.name!r}")
-    names = ", ".join(path.name for path in chosen)
-    return folder, LoadFailed(f"{folder.name!r} holds {names}: name one as `file:` in model.yaml")
+    return folder, LoadFailed(_several(folder, chosen))
+
+
+def passed_over(folder: Path, configured: str) -> str:
+    """Tells of model files beside the one that is served for its name `model.*`; empty for none."""
+    candidates = [] if configured else model_files(folder)
+    named = [path for path in candidates if path.stem == "model"]
+    if len(named) != 1 or len(candidates) == 1:
+        return ""
+    return f"{named[0].name} alone is served: {_several(folder, candidates)}"
+
+
+def _several(folder: Path, files: Sequence[Path]) -> str:
+    names = ", ".join(path.name for path in files)
+    return f"{folder.name!r} holds {names}: name one as `file:` in model.yaml"
 
 
 def model_files(folder: Path) -> list[Path]:

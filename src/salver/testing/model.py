@@ -257,7 +257,7 @@ class Trial:
 
 
 def _check_output(spec: TensorSpec, tensor: Tensor) -> None:
-    where = f"{spec.name!r}"
+    where = repr(spec.name)
     expect(
         isinstance(tensor, Tensor) and tensor.dtype is spec.dtype,
         "Outputs have the data type of the signature",

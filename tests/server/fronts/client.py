@@ -66,19 +66,24 @@ class Client(http.client.HTTPConnection):
 
 
 @contextlib.contextmanager
-def both_fronts(server: Any) -> Iterator[list[Client]]:
-    """A connection to each of two fronts."""
+def all_fronts(server: Any, number: int) -> Iterator[list[Client]]:
+    """A connection to each of so many fronts."""
     with contextlib.ExitStack() as opened:
         found: dict[int, Client] = {}
 
-        def other() -> bool:
+        def are_found() -> bool:
             client = opened.enter_context(
                 contextlib.closing(Client("127.0.0.1", server.port, timeout=GUARD_S))
             )
-            return len(found.setdefault(client.pid(), client) and found) == 2
+            return len(found.setdefault(client.pid(), client) and found) == number
 
-        until(other, "a connection to the second front")
+        until(are_found, "a connection to each front")
         yield list(found.values())
+
+
+def both_fronts(server: Any) -> contextlib.AbstractContextManager[list[Client]]:
+    """A connection to each of two fronts."""
+    return all_fronts(server, 2)
 
 
 def children(pid: int) -> list[int]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
 REF = ModelRef("model", "1")
-ABOUT = About("onnx", Signature({"predict": Method(inputs=(), outputs=())}), is_idempotent=True)
+ABOUT = About("onnx", Signature({"predict": Method(inputs=(), outputs=())}), True, True)
 VERSION = VersionOnDisk(REF, Path("model.onnx"), "stamp", ModelConfig())
 
 

@@ -105,6 +105,14 @@ def host_of(server: Any) -> int:
     return found
 
 
+def test_every_front_tells_how_the_host_batches(server: Any) -> None:
+    with both_fronts(server) as clients:
+        for client in clients:
+            _, config = client.ask("GET", "/v2/models/rows/config")
+            assert config["max_batch_size"] > 1
+            assert "dynamic_batching" in config
+
+
 def test_every_front_calls_the_same_worker(server: Any) -> None:
     with both_fronts(server) as clients:
         (worker,) = {predict(client, "who", "?") for client in clients}
@@ -186,6 +194,26 @@ def test_a_host_that_dies_costs_nobody_an_answer(server: Any) -> None:
     client.close()
 
 
+def test_a_deadline_holds_when_the_host_hangs(server: Any) -> None:
+    """Long before it counts as hung."""
+    until(lambda: is_ready(server), "a whole server")
+    client = Client("127.0.0.1", server.port, timeout=GUARD_S)
+    host = host_of(server)
+    os.kill(host, signal.SIGSTOP)
+    try:
+        body = json.dumps({"input": "?"})
+        headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": "50"}
+        client.request("POST", "/predict/who", body, headers)
+        answer = client.getresponse()
+        assert answer.status == http.client.GATEWAY_TIMEOUT
+        assert "time was over" in answer.read().decode()
+        assert host in children(server.pid)
+    finally:
+        os.kill(host, signal.SIGCONT)
+    predict(client, "who", "?")
+    client.close()
+
+
 def test_what_may_not_run_twice_is_told(server: Any, folder: Path) -> None:
     until(lambda: is_ready(server), "a whole server")
     client = Client("127.0.0.1", server.port, timeout=GUARD_S)
@@ -212,9 +240,10 @@ def test_hosts_leave_nothing_behind(server: Any) -> None:
             assert [predict(client, "double", 1) for client in clients] == [2.0, 2.0]
 
     def descriptors() -> list[int]:
-        return [num_descriptors(pid) for pid in (server.pid, *sorted(children(server.pid))[:2])]
+        return [num_descriptors(pid) for pid in (server.pid, *fronts)]
 
     restart()
+    fronts = sorted({*children(server.pid)} - {host_of(server)})
     before = descriptors()
     for _ in range(3):
         restart()

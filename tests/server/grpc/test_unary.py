@@ -141,6 +141,38 @@ def test_a_bomb_is_refused(door: Callable[..., Door]) -> None:
     assert (answer.status, "after decompression" in answer.error) == ("8", True)
 
 
+def test_too_much_metadata_fails_its_call_alone(door: Callable[..., Door]) -> None:
+    client = Http2Client(door(headers=20, header_bytes=4000))
+    many = client.call(INFER, infer(), **{f"x_{i}": "y" for i in range(20)})
+    large = client.call(INFER, infer(), x_large="y" * 10_000)
+    fine = client.call(INFER, infer())
+    for stream in (many, large):
+        answer = client.answer(stream)
+        assert (answer.head[":status"], answer.status, answer.ended) == ("200", "8", True)
+        assert "at most" in answer.error
+    assert client.answer(fine).status == "0"
+    assert client.answer(client.request("/v2", method="GET", x_large="y" * 9000)).head == {
+        ":status": "431"
+    }
+    assert not client.goaways
+
+
+@pytest.mark.parametrize("path", [INFER, STREAM, "/inference.GRPCInferenceService/ServerLive"])
+def test_a_call_without_any_time_is_over_at_once(client: Http2Client, path: str) -> None:
+    answer = client.answer(client.call(path, infer(), grpc_timeout="0n"))
+    assert (answer.status, answer.ended) == ("4", True)
+    assert not client.door.engine.calls
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [(INFER, "0"), (STREAM, "0"), ("/inference.GRPCInferenceService/No", "12")]
+)
+def test_the_id_of_a_request_is_told_back(client: Http2Client, path: str, status: str) -> None:
+    answer = client.answer(client.call(path, infer(), x_request_id="7" * 200))
+    assert (answer.head["x-request-id"], answer.status) == ("7" * 128, status)
+    assert "x-request-id" not in client.answer(client.call(path, infer())).head
+
+
 def test_the_deadline_is_the_sooner_of_call_and_message(door: Callable[..., Door]) -> None:
     client = held(door)
     message_us = {"parameters": {"timeout": {"int64_param": 5000}}}

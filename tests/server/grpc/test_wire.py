@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.errors import InvalidInput, TooLarge, Unsupported
+from salver.errors import DeadlineExceeded, InvalidInput, TooLarge, Unsupported
 from salver.server.bodies import BufferPool, decompress
 from salver.server.grpc import wire
 from salver.server.grpc.wire import CallHead, Deframer
@@ -74,7 +74,7 @@ def test_a_head_without_options_has_none() -> None:
     "kind", ["application/grpc", "application/grpc+proto", "application/grpc;x"]
 )
 def test_takes_every_message_format(kind: str) -> None:
-    assert wire.is_grpc(head(kind=kind))
+    assert wire.is_grpc(head(kind=kind).headers)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,7 @@ def test_takes_every_message_format(kind: str) -> None:
     [
         (head(method="GET"), InvalidInput),
         (head(("grpc-timeout", "soon")), InvalidInput),
+        (head(("grpc-timeout", "0n")), DeadlineExceeded),
         (head(("grpc-encoding", "snappy")), Unsupported),
     ],
 )
@@ -186,8 +187,8 @@ def test_a_message_above_the_limit_is_no_whole_one() -> None:
 
 
 def test_other_content_types_are_no_grpc() -> None:
-    assert not wire.is_grpc(head(kind="application/grpc-web"))
-    assert not wire.is_grpc(head(kind="application/json"))
+    assert not wire.is_grpc(head(kind="application/grpc-web").headers)
+    assert not wire.is_grpc(head(kind="application/json").headers)
 
 
 def test_statuses() -> None:

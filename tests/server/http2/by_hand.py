@@ -12,6 +12,7 @@ from salver.server.http2.limits import Http2Limits
 
 if TYPE_CHECKING:
     from salver.server.http2.head import RequestHead
+    from salver.server.http2.hpack import HeaderListTooLarge
     from salver.server.http2.stream import Stream
 
 POST = [(":method", "POST"), (":scheme", "http"), (":path", "/p"), (":authority", "h")]
@@ -38,6 +39,9 @@ class Recorder:
         if body is not None:
             self.on_whole(stream)
 
+    def refusal(self, error: HeaderListTooLarge) -> bytes:
+        return hpack.encode([(":status", "431")])
+
     def on_data(self, stream: Stream, data: Any, end_stream: bool) -> None:
         self.bodies[stream.id] += bytes(data)
         if end_stream:
@@ -53,9 +57,6 @@ class Recorder:
 
     def on_writable(self, stream: Stream) -> None:
         self.events.append(("writable", stream.id))
-
-    def on_goaway(self, code: int) -> None:
-        self.events.append(("goaway", code))
 
 
 def serve(answers: list[Any] | None = None, **limits: int) -> tuple[Http2Connection, Recorder]:

@@ -181,7 +181,6 @@ EXPECTED = [
     ("reset", 7, ErrorCode.CANCEL),
     ("request", 9, "/p"),
     ("whole", 9, b"abc"),
-    ("goaway", ErrorCode.NO_ERROR),
 ]
 
 
@@ -328,14 +327,30 @@ def test_answers_431_to_a_header_list_beyond_the_limit() -> None:
     assert recorder.events == []
 
 
+def test_after_a_header_list_beyond_the_limit_the_connection_goes_on() -> None:
+    connection, recorder = started(header_bytes=1000)
+    insert = b"\x40\x01a\x01b" + hpack.encode([("c", "d" * 2000)])
+    connection.receive(request(1, b"body", POST_BLOCK + insert), 0)
+    assert [type(one) for one in frames_of(written(connection))] == [
+        oracle.HeadersFrame,
+        oracle.RstStreamFrame,
+    ]
+    connection.receive(request(3, b"more", POST_BLOCK + b"\xbe"), 0)
+    assert recorder.events == [("request", 3, "/p"), ("whole", 3, b"more")]
+    assert goaway_code(connection) is None
+
+
 def test_a_header_block_may_not_go_on_for_ever() -> None:
     connection, _ = started()
     connection.receive(frames.frame(frames.HEADERS, 0, 1), 0)
     connection.receive(frames.frame(frames.CONTINUATION, 0, 1) * 40, 0)
     assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
     connection, _ = started(header_bytes=1000)
-    connection.receive(frames.frame(frames.HEADERS, 0, 1, bytes(600)), 0)
-    connection.receive(frames.frame(frames.CONTINUATION, 0, 1, bytes(600)), 0)
+    connection.receive(frames.frame(frames.HEADERS, 0, 1, bytes(2100)), 0)
+    connection.receive(frames.frame(frames.CONTINUATION, 0, 1, bytes(2100)), 0)
+    assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
+    connection, _ = started(header_bytes=1000)
+    connection.receive(frames.frame(frames.HEADERS, 4, 1, bytes(4100)), 0)
     assert goaway_code(connection) == ErrorCode.ENHANCE_YOUR_CALM
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from salver.clock import system_clock
+from salver.control.options import take_over
 from salver.engine.channel import InSlots, OutSlots
 from salver.engine.engine import Engine
 from salver.engine.frames import error_of, fault_of
-from salver.engine.home import generation_elsewhere
+from salver.engine.home import HomeTarget, generation_elsewhere
 from salver.engine.lifeline import die_with
 from salver.engine.loader import NeedsHost
 from salver.engine.peers import Peers
@@ -36,6 +37,7 @@ from salver.server.fronts.orders import (
     Change,
     Discard,
     Health,
+    Heed,
     Ping,
     Pong,
     Prepare,
@@ -72,6 +74,7 @@ class Follower:
     ) -> None:
         self._index = setup.index
         self._is_host = setup.index == setup.config.processes
+        self._config = setup.config
         self._listeners = listeners
         self._slab = slab
         self._writer = writer
@@ -95,6 +98,7 @@ class Follower:
             Discard: self._discard,
             Change: self._changes.put_nowait,
             Health: self._heed_health,
+            Heed: self._heed_options,
             Accept: lambda order: self._spawn(self._accept(order.listeners)),
             Answer: self._take_answer,
             Ping: lambda order: self._send(Pong()),
@@ -166,7 +170,9 @@ class Follower:
         else:
             self._prepared[number] = generation
             is_idempotent = generation.target.is_idempotent
-            about = About(generation.runtime, generation.signature, is_idempotent)
+            about = About(
+                generation.runtime, generation.signature, is_idempotent, generation.batches
+            )
             self._send(Prepared(number, about))
 
     async def _load(self, wanted: Wanted, *, has_host: bool = False) -> Generation:
@@ -229,18 +235,17 @@ class Follower:
         """A version that has its home in another process."""
         about = wanted.about
         assert about is not None
-        return generation_elsewhere(
+        target = HomeTarget(
             wanted.ref,
             wanted.generation,
+            about.signature,
             self._peers,
             config=wanted.config,
-            runtime=about.runtime,
-            signature=about.signature,
-            is_idempotent=about.is_idempotent,
             statistics=self._slab.statistics(wanted.generation, self._index),
+            is_idempotent=about.is_idempotent,
             clock=system_clock,
-            loop=asyncio.get_running_loop(),
         )
+        return generation_elsewhere(target, about.runtime, batches=about.batches)
 
     async def _take_out(self, ref: ModelRef) -> None:
         if number := self._shown.pop(ref, 0):
@@ -261,6 +266,10 @@ class Follower:
         self._engine.is_started = order.is_ready
         if order.is_ready:
             gc.freeze()
+
+    def _heed_options(self, order: Heed) -> None:
+        take_over(self._config, order.config)
+        self._front.heed_options()
 
     async def _accept(self, wanted: tuple[int, ...]) -> None:
         async with self._accepting:

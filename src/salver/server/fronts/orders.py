@@ -27,6 +27,7 @@ class About(msgspec.Struct, frozen=True, array_like=True):
     runtime: str
     signature: Signature
     is_idempotent: bool
+    batches: bool
 
 
 class Wanted(msgspec.Struct, frozen=True, array_like=True):
@@ -144,6 +145,12 @@ class Pong(Order, frozen=True, tag=13):
     """To the parent: it does."""
 
 
+class Heed(Order, frozen=True, tag=14):
+    """Options have changed: from now on serve by those that may change while serving."""
+
+    config: ServerConfig
+
+
 AnyOrder: TypeAlias = (
     Setup
     | Prepare
@@ -158,6 +165,7 @@ AnyOrder: TypeAlias = (
     | Ask
     | Ping
     | Pong
+    | Heed
 )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from salver.control.options import follow
 from salver.control.reload import Repository
 from salver.engine.channel import create_arena
 from salver.engine.frames import Fault, fault_of
@@ -25,7 +26,7 @@ from salver.errors import Internal, SalverError
 from salver.observe.slab import Slab
 from salver.server.fronts.fleet import Fleet
 from salver.server.fronts.link import Link
-from salver.server.fronts.orders import Accept, Answer, Ask, Setup, Stop, orders
+from salver.server.fronts.orders import Accept, Answer, Ask, Heed, Setup, Stop, orders
 from salver.server.fronts.pulse import HEARTBEAT_S
 from salver.server.fronts.shares import num_processes, share_server
 from salver.server.listen import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from salver.config import ServerConfig
+    from salver.control.options import OptionsFile
     from salver.interfaces import Source
     from salver.server.fronts.fleet import FleetModel
     from salver.server.fronts.orders import AnyOrder
@@ -57,11 +59,17 @@ class Fronts:
     """The parent of all fronts. `started` is called with it when all are ready."""
 
     def __init__(
-        self, config: ServerConfig, source: Source, *, heartbeat_s: float = HEARTBEAT_S
+        self,
+        config: ServerConfig,
+        source: Source,
+        options: OptionsFile | None = None,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self.config = config
         self.port = 0
         self._source = source
+        self._options = options
         self._heartbeat_s = heartbeat_s
         self._fleet: Fleet
         self._repository: Repository
@@ -94,8 +102,9 @@ class Fronts:
         try:
             if not await unless_stopped(self._start(keepers), self._stop):
                 return
-            if config.mode == "poll":
-                follower = asyncio.ensure_future(self._repository.follow())
+            follower = asyncio.ensure_future(
+                follow(config, self._repository, self._options, self._pass_options_on)
+            )
             started(self)
             await self._stopped((*keepers, watcher))
         finally:
@@ -144,6 +153,11 @@ class Fronts:
             joined.cancel()
             raise Internal("a front process ended while the server was starting")
         self._has_joined = True
+
+    def _pass_options_on(self) -> None:
+        """The configuration has changed in place: all processes heed it."""
+        for link in self._fleet.links.values():
+            link.send(Heed(share_server(self.config)))
 
     async def _keep_host(self) -> None:
         """Runs the host from when it is wanted."""

@@ -6,7 +6,6 @@ import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
-from salver.codecs.status import grpc_status
 from salver.errors import DeadlineExceeded, Internal, InvalidInput, SalverError
 from salver.server.grpc.wire import CallHead, Deframer, whole_message
 from salver.server.inflation import Compressed
@@ -142,7 +141,7 @@ class GrpcCall(ABC):
         """Ends the call with the error's status."""
         if not self.is_over:
             self.is_over = True
-            self.socket.send_status(self.stream, grpc_status(error), error.message)
+            self.socket.fail(self.stream, error, self.head.request_id)
 
     @abstractmethod
     def abandon(self) -> None:

@@ -274,7 +274,7 @@ class StreamCall(GrpcCall):
     def _begin(self) -> None:
         if not self._has_begun:
             self._has_begun = True
-            self.socket.begin(self.stream)
+            self.socket.send_head(self.stream, self.head.answer_block)
 
     def _finish(self) -> None:
         if self._asked or self.is_over:

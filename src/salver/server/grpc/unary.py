@@ -96,7 +96,7 @@ class UnaryCall(GrpcCall):
         self.is_over = True
         if self._compressed is not None:
             self._compressed.free()
-        self.socket.send_unary(self.stream, frame(parts))
+        self.socket.send_unary(self.stream, self.head.answer_block, frame(parts))
 
     def fail(self, error: SalverError) -> None:
         super().fail(error)

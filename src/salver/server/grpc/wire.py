@@ -6,14 +6,15 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from salver.clock import NS_PER_MS, NS_PER_S
+from salver.clock import NS_PER_MS, NS_PER_S, NS_PER_US
 from salver.codecs.status import MAX_MESSAGE_LENGTH
-from salver.errors import InvalidInput, TooLarge, Unsupported
+from salver.errors import DeadlineExceeded, InvalidInput, TooLarge, Unsupported
+from salver.server.head import MAX_ID_LENGTH
 from salver.server.http2 import hpack
 from salver.server.inflation import Compressed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from salver.server.bodies import BufferPool
     from salver.server.http2.head import RequestHead
@@ -32,7 +33,7 @@ _UNIT_NS: Final = {
     "M": 60 * NS_PER_S,
     "S": NS_PER_S,
     "m": NS_PER_MS,
-    "u": 1_000,
+    "u": NS_PER_US,
     "n": 1,
 }
 _PLAIN_IN_STATUS: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
@@ -43,8 +44,7 @@ _ANSWER_FIELDS: Final = (
     ("content-type", CONTENT_TYPE),
     ("grpc-accept-encoding", ACCEPTED_ENCODINGS),
 )
-ANSWER_BLOCK: Final = hpack.encode(_ANSWER_FIELDS)
-"""The header block before the first message of an answer."""
+_ANSWER_BLOCK: Final = hpack.encode(_ANSWER_FIELDS)
 OK_BLOCK: Final = hpack.encode([("grpc-status", "0")])
 """The trailer block of a call that succeeded."""
 
@@ -53,13 +53,16 @@ class CallHead:
     """What the head of a request that `is_grpc` says; made once per header block.
 
     `timeout_ns` is 0 when the client set none. `encoding` is that of compressed messages. `method`
-    is for whoever knows what stands behind `path`.
+    is for whoever knows what stands behind `path`. `answer_block` is the header block before the
+    first message of an answer.
     """
 
-    __slots__ = ("encoding", "headers", "method", "path", "timeout_ns")
+    __slots__ = (
+        "answer_block", "encoding", "headers", "method", "path", "request_id", "timeout_ns",
+    )  # fmt: skip
 
     def __init__(self, head: RequestHead) -> None:
-        """Raises: InvalidInput, Unsupported."""
+        """Raises: InvalidInput, Unsupported, DeadlineExceeded."""
         headers = head.headers
         if head.method != "POST":
             raise InvalidInput(f"gRPC calls are POST requests, not {head.method}")
@@ -68,6 +71,10 @@ class CallHead:
         self.headers = headers
         timeout = headers.get("grpc-timeout")
         self.timeout_ns = 0 if timeout is None else parse_timeout(timeout)
+        if timeout is not None and not self.timeout_ns:
+            raise DeadlineExceeded("the call's time was over before it came")
+        self.request_id = request_id_of(head)
+        self.answer_block = _ANSWER_BLOCK + _echo(self.request_id)
         self.encoding = headers.get("grpc-encoding", "identity")
         if self.encoding not in _ENCODINGS:
             raise Unsupported(
@@ -158,9 +165,9 @@ class Deframer:
         return Compressed(bytes(message), self._encoding) if compressed else message
 
 
-def is_grpc(head: RequestHead) -> bool:
+def is_grpc(headers: Mapping[str, str]) -> bool:
     """Whether a request is a gRPC call, of whatever message format."""
-    content_type = head.headers.get("content-type", "")
+    content_type = headers.get("content-type", "")
     return content_type == CONTENT_TYPE or content_type.startswith(_SUBTYPES)
 
 
@@ -185,9 +192,19 @@ def status_block(code: int, message: str = "") -> bytes:
     return hpack.encode(_status_fields(code, message))
 
 
-def error_block(code: int, message: str = "") -> bytes:
+def error_block(code: int, message: str = "", request_id: str = "") -> bytes:
     """The only header block of a call that fails before its first message (`Trailers-Only`)."""
-    return hpack.encode((*_ANSWER_FIELDS, *_status_fields(code, message)))
+    fields = hpack.encode((*_ANSWER_FIELDS, *_status_fields(code, message)))
+    return fields + _echo(request_id)
+
+
+def request_id_of(head: RequestHead) -> str:
+    """What the client calls its request, as far as it is told back."""
+    return head.headers.get("x-request-id", "")[:MAX_ID_LENGTH]
+
+
+def _echo(request_id: str) -> bytes:
+    return hpack.encode([("x-request-id", request_id)]) if request_id else b""
 
 
 def _status_fields(code: int, message: str) -> list[hpack.Field]:

@@ -17,7 +17,6 @@ from salver.server.http2.streams import Streams
 from salver.server.http2.windows import LOW_WINDOW_BYTES, STREAM_WINDOW_BYTES
 
 if TYPE_CHECKING:
-    from salver.errors import InvalidInput
     from salver.server.http2.limits import Http2Limits
     from salver.server.http2.stream import Handler
     from salver.types import Buffer
@@ -30,7 +29,6 @@ _UNPACK_HEAD: Final = frames.HEAD.unpack_from
 _MAX_CONTROL_BYTES: Final = 64 * frames.SETTING.size
 _MIN_USEFUL_BYTES: Final = 1024
 _MAX_UNREAD_FRAMES: Final = 1000
-_TOO_LARGE_BLOCK: Final = hpack.SHRINK_TABLE_TO_ZERO + hpack.encode([(":status", "431")])
 
 
 class Http2Connection:
@@ -62,7 +60,7 @@ class Http2Connection:
         self._data_left = 0
         self._data_ends = False
         self._padding_left = 0
-        control = ControlFrames(self._streams, handler, partial(self.goaway, ErrorCode.NO_ERROR))
+        control = ControlFrames(self._streams, partial(self.goaway, ErrorCode.NO_ERROR))
         self._on_frame = {
             frames.HEADERS: self._on_headers,
             frames.CONTINUATION: self._on_continuation,
@@ -122,6 +120,10 @@ class Http2Connection:
         self._streams.end_stalled(now, timeout)
         if self._shutdown_at and now - self._shutdown_at >= ROUND_TRIP_NS:
             self.goaway(ErrorCode.NO_ERROR)
+
+    def widen(self, held_bytes: int) -> None:
+        """Lets bodies hold as much, if that is more than before."""
+        self._windows.widen(held_bytes)
 
     def goaway(self, code: ErrorCode, message: str = "") -> None:
         """Takes no further requests; unless the code is NO_ERROR, reads nothing more at all."""
@@ -212,8 +214,8 @@ class Http2Connection:
     def _check_length(self, kind: int, length: int) -> None:
         """Refuses a frame before its payload is waited for."""
         if kind in (frames.HEADERS, frames.CONTINUATION):
-            if length > self._limits.header_bytes:
-                raise calm(f"a header block of more than {self._limits.header_bytes} bytes")
+            if length > self._limits.block_bytes:
+                raise calm(f"a header block of more than {self._limits.block_bytes} bytes")
         elif length > MAX_FRAME_BYTES or (kind in self._on_frame and length > _MAX_CONTROL_BYTES):
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
 
@@ -297,7 +299,7 @@ class Http2Connection:
         block = self._block
         if block is None:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "CONTINUATION continues nothing")
-        block.add(payload, self._limits.header_bytes)
+        block.add(payload, self._limits.block_bytes)
         if flags & frames.END_HEADERS:
             self._block = None
             self._on_block(stream_id, block.ends, block.whole())
@@ -343,14 +345,16 @@ class Http2Connection:
         self._handler.on_request(stream, head, body)
         return True
 
-    def _refuse_head(self, stream_id: int, ends: bool, error: InvalidInput) -> None:
+    def _refuse_head(
+        self, stream_id: int, ends: bool, error: HeaderListTooLarge | MalformedHead
+    ) -> None:
         streams = self._streams
         streams.count_noise()
         if isinstance(error, MalformedHead):
             streams.reset_id(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
-        control = self.sender.control
-        control(frames.header_frames(stream_id, _TOO_LARGE_BLOCK, True, MAX_FRAME_BYTES))
+        block = hpack.SHRINK_TABLE_TO_ZERO + self._handler.refusal(error)
+        self.sender.control(frames.header_frames(stream_id, block, True, MAX_FRAME_BYTES))
         if not ends:
             streams.reset_id(stream_id, ErrorCode.NO_ERROR)
 

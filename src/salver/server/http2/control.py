@@ -10,7 +10,6 @@ from salver.server.http2.frames import ErrorCode, Http2Error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from salver.server.http2.stream import Handler
     from salver.server.http2.streams import Streams
 
 SHUTDOWN_PING: Final = frames.frame(frames.PING, 0, 0, b"\0salver\0")
@@ -24,12 +23,9 @@ class ControlFrames:
     Http2Error for what ends the connection.
     """
 
-    def __init__(
-        self, streams: Streams, handler: Handler, on_shutdown_ack: Callable[[], None]
-    ) -> None:
+    def __init__(self, streams: Streams, on_shutdown_ack: Callable[[], None]) -> None:
         self._streams = streams
         self._sender = streams.sender
-        self._handler = handler
         self._on_shutdown_ack = on_shutdown_ack
 
     def handlers(self) -> dict[int, Callable[[int, int, bytes], None]]:
@@ -67,11 +63,11 @@ class ControlFrames:
             self._on_shutdown_ack()
 
     def on_goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
+        """Nothing follows from it: a client that makes no more requests closes when it likes."""
         _check_no_stream("GOAWAY", stream_id)
         if len(payload) < 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {len(payload)} bytes")
         self._streams.count_noise()
-        self._handler.on_goaway(int.from_bytes(payload[4:8], "big"))
 
     def on_window_update(self, stream_id: int, flags: int, payload: bytes) -> None:
         _check_size("WINDOW_UPDATE", payload, 4)

@@ -46,6 +46,10 @@ _INTEGER_SHIFTS: Final = (0, 7, 14, 21, 28)
 class HeaderListTooLarge(TooLarge):
     """A header block was decoded, and the table is intact, but it says more than is allowed."""
 
+    def __init__(self, message: str, fields: list[Field]) -> None:
+        super().__init__(message)
+        self.fields = fields
+
 
 class Decoder:
     """The receiving side of one connection's header compression.
@@ -80,7 +84,7 @@ class Decoder:
             raise HpackError("a header block is cut off or points past the table") from None
         if len(fields) > self._max_fields:
             raise HeaderListTooLarge(
-                f"{len(fields)} headers; at most {self._max_fields} are allowed"
+                f"{len(fields)} headers; at most {self._max_fields} are allowed", fields
             )
         # No field is larger than the largest of the table and twice its own octets (Huffman coding
         # saves less than half): most lists need no exact count.
@@ -92,7 +96,7 @@ class Decoder:
         num_bytes = sum(len(name) + len(value) + ENTRY_OVERHEAD_BYTES for name, value in fields)
         if num_bytes > self._max_list_bytes:
             raise HeaderListTooLarge(
-                f"headers of {num_bytes} bytes; at most {self._max_list_bytes} are allowed"
+                f"headers of {num_bytes} bytes; at most {self._max_list_bytes} are allowed", fields
             )
 
     def _decode(self, block: bytes) -> list[Field]:

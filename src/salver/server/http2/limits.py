@@ -11,7 +11,7 @@ class Http2Limits(msgspec.Struct, frozen=True, kw_only=True):
     streams: int = 256
     """Open at once; more are refused."""
     header_bytes: int = 32 << 10
-    """Of one header list, and of its block on the wire."""
+    """Of one header list."""
     headers: int = 100
     held_bytes: int = 128 << 20
     """Body bytes that were received and not consumed; the connection's window."""
@@ -21,3 +21,10 @@ class Http2Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Frames in 10 s that ask for nothing, beside those that real work brings with it."""
     resets: int = 1_000
     """Unanswered requests reset by the peer in 10 s, beside as many as were answered."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a header block on the wire. A list that is too large is decoded all the same, or the
+        connection could not go on (RFC 9113, section 10.5.1).
+        """
+        return 4 * self.header_bytes

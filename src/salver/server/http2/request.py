@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from salver.errors import DeadlineExceeded, TooLarge
 from salver.server.exchange import Exchange
+from salver.server.head import check_length
 from salver.server.http2.hpack import encode
 
 if TYPE_CHECKING:
@@ -35,9 +36,14 @@ class HttpRequest:
 
     def wait(self) -> None:
         """The body is to come; what its head rules out is answered without it."""
-        head = self.exchange.head
+        exchange, head = self.exchange, self.exchange.head
+        try:
+            check_length(head, exchange.app.config.limits)
+        except TooLarge as error:
+            exchange.fail(error)
+            return
         if head.error is not None or head.endpoint is None:
-            self.exchange.run(b"")
+            exchange.run(b"")
         elif head.expects_continue:
             self._socket.send_head(self._stream, CONTINUE_BLOCK)
 

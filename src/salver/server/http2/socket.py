@@ -13,9 +13,10 @@ from salver.protocols.kserve_v2_grpc import methods
 from salver.server.bodies import compressed
 from salver.server.grpc.stream import StreamCall, WatchCall
 from salver.server.grpc.unary import UnaryCall
-from salver.server.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, error_block, is_grpc
+from salver.server.grpc.wire import OK_BLOCK, CallHead, error_block, is_grpc, request_id_of
 from salver.server.head import check_key
 from salver.server.http2.connection import Http2Connection
+from salver.server.http2.frames import MAX_WINDOW_BYTES
 from salver.server.http2.limits import Http2Limits
 from salver.server.http2.request import HttpRequest, head_block
 from salver.server.inflation import InflationGate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from salver.server.app import App
     from salver.server.exchange import Exchange
     from salver.server.http2.head import RequestHead
+    from salver.server.http2.hpack import HeaderListTooLarge
     from salver.server.http2.stream import Stream
     from salver.types import Buffer
 
@@ -55,16 +57,21 @@ class Http2Socket(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.now = app.clock()
         limits = app.config.limits
-        self.inflation = InflationGate(limits.body_bytes, limits.body_timeout_s, app.inflation)
+        self.inflation = InflationGate(limits, outer=app.inflation)
         own = Http2Limits(
             streams=limits.streams,
             header_bytes=limits.header_bytes,
             headers=limits.headers,
-            held_bytes=2 * limits.body_bytes,
+            held_bytes=self._held_bytes,
         )
         self._http2 = Http2Connection(self, own, self.now)
         self._sender = self._http2.sender
         self._unread = Unread()
+
+    @property
+    def _held_bytes(self) -> int:
+        """What its bodies may hold that are still received, or not answered yet."""
+        return min(2 * self.app.config.limits.body_bytes, MAX_WINDOW_BYTES)
 
     # The transport's side.
 
@@ -132,6 +139,7 @@ class Http2Socket(asyncio.BufferedProtocol):
             self.transport.abort()
             return
         http2.sweep(now, int(limits.body_timeout_s * NS_PER_S))
+        http2.widen(self._held_bytes)
         if not http2.streams and silent_s > limits.idle_timeout_s:
             http2.shutdown(now)
         for stream in tuple(http2.streams.values()):
@@ -164,7 +172,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         try:
             make, meaning = head.note or self._understand(head)
         except SalverError as error:
-            self.send_status(stream, grpc_status(error), error.message)
+            self.fail(stream, error, request_id_of(head))
             return
         call = stream.call = make(self, stream, meaning)
         if body is None:
@@ -178,7 +186,7 @@ class Http2Socket(asyncio.BufferedProtocol):
         Raises: SalverError for a gRPC call that its head rules out.
         """
         app = self.app
-        if not is_grpc(head):
+        if not is_grpc(head.headers):
             http_head = app.heads.of_http2(head)
             http_head.common_headers = app.common_headers(http_head)
             note: tuple[Any, Any] = (HttpRequest, http_head)
@@ -192,6 +200,12 @@ class Http2Socket(asyncio.BufferedProtocol):
             raise Unsupported(f"there is no gRPC method {head.path[:200]!r}")
         head.note = note = (_CALLS[method.kind], call_head)
         return note
+
+    def refusal(self, error: HeaderListTooLarge) -> bytes:
+        """The header block that answers a request whose head says more than is allowed."""
+        if is_grpc(dict(error.fields)):
+            return error_block(grpc_status(error), error.message)
+        return head_block(431, b"")
 
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:
         """A piece of a request's body."""
@@ -209,24 +223,18 @@ class Http2Socket(asyncio.BufferedProtocol):
         if stream.call is not None:
             stream.call.resume()
 
-    def on_goaway(self, code: int) -> None:
-        """The client makes no further requests."""
-
     # What calls ask for.
 
-    def send_unary(self, stream: Stream, parts: Sequence[Buffer]) -> None:
-        """One message and the status OK."""
-        self._sender.send_unary(stream, ANSWER_BLOCK, parts, OK_BLOCK)
+    def send_unary(self, stream: Stream, block: bytes, parts: Sequence[Buffer]) -> None:
+        """One message, with the head before it and the status OK behind it."""
+        self._sender.send_unary(stream, block, parts, OK_BLOCK)
         self.app.dirty(self)
 
-    def send_status(self, stream: Stream, code: int, message: str) -> None:
+    def fail(self, stream: Stream, error: SalverError, request_id: str) -> None:
         """The only thing that a failed call sends."""
-        self._sender.send_headers(stream, error_block(code, message), end_stream=True)
+        block = error_block(grpc_status(error), error.message, request_id)
+        self._sender.send_headers(stream, block, end_stream=True)
         self.app.dirty(self)
-
-    def begin(self, stream: Stream) -> None:
-        """The head of an answer that will have several messages."""
-        self.send_head(stream, ANSWER_BLOCK)
 
     def send_head(self, stream: Stream, block: bytes) -> None:
         """A head that does not end the answer."""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections import deque
 
     from salver.server.http2.head import RequestHead
+    from salver.server.http2.hpack import HeaderListTooLarge
     from salver.types import Buffer
 
 
@@ -52,6 +53,10 @@ class Handler(Protocol):
         """A new request. `body` is all of it, valid only during the call; None: it is to come."""
         ...
 
+    def refusal(self, error: HeaderListTooLarge) -> bytes:
+        """The header block that answers a request whose head says more than is allowed."""
+        ...
+
     def on_data(self, stream: Stream, data: Buffer, end_stream: bool) -> None:
         """A piece of the body, maybe empty at the end. `data` is valid only during the call."""
         ...
@@ -62,8 +67,4 @@ class Handler(Protocol):
 
     def on_writable(self, stream: Stream) -> None:
         """All that was sent on an unfinished answer has been taken for writing."""
-        ...
-
-    def on_goaway(self, code: int) -> None:
-        """The peer will make no further requests."""
         ...

@@ -28,10 +28,10 @@ class ReceiveWindows:
     takes a frame.
     """
 
-    __slots__ = ("_credit", "_step", "_write", "left")
+    __slots__ = ("_credit", "_held_bytes", "_step", "_write", "left")
 
     def __init__(self, held_bytes: int, write: Callable[[bytes], None]) -> None:
-        self.left = max(held_bytes, DEFAULT_WINDOW_BYTES)
+        self.left = self._held_bytes = max(held_bytes, DEFAULT_WINDOW_BYTES)
         self._credit = 0
         self._step = self.left // 4
         self._write = write
@@ -39,6 +39,13 @@ class ReceiveWindows:
     def announce(self) -> None:
         """Tells the peer that its window is larger than every connection's is at first."""
         if more := self.left - DEFAULT_WINDOW_BYTES:
+            self._write(window_update(0, more))
+
+    def widen(self, held_bytes: int) -> None:
+        """Lets the peer send more; a window that has been told cannot be taken back."""
+        if (more := held_bytes - self._held_bytes) > 0:
+            self._held_bytes, self._step = held_bytes, held_bytes // 4
+            self.left += more
             self._write(window_update(0, more))
 
     def give_back(self, num_bytes: int) -> None:

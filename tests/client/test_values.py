@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import joblib
+import numpy as np
 import pandas
 import pytest
 from sklearn.compose import make_column_transformer
@@ -13,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 import salver
-from salver.client.values import input_tensors, named_inputs
+from salver.client.values import input_tensors, named_inputs, to_tensor
 from salver.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -85,6 +86,39 @@ def test_a_frame_of_numbers_text_and_truth_values(client: salver.Client) -> None
     assert answer["predictions"] == pytest.approx([1001, 102, 1103])
     with pytest.raises(InvalidInput, match="unexpected input 'sort'"):
         client.predict("mixed", frame.rename(columns={"kind": "sort"}))
+
+
+def test_nullable_columns_are_numbers_truth_values_and_texts(client: salver.Client) -> None:
+    frame = pandas.DataFrame(
+        {"kind": ["x", "y"], "b": [0, 0], "new": [True, False], "a": [1.5, 2.0]}
+    ).convert_dtypes()
+    assert [str(dtype) for dtype in frame.dtypes] == ["string", "Int64", "boolean", "Float64"]
+    assert client.predict("mixed", frame) == pytest.approx([1001.5, 102])
+    assert client.predict("linear", frame[["a", "b"]]) == pytest.approx([15, 20])
+    by_position = frame[["a", "b"]].set_axis([0, 1], axis=1)
+    assert client.predict("linear", by_position) == pytest.approx([15, 20])
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], [0, 1, 2]])
+def test_what_is_missing_is_nan(names: list[Any]) -> None:
+    columns = [
+        pandas.Series([1, None], dtype="Int64"),
+        pandas.Series([None, 2.5], dtype="Float64"),
+        pandas.Series([True, None], dtype="boolean"),
+    ]
+    frame = pandas.DataFrame(dict(zip(names, columns, strict=True)))
+    spec = {"name": "x", "datatype": "FP32", "shape": [-1, 3], "columns": ["a", "b", "c"]}
+    tensor = input_tensors({"x": frame}, {"inputs": [spec]})["x"]
+    assert np.array_equal(tensor.array(), [[1, np.nan, 1], [np.nan, 2.5, np.nan]], equal_nan=True)
+
+
+def test_only_floats_have_a_value_for_what_is_missing() -> None:
+    whole = pandas.Series([1, 2], dtype="Int64").astype(object)
+    assert to_tensor(whole, "INT64", "x").array().tolist() == [1, 2]
+    for datatype, value in (("INT64", 1), ("BOOL", True), ("BYTES", "a")):
+        column = pandas.Series([value, pandas.NA], dtype=object)
+        with pytest.raises(InvalidInput, match="input 'x': expected"):
+            to_tensor(column, datatype, "x")
 
 
 def test_an_index_in_a_csv_is_told_of(client: salver.Client) -> None:
