@@ -55,8 +55,9 @@ function columnsField(spec, example) {
 
 function jsonField(spec, shape, example) {
   const control = el("textarea", { rows: 5, class: "mono", spellcheck: "false" });
-  const blank = spec.content === "json" ? (spec.example ?? {}) : filled(shape, isNumeric(spec) ? 0 : "");
-  control.value = spec.optional && example == null ? "" : pretty(example ?? blank);
+  const blank = spec.content === "json" ? {} : filled(shape, isNumeric(spec) ? 0 : "");
+  const shown = example ?? spec.example ?? blank;
+  control.value = spec.optional && example == null ? "" : pretty(shown);
   const read = () => {
     control.setCustomValidity("");
     if (spec.optional && !control.value.trim()) return undefined;
