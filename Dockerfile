@@ -33,7 +33,7 @@ EXPOSE 8000
 HEALTHCHECK --timeout=6s --start-period=60s CMD ["python", "-c", "\
 import http.client, os; \
 server = http.client.HTTPConnection('127.0.0.1', os.environ.get('SALVER_PORT', 8000), 5); \
-server.request('GET', '/v2/health/ready'); \
+server.request('GET', '/v2/health/live'); \
 raise SystemExit(server.getresponse().status != 200)"]
 ENTRYPOINT ["salver"]
 CMD ["serve", "/models"]

@@ -65,7 +65,11 @@ class Served:
         self._known = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def is_up(self) -> bool:
+        """Waits until it serves; False if it ended instead."""
         self._known.wait()
+        return bool(self.url)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -103,27 +107,34 @@ def smoke(console: Console, url: str) -> bool:
     return ok
 
 
+def show(console: Console, served: Served, *, smokes: bool) -> int:
+    """Tells what to try until the server ends, or tries it; the exit status."""
+    if not served.is_up():
+        return served.process.wait() or 1
+    if smokes:
+        return 0 if smoke(console, served.url) else 1
+    console.print(f"\n[bold]Open {served.url} and draw a digit.[/] Or try:\n")
+    for what, command in commands(served.url):
+        console.print(f"[dim]# {what}[/]", highlight=False)
+        console.print(command, markup=False, highlight=False, soft_wrap=True)
+    return served.process.wait()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--smoke", action="store_true", help="run every command, then end")
     arguments = parser.parse_args()
-    console = Console()
+    # Whoever ends this program wants the server to end as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     train(MODELS)
     served = Served(0 if arguments.smoke else arguments.port)
-    if not served.url:
-        return served.process.wait() or 1
-    if arguments.smoke:
-        ok = smoke(console, served.url)
-        return served.stop() or not ok
-    console.print(f"\n[bold]Open {served.url} and draw a digit.[/] Or try:\n")
-    for what, command in commands(served.url):
-        console.print(f"[dim]# {what}[/]", highlight=False)
-        console.print(command, markup=False, highlight=False, soft_wrap=True)
+    status = 0
     try:
-        return served.process.wait()
+        status = show(Console(), served, smokes=arguments.smoke)
     except KeyboardInterrupt:
-        return served.stop()
+        pass
+    return served.stop() or status
 
 
 if __name__ == "__main__":

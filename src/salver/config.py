@@ -50,6 +50,14 @@ def is_hot(meta: msgspec.Meta) -> bool:
     return bool(meta.extra)
 
 
+_UNITS: Final = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "bytes": "bytes",
+}
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A group of options."""
 
@@ -270,7 +278,8 @@ def parse(text: str, struct: type[T], where: str) -> T:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        # A file that ends too soon is wrong in its last line, not behind it.
+        line = f":{min(mark.line + 1, len(text.splitlines()))}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise ConfigError(f"{where}{line}: {problem}") from None
     if value is None:
@@ -412,4 +421,11 @@ def _expected(name: str, text: str) -> str:
     kind = next((kind for known, kind, *_ in walk(ServerConfig) if known == name), None)
     if get_origin(kind) is Literal:
         return f"expected one of {', '.join(get_args(kind))}"
-    return text.partition(", got ")[0]
+    unit = f" of {unit_of(name)}" if unit_of(name) else ""
+    words = text.partition(", got ")[0].replace("`int`", f"a whole number{unit}")
+    return words.replace("`float`", f"a number{unit}").replace("Expected", "expected")
+
+
+def unit_of(name: str) -> str:
+    """The unit that an option's name ends with, in full; empty for none."""
+    return _UNITS.get(name.rpartition("_")[2], "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -24,7 +24,8 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One input or output. A dimension of -1 takes any length.
 
     `content` says what BYTES hold; `on_request` outputs are computed only when asked for;
-    `role` marks a classifier's outputs; `labels` are its class names, in order.
+    `role` marks a classifier's outputs; `labels` are its class names, in order. `example` is a
+    value of the form that an input of `json` must have.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     optional: bool = False
     labels: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    example: Any = None
 
     def check(self, tensor: Tensor) -> None:
         """Raises: InvalidInput with the field, what was expected and what came."""

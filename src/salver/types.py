@@ -369,7 +369,8 @@ class Work(msgspec.Struct):
     """What an instance is given: inputs gathered over all calls.
 
     Call `i` owns rows `offsets[i]` to `offsets[i + 1]` of every input. `deadline` is the latest of
-    the calls' in monotonic nanoseconds, 0 for none. `outputs` are the ones to compute.
+    the calls' in monotonic nanoseconds, 0 for none. `outputs` are the ones to compute. A trial runs
+    on input that nobody sent, so that its failure means nothing.
     """
 
     method: str
@@ -380,6 +381,7 @@ class Work(msgspec.Struct):
     deadline: int = 0
     context: CallContext = NO_CONTEXT
     depth: int = 0
+    is_trial: bool = False
 
     @property
     def num_calls(self) -> int:

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from salver.cli.main import main
 from salver.cli.yaml_mistakes import Finding, mistakes
-from salver.config import ModelConfig
+from salver.config import ModelConfig, parse
+from salver.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,8 +212,26 @@ def test_trust_is_a_mistake_until_it_is_given(tmp_path: Path) -> None:
     model(tmp_path / "a")
     (found,) = findings(tmp_path)
     assert found.problem == "model.py is Python code, which runs with all rights of the server"
-    assert "`trust: true` in salver.yaml" in found.remedy
+    assert "`trust: true` to salver.yaml" in found.remedy
     assert findings(tmp_path / "a" / "model.py") == []
+
+
+def test_the_line_of_a_file_that_ends_too_soon_is_the_servers(tmp_path: Path) -> None:
+    text = 'batching: {max_size: "x"\n'
+    (tmp_path / "model.yaml").write_text(text)
+    (found,) = (each for each in findings(tmp_path) if each.file == "model.yaml")
+    with pytest.raises(ConfigError, match=f"model.yaml:{found.line}: expected ',' or '}}'"):
+        parse(text, ModelConfig, "model.yaml")
+
+
+def test_the_configuration_of_triton_is_no_mistake_but_told_of(tmp_path: Path) -> None:
+    model(tmp_path / "a")
+    (tmp_path / "a" / "config.pbtxt").write_text("max_batch_size: 8")
+    result = CliRunner().invoke(main, ["check", str(tmp_path), "--trust"])
+    assert result.exit_code == 0
+    assert "a/config.pbtxt is Triton's and is not read" in result.stderr
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a"), "--json"])
+    assert "a/config.pbtxt is Triton's" in json.loads(result.stdout)[0]["detail"]
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

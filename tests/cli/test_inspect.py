@@ -128,7 +128,7 @@ def test_a_folder_without_trust(toy: Path, tmp_path: Path) -> None:
     assert found["runs"] == "in 2 worker processes, as it is code"
     result = run(tmp_path / "models", "--load")
     assert result.exit_code == 1
-    assert "If you trust it: salver serve model.py --trust" in result.output
+    assert "If you trust it: add --trust to the command" in result.output
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,6 +110,51 @@ def test_columns_may_come_in_any_order(iris: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("pw,pl,sw,sl\n0.2,1.4,3.5,5.1\n")
     run(iris, tmp_path / "rows.csv", "-o", tmp_path / "out.jsonl", "--trust")
     assert json.loads((tmp_path / "out.jsonl").read_text())["label"] == "setosa"
+
+
+def test_columns_that_the_model_does_not_know_are_copied(iris: Path, tmp_path: Path) -> None:
+    rows = "id,sl,sw,pl,pw,label\na7,5.1,3.5,1.4,0.2,setosa\nb8,6.7,3.0,5.2,2.3,virginica\n"
+    (tmp_path / "rows.csv").write_text(rows)
+    result = run(iris, tmp_path / "rows.csv", "--trust")
+    header, first, second = result.stdout.splitlines()
+    assert header.startswith("id,input_label,prediction,label,probability_setosa")
+    assert first.startswith("a7,setosa,0,setosa,")
+    assert second.startswith("b8,virginica,2,virginica,")
+    assert "copied, as the model does not know them: id, label" in result.stderr
+
+
+def test_copies_stay_with_their_rows(toy: Path) -> None:
+    rows = "id,name,times\n1,ab,2\n2,cd,no\n3,ef,1\n"
+    flags = ("--method", "greet", "--trust", "--on-error", "skip")
+    result = run(toy, "-", *flags, stdin=rows)
+    assert result.stdout.splitlines() == ["line,id,prediction", "2,1,ab ab", "4,3,ef"]
+
+
+def test_a_misspelt_column_is_missed(iris: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("sl,sw,pl,width\n5.1,3.5,1.4,0.2\n")
+    result = run(iris, tmp_path / "rows.csv", "--trust")
+    assert result.exit_code == 1
+    assert "the table lacks column 'pw'" in result.output
+
+
+def test_another_separator_is_named(iris: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("sl;sw;pl;pw\n5,1;3,5;1,4;0,2\n")
+    result = run(iris, tmp_path / "rows.csv", "--trust")
+    assert "rows.csv:1: the separator seems to be ';'" in result.output
+
+
+def test_a_signal_leaves_nothing_behind(toy: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "salver", "predict", str(toy), "-"]
+    command += ["-o", str(tmp_path / "out.csv"), "--trust", "--batch-size", "1"]
+    predicting = subprocess.Popen(command, stdin=subprocess.PIPE)
+    part = tmp_path / ".out.csv.part"
+    with predicting:
+        while not part.exists():
+            assert predicting.poll() is None
+        predicting.terminate()
+        assert predicting.wait() == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("*out.csv*"))
+    assert not part.exists()
 
 
 def test_json_lines(iris: Path, tmp_path: Path) -> None:
@@ -246,7 +294,7 @@ def test_trust_is_asked_for(iris: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
     result = run(iris, tmp_path / "rows.csv", "-o", tmp_path / "out.csv")
     assert "m.joblib is a pickle" in result.output
-    assert "the other commands take --trust as well" in result.output
+    assert "add --trust to the command" in result.output
 
 
 def test_streaming_methods_are_refused(toy: Path, tmp_path: Path) -> None:

@@ -119,11 +119,22 @@ class Tagger:
     assert answer["label"] == "verb"
 
 
+def test_the_help_tells_units_and_choices() -> None:
+    words = CliRunner().invoke(main, ["serve", "--help"]).output
+    assert "--drain-timeout SECONDS" in words
+    assert "--mode poll|explicit|none" in words
+    assert "SALVER_API_KEY" in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--port", "70000"], "port: Expected `int` <= 65535, got '70000'"),
-        (["--port", "abc"], "port: Expected `int`, got 'abc'"),
+        (["--port", "70000"], "port: expected a whole number <= 65535, got '70000'"),
+        (["--port", "abc"], "port: expected a whole number, got 'abc'"),
+        (
+            ["--drain-timeout", "5s"],
+            "drain_timeout_s: expected a number of seconds, got '5s'",
+        ),
         (["--mode", "pol"], "mode: expected one of poll, explicit, none, got 'pol'"),
         (["--config", "nowhere.yaml"], "File 'nowhere.yaml' does not exist"),
         (["--tls-cert", "nowhere.pem", "--port", "0"], "tls_cert: there is no file nowhere.pem"),

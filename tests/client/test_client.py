@@ -318,6 +318,30 @@ def test_no_pause_goes_beyond_the_deadline() -> None:
     assert script.pauses == []
 
 
+def test_a_call_without_any_time_is_not_sent(url: str) -> None:
+    with salver.Client(url, "secret") as client:
+        with pytest.raises(DeadlineExceeded, match="before it was sent"):
+            client.predict("toy", [[1, 2, 3]], timeout_s=0)
+        assert client.predict("toy", [[1, 2, 3]], timeout_s=30) == [6.0]
+
+
+def test_a_version_may_be_a_number(client: salver.Client) -> None:
+    assert client.predict("toy", [[1, 2, 3]], version=1) == [6.0]
+    assert client.infer("toy", {"x": [[1, 2, 3]]}, version=1).model_version == "1"
+    assert client.metadata("toy", 1)["name"] == "toy"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_closed_client_says_so(url: str, scheme: str) -> None:
+    client = salver.Client(url.replace("http", scheme, 1), "secret")
+    client.close()
+    with pytest.raises(Conflict, match="this client is closed"):
+        client.predict("toy", [[1, 2, 3]])
+    with pytest.raises(Conflict, match="this client is closed"):
+        next(client.stream("toy", 3, method="count"))
+    assert not client.is_ready()
+
+
 def test_what_is_left_of_the_time_is_passed_on() -> None:
     script = Script(metadata(), busy(**{"Retry-After": "2"}), answer())
     script.client(timeout_s=60).infer("m", {"x": [1.0]}, timeout_s=5)

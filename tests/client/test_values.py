@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 import salver
-from salver.client.values import input_tensors, to_tensor
+from salver.client.values import input_tensors, named_inputs, to_tensor
 from salver.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -40,6 +40,16 @@ def client(
     server = serve(folder / "linear.joblib", folder / "mixed.joblib", "--trust")
     with salver.Client(server.url) as client:
         yield client
+
+
+def test_blanks_in_names_mean_what_lightgbm_writes_for_them() -> None:
+    frame = pandas.DataFrame({"b c": [1.0, 2.0], "a b": [3.0, 4.0]})
+    spec = {"name": "x", "datatype": "FP64", "shape": [-1, 2], "columns": ["a_b", "b_c"]}
+    metadata = {"name": "m", "inputs": [spec], "outputs": []}
+    for table in (frame, frame.to_dict("list")):
+        named, _ = named_inputs(table, metadata)
+        found = input_tensors(named, metadata)["x"]
+        assert found.array().tolist() == [[3.0, 1.0], [4.0, 2.0]]
 
 
 def test_a_frame_goes_by_the_names_of_its_columns(client: salver.Client) -> None:

@@ -237,6 +237,38 @@ def test_files_go_to_inputs_that_hold_bytes():
         bind(single(IMAGE), Object("columns", {"a": ["1"]}))
 
 
+WIDTH = TensorSpec(name="x", dtype=FP32, shape=(-1, 2), columns=("petal_width", "b"))
+LENGTH = TensorSpec(name="petal_length", dtype=FP32, shape=(-1, 1), columns=("petal_length",))
+
+
+@pytest.mark.parametrize(
+    ("method", "payload", "expected"),
+    [
+        (rows(WIDTH), Object("columns", {"petal width": ["1"], "b": ["2"]}), {"x": [[1, 2]]}),
+        (rows(WIDTH), Object("rows", [{"petal width": 1, "b": 2}]), {"x": [[1, 2]]}),
+        (
+            rows(LENGTH, CITY),
+            Object("rows", [{"petal length": 1, "city": "a"}]),
+            {"petal_length": [[1]], "city": [[b"a"]]},
+        ),
+        (
+            rows(LENGTH, CITY),
+            Object("columns", {"petal length": ["1"], "city": ["a"]}),
+            {"petal_length": [[1]], "city": [[b"a"]]},
+        ),
+    ],
+)
+def test_names_with_blanks_mean_those_that_lightgbm_writes(method, payload, expected):
+    found = bind(method, payload)
+    assert {name: tensor.array().tolist() for name, tensor in found.items()} == expected
+
+
+def test_a_name_that_would_mean_a_column_twice_is_unknown():
+    both = {"petal width": ["1"], "petal_width": ["1"], "b": ["2"]}
+    with pytest.raises(InvalidInput, match="unknown column 'petal width'"):
+        bind(rows(WIDTH), Object("columns", both))
+
+
 def columns(method, **values):
     return {
         name: tensor.array().tolist()

@@ -92,3 +92,9 @@ def test_rows_are_counted_over_all_parts():
     assert bind(method, decode_csv(body))["x"].shape == (10_000, 2)
     with pytest.raises(InvalidInput, match="10001 rows in one request"):
         bind(method, decode_csv(body + b"1,2\n"))
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "';'"), ("\t", "a tab")])
+def test_another_separator_is_named(mark, name):
+    with pytest.raises(InvalidInput, match=f"the separator seems to be {name}"):
+        decode_csv(f"a{mark}b\n1{mark}2\n".encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import joblib
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -97,7 +98,7 @@ class Reader:
     def __init__(self, page: str, serve: Callable[..., Any], folder: Path) -> None:
         self._page = page
         self._serve = serve
-        self._folder = folder
+        self.folder = folder
         self.server: Any = None
 
     def type(self, command: str) -> None:
@@ -105,7 +106,7 @@ class Reader:
         if command.startswith("salver serve "):
             if self.server is not None:
                 self.server.stop()
-            with contextlib.chdir(self._folder):
+            with contextlib.chdir(self.folder):
                 self.server = self._serve(*shlex.split(command)[2:])
             assert "ERROR" not in self.server.output
             return
@@ -114,7 +115,7 @@ class Reader:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["sh", "-c", command],
-            cwd=self._folder,
+            cwd=self.folder,
             env=os.environ | {"PATH": path, "SALVER_URL": self.server.url},
             capture_output=True,
             text=True,
@@ -141,10 +142,65 @@ def test_every_command_works(page: str, serve: Callable[..., Any], folder: Path)
     reader.server.stop()
 
 
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(3, 2)
+
+    def forward(self, image):
+        return self.last(image.mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def one_of_each(folder: Path, tmp_path: Path) -> Path:
+    """A folder with the files that the README's first table names."""
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    from sklearn.linear_model import LogisticRegression
+
+    for name in ("model.onnx", "models"):
+        (tmp_path / name).symlink_to(folder / name)
+    shutil.copy(folder / "fraud.ubj", tmp_path / "model.ubj")
+    shutil.copy(folder / "rows.csv", tmp_path / "data.csv")
+    joblib.dump(LogisticRegression().fit([[0.0], [1.0]], [0, 1]), tmp_path / "clf.joblib")
+    (tmp_path / "model.py").write_text(DIGITS)
+    for name in ("script", "weights"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.yaml").write_text(blocks("runtimes.md", "yaml")[1])
+    (tmp_path / "weights" / "net.py").write_text(NET)
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    net = scope["Net"]()
+    traced = torch.jit.trace(net, torch.zeros(1, 3, 224, 224))
+    traced.save(tmp_path / "script" / "model.pt")
+    safetensors.save_file(net.state_dict(), tmp_path / "weights" / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_every_command_of_the_table_works(serve: Callable[..., Any], one_of_each: Path) -> None:
+    table = (
+        (DOCS.parent / "README.md").read_text().partition("| You have |")[2].partition("\n\n")[0]
+    )
+    shown = re.findall(r"`(salver [^`]+)`", table)
+    assert len(shown) > 8
+    reader = Reader("", serve, one_of_each)
+    for command in shown:
+        file = command.split()[2]
+        places = {"model.pt": "script", "model.safetensors": "weights"}
+        reader.folder = one_of_each / places.get(file, "")
+        reader.type(command)
+    reader.server.stop()
+
+
 def test_the_settings_shown_are_valid() -> None:
     from salver.config import ModelConfig, parse
 
-    for page in ("quickstart.md", "operations.md"):
+    for page in ("quickstart.md", "operations.md", "runtimes.md"):
         for text in blocks(page, "yaml"):
             parse(text, ModelConfig, page)
 

@@ -108,13 +108,14 @@ def test_whole_tensors_are_not_divided() -> None:
             ROWS.check(bound(ROWS, payload))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("schema", ["rows", "auto"])
 @pytest.mark.parametrize("is_long", [False, True])
-def test_inputs_that_cannot_share_a_call_are_divided(is_long: bool) -> None:
-    payload: Any = Object("rows", ["a", "b"])
+def test_inputs_that_cannot_share_a_call_are_divided(is_long: bool, schema: Any) -> None:
+    payload: Any = Object(schema, ["a", "b"])
     parts = parts_of(TEXT, bound(TEXT, payload) if is_long else payload)
     assert parts == [Object("row", "a"), Object("row", "b")]
     assert not parts_of(TEXT, Object("row", ["a", "b"]))
-    assert not parts_of(TEXT, Object("auto", ["a", "b"]))
+    assert not parts_of(NUMBERS, Object("auto", [1, 2]))
 
 
 def test_long_inputs_are_bound_before_they_wait() -> None:

@@ -93,11 +93,12 @@ async def launched(
     *,
     options: dict[str, Any] | None = None,
     caller: Callable[..., Awaitable[Tensors]] = no_other_model,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> AsyncIterator[ProcessInstance]:
     config = ModelConfig(instances=instances, options=options or {})
     instance = await ProcessInstance.launch(
         RUNTIME,
-        LoadSpec(path=path, ref=REF, config=config),
+        LoadSpec(path=path, ref=REF, config=config, warn=warn),
         loop=asyncio.get_running_loop(),
         clock=time.monotonic_ns,
         caller=caller,
@@ -641,6 +642,20 @@ async def test_output_of_user_code_is_logged_by_line(
         await Outcome(instance, single("print")).end
     lines = [record.getMessage() for record in caplog.records if record.name == "salver.worker"]
     assert lines == [f"{REF}: {text}" for text in ("to stdout", "to stderr", "closed")]
+
+
+@on_loop
+async def test_a_traceback_is_a_warning_unless_nobody_sent_the_input(tmp_path: Path) -> None:
+    warned: list[str] = []
+    async with launched(tmp_path, warn=warned.append) as instance:
+        trial = single("fail")
+        trial.is_trial = True
+        await Outcome(instance, trial).end
+        assert warned == []
+        await Outcome(instance, single("fail")).end
+    (message,) = warned
+    assert message.startswith("Traceback")
+    assert message.endswith("ValueError: no such luck")
 
 
 @on_loop

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,3 +86,26 @@ def test_drawn_digits_come_in_equal_numbers() -> None:
     values, labels = strokes.drawn_digits(20, seed=1)
     assert values.shape == (20, 64)
     assert np.bincount(labels).tolist() == [2] * 10
+
+
+UNTRAINED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import demo
+demo.MODELS, demo.train = Path(sys.argv.pop(1)), lambda folder: None
+sys.exit(demo.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_server_ends_with_the_demo(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", UNTRAINED, str(DEMO), str(tmp_path), "--port", "0"]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert demo.stdout is not None
+    with demo.stdout as lines:
+        port = next(found[1] for line in lines if (found := re.search(r"Open \S+:(\d+)", line)))
+        demo.send_signal(number)
+        assert demo.wait(60) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)))

@@ -12,7 +12,7 @@ import sklearn
 import skops.io
 from sklearn import datasets
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.cluster import KMeans
+from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -173,6 +173,15 @@ def test_sparse_transforms_become_dense(serve, run):
     np.testing.assert_array_equal(found, np.eye(3))
 
 
+def test_columns_that_miss_a_value_are_named(serve, run):
+    model = serve(LogisticRegression(max_iter=500).fit(FRAME, SPECIES))
+    rows = FRAME.to_numpy(copy=True)
+    rows[3, [0, 2]] = np.nan
+    words = r"row 3: 'sepal length \(cm\)', 'petal length \(cm\)' missing"
+    with pytest.raises(InvalidInput, match=words):
+        run(model, {"input": rows})
+
+
 def test_missing_values_are_refused_by_models_that_do_not_take_them(serve, run):
     rows = IRIS.data.copy()
     rows[0, 1] = np.nan
@@ -183,7 +192,7 @@ def test_missing_values_are_refused_by_models_that_do_not_take_them(serve, run):
         make_pipeline(StandardScaler(), SVC()),
     ):
         model = serve(estimator.fit(IRIS.data, IRIS.target))
-        with pytest.raises(InvalidInput, match=r"^Input X contains NaN\.$"):
+        with pytest.raises(InvalidInput, match="row 0: column 2 missing"):
             run(model, {"input": rows})
     for estimator in (
         HistGradientBoostingClassifier(max_iter=3),
@@ -409,6 +418,11 @@ def test_what_is_no_fitted_estimator(serve):
         serve({"weights": [1, 2]})
     with pytest.raises(LoadFailed, match="before it was fitted"):
         serve(GaussianNB())
+
+
+def test_an_estimator_that_predicts_nothing_new(serve):
+    with pytest.raises(LoadFailed, match="holds a DBSCAN, which has none of predict, "):
+        serve(DBSCAN().fit(IRIS.data))
 
 
 def test_a_damaged_file_and_a_missing_module(tmp_path, load):

@@ -103,6 +103,11 @@ def test_the_author_knows_better_examples() -> None:
     assert example_of(rows("x", FP32, 2), example=[5.1, 3.5]) == [5.1, 3.5]
 
 
+def test_json_has_the_example_of_its_type() -> None:
+    order = TensorSpec(name="x", dtype=BYTES, shape=(), content="json", example={"price": 0.0})
+    assert example_of(order, batching="single") == {"price": 0.0}
+
+
 def test_several_inputs_go_by_name() -> None:
     found = example_of(rows("a", FP32, 1), rows("b", INT64), rows("c", FP32, 9, optional=True))
     assert found == {"a": [0.0], "b": 0}

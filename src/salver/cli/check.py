@@ -38,6 +38,8 @@ def check(path: Path, trust: bool, load: bool, as_json: bool) -> None:
         click.echo(dumps([finding._asdict() for finding in found]))
     else:
         show(found, checker.num_models)
+    for note in checker.notes:
+        click.echo(f"Note: {note}", err=True)
     sys.exit(1 if found else 0)
 
 

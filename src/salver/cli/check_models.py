@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from salver.cli.local import open_model, placement
+from salver.cli.local import open_model, placement, told_of_triton
 from salver.cli.yaml_mistakes import Finding, finding_of, line_of, mistakes
 from salver.codecs.python_source import candidates, declared
 from salver.config import ModelConfig
@@ -16,7 +16,7 @@ from salver.engine.loader import chosen
 from salver.engine.warmup import example
 from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import Traits, VersionOnDisk
-from salver.runtimes.files import trust_remedy
+from salver.runtimes.files import TRUST_REMEDY
 from salver.runtimes.table import detect
 from salver.sources.folder import (
     CODE_SUFFIX,
@@ -79,6 +79,8 @@ class Checker:
         self._load = load
         self._names: dict[str, str] = {}
         self.num_models = 0
+        self.notes: list[str] = []
+        """What is no mistake, but may not be what somebody expects."""
 
     def run(self) -> list[Finding]:
         """Every mistake, once."""
@@ -113,6 +115,8 @@ class Checker:
 
     def _place(self, place: Path) -> Iterator[Finding]:
         self.num_models += 1
+        if note := told_of_triton(place):
+            self.notes.append(note)
         file, found = self._config(place)
         yield from found
         yield from check_tensors(file)
@@ -192,7 +196,7 @@ class Checker:
         trusted = path == self._root and path.suffix == CODE_SUFFIX
         needs_trust = probe.trust and not (self._trust or trusted)
         if needs_trust:
-            yield Finding(shown, 0, "", probe.trust, trust_remedy(probe.file))
+            yield Finding(shown, 0, "", probe.trust, TRUST_REMEDY)
         signature = probe.signature
         if self._load and not (missing or probe.problem or needs_trust):
             on_disk = VersionOnDisk(ModelRef("m", version), path, "", config, None, trusted)

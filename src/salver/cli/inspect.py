@@ -105,6 +105,9 @@ def facts(
     version: VersionOnDisk, probe: Probe, signature: Signature | None, where: str
 ) -> dict[str, Any]:
     """Everything that is shown, as plain values. An unknown signature is None."""
+    from salver.cli.local import told_of_triton
+
+    notes = filter(None, (probe.detail, told_of_triton(version.path)))
     methods = None
     if signature is not None:
         methods = [
@@ -126,7 +129,7 @@ def facts(
         "runtime": probe.runtime,
         "size_bytes": probe.size_bytes,
         "trust": "" if version.trusted else probe.trust,
-        "detail": probe.detail,
+        "detail": "; ".join(notes),
         "problem": probe.problem,
         "runs": where,
         "methods": methods,

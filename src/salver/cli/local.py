@@ -34,6 +34,18 @@ class Opened(NamedTuple):
     signature: Signature
 
 
+def told_of_triton(place: Path) -> str:
+    """That Triton's configuration of a model is not read, if it has one beside its versions."""
+    folder = place if place.is_dir() else place.parent
+    for each in (folder, folder.parent) if folder.name.isdecimal() else (folder,):
+        if (each / "config.pbtxt").is_file():
+            return (
+                f"{each.resolve().name}/config.pbtxt is Triton's and is not read: what it says of "
+                "batching, instances and versions goes into model.yaml"
+            )
+    return ""
+
+
 def versions(path: str | Path, overrides: Mapping[str, Any]) -> list[VersionOnDisk]:
     """Every version that serving `path` would offer.
 
@@ -100,7 +112,7 @@ def placement(opened: Opened) -> Placement:
         return run(opened.model, work, drop_item)
 
     config = opened.version.config
-    costs = asyncio.run(warm_up(once, opened.signature, config))
+    costs = asyncio.run(warm_up(once, opened.signature, config, opened.version.ref))
     default = next((cost.ns for cost in costs if cost.method == opened.signature.default), None)
     streams = any(method.streams for method in opened.signature.methods.values())
     return place(config.instances.isolation, opened.model.traits, default, streams)

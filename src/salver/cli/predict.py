@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import orjson
@@ -12,16 +12,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from salver.codecs.bind import bind
-from salver.errors import ConfigError, InvalidInput, ModelFailed, SalverError, Unsupported
+from salver.codecs.values import spelled
+from salver.errors import ConfigError, InvalidInput, ModelFailed, SalverError, Unsupported, listed
 from salver.types import Object, Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from salver.cli.local import Opened
     from salver.cli.tables import Chunk
 
 Answer = dict[str, Any]
+_ANSWERS: Final = ("line", "prediction", "label", "probabilities")
+"""What a row of the output may hold besides copied columns."""
 
 
 @click.command()
@@ -57,7 +60,8 @@ def predict(
 ) -> None:
     """Predicts every row of DATA: .csv, .jsonl, .npy or .parquet, of any length.
 
-    DATA may be -, for CSV or JSON lines from standard input.
+    DATA may be -, for CSV or JSON lines from standard input. Columns of a table that the model
+    does not know, such as an id, are copied to the output.
 
     \b
     salver predict iris.onnx rows.csv -o answers.csv
@@ -85,6 +89,9 @@ def predict(
                 num_rows += len(answers)
         finally:
             opened.model.close()
+    if predictor.copied:
+        names = listed(predictor.copied)
+        console.print(f"copied, as the model does not know them: {names}", markup=False)
     for line in skipped[:10]:
         console.print(f"skipped {line}", markup=False)
     left_out = f", {len(skipped)} skipped" if skipped else ""
@@ -109,7 +116,9 @@ def _with_progress(
 
 
 class Predictor:
-    """Turns chunks into answers. `skipped` gets a line for every bad row, if those are skipped."""
+    """Turns chunks into answers. `skipped` gets a line for every bad row, if those are skipped;
+    `copied` are the columns that answers have from their rows.
+    """
 
     def __init__(
         self, opened: Opened, method: str, file: str, skipped: list[str], *, skip: bool
@@ -118,6 +127,7 @@ class Predictor:
         self._file = file
         self._skip = skip
         self._skipped = skipped
+        self.copied: Sequence[str] = ()
         self._name, self._method = opened.signature.method(method)
         if self._method.streams:
             raise Unsupported(f"method {self._name!r} streams; choose one that answers at once")
@@ -137,14 +147,36 @@ class Predictor:
         """
         for line, problem in chunk.problems:
             self._bad(line, problem)
+        chunk, copies = self._without_unknown(chunk)
         answers: Sequence[Answer | None] | None
         answers = self._all(chunk) if len(chunk.lines) > 1 else None
         if answers is None:
             answers = [self._one(chunk, index) for index in range(len(chunk.lines))]
-        found = zip(chunk.lines, answers, strict=True)
-        if self._skip:
-            return [{"line": line, **answer} for line, answer in found if answer is not None]
-        return [answer for _, answer in found if answer is not None]
+        found = zip(chunk.lines, copies, answers, strict=True)
+        return [
+            {**({"line": line} if self._skip else {}), **copy, **answer}
+            for line, copy, answer in found
+            if answer is not None
+        ]
+
+    def _without_unknown(self, chunk: Chunk) -> tuple[Chunk, Iterable[Answer]]:
+        """A table's columns that the model knows, and the others as rows. One that knows none of
+        them goes by their places, or by a name of its own for them all.
+        """
+        none: list[Answer] = [{}] * len(chunk.lines)
+        table = chunk.payload.value
+        known = {name for spec in self._method.inputs for name in (spec.name, *spec.columns)}
+        if chunk.payload.schema != "columns" or known.isdisjoint(spelled(table, known)):
+            return chunk, none
+        names = zip(table, spelled(table, known), strict=True)
+        self.copied = [name for name, meant in names if meant not in known]
+        if not self.copied:
+            return chunk, none
+        kept = {name: column for name, column in table.items() if name not in self.copied}
+        titles = [f"input_{name}" if name in _ANSWERS else name for name in self.copied]
+        rows = zip(*(table[name] for name in self.copied), strict=True)
+        copies = [dict(zip(titles, row, strict=True)) for row in rows]
+        return chunk._replace(payload=Object("columns", kept)), copies
 
     def _all(self, chunk: Chunk) -> list[Answer] | None:
         """All rows in one run; None if they must be run singly, or one of them is bad."""

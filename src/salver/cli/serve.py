@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 from rich.console import Console
@@ -19,6 +19,7 @@ from salver.config import (
     from_environment,
     is_service_link,
     read,
+    unit_of,
     unknown_variables,
     walk,
 )
@@ -44,6 +45,14 @@ def flag_of(option: str) -> str:
     return "--" + option.removesuffix("_s").replace("_", "-").replace(".", "-")
 
 
+def form_of(name: str, kind: Any) -> str:
+    """What a flag takes, for the help: a unit, choices, or a type."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    plain = {int: "number", float: "number", str: "text"}
+    return (unit_of(name) or plain.get(kind, "a,b,...")).upper()
+
+
 def option_flags(command: Any) -> Any:
     """Adds a flag for every server option, from its one definition."""
     for name, kind, meta, default in reversed(list(walk(ServerConfig))):
@@ -53,7 +62,8 @@ def option_flags(command: Any) -> Any:
         if kind is bool:
             decorate = click.option(flag, parameter, is_flag=True, default=None, help=help_text)
         else:
-            decorate = click.option(flag, parameter, default=None, help=help_text, metavar="VALUE")
+            form = form_of(name, kind)
+            decorate = click.option(flag, parameter, default=None, help=help_text, metavar=form)
         command = decorate(command)
     return command
 
@@ -68,7 +78,10 @@ def option_flags(command: Any) -> Any:
 )  # fmt: skip
 @option_flags
 def serve(paths: tuple[str, ...], config_file: str | None, **given: Any) -> None:
-    """Serves models: files, folders, repositories, Python classes; several at once."""
+    """Serves models: files, folders, repositories, Python classes; several at once.
+
+    Options may stand in salver.yaml and in the environment as well: SALVER_API_KEY for --api-key.
+    """
     from salver.control.options import OptionsFile
     from salver.server.serve import serve as run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
 import sys
 from contextlib import contextmanager
 from itertools import islice
@@ -208,17 +209,26 @@ def writer(path: Path) -> Iterator[Write]:
         return
     kind = _WRITERS[known_suffix(path)]
     part = path.with_name(f".{path.name}.part")
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
-        file = part.open("wb")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"{path} cannot be written: {reason}") from None
-    try:
-        with file, kind(file) as write:
+        with _opened(part, path) as file, kind(file) as write:
             yield write
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _opened(part: Path, path: Path) -> BinaryIO:
+    try:
+        return part.open("wb")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path} cannot be written: {reason}") from None
+
+
+def _exit(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -58,6 +58,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """As `Client.close`."""
+        self._session.close()
         await self._transport.close()
 
     async def predict(
@@ -65,7 +66,7 @@ class AsyncClient:
         model: str,
         x: Any,
         *,
-        version: str = "",
+        version: str | int = "",
         method: str = "",
         timeout_s: float | None = None,
     ) -> Any:
@@ -78,7 +79,7 @@ class AsyncClient:
         inputs: Mapping[str, Any],
         outputs: Sequence[str] = (),
         *,
-        version: str = "",
+        version: str | int = "",
         method: str = "",
         parameters: Mapping[str, Parameter] | None = None,
         timeout_s: float | None = None,
@@ -116,7 +117,7 @@ class AsyncClient:
         """As `Client.models`."""
         return await self._run(self._session.models())
 
-    async def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    async def metadata(self, model: str, version: str | int = "") -> dict[str, Any]:
         """As `Client.metadata`."""
         return await self._run(self._session.metadata(model, version))
 

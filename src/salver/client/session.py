@@ -12,6 +12,8 @@ from salver.client.values import answer_of, input_tensors, named_inputs, plain
 from salver.client.wire import Inference
 from salver.clock import NS_PER_S, system_clock
 from salver.errors import (
+    Conflict,
+    DeadlineExceeded,
     InvalidInput,
     LoadFailed,
     NotFound,
@@ -64,6 +66,11 @@ class Session:
         self._clock = clock
         self._uniform = uniform
         self._metadata: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Refuses all further calls."""
+        self._is_closed = True
 
     def ask(self, question: Question[T], timeout_s: float | None = None) -> Flow[T]:
         """Sends a request, again while that may help and there is time, and reads the reply.
@@ -79,8 +86,13 @@ class Session:
 
     def _until(self, deadline: int | None, question: Question[T]) -> Flow[T]:
         for attempt in count():
+            if self._is_closed:
+                raise Conflict("this client is closed: make another one")
+            left_s = self._left_s(deadline)
+            if left_s == 0:
+                raise DeadlineExceeded("the call's time was over before it was sent")
             try:
-                reply = yield question.request.within(self._left_s(deadline))
+                reply = yield question.request.within(left_s)
                 return question.read(reply)
             except SalverError as failure:
                 error = failure
@@ -102,6 +114,8 @@ class Session:
 
     def is_ready(self, name: str) -> Flow[bool]:
         """Whether the server (or one model) answers and is ready. Asks once."""
+        if self._is_closed:
+            return False
         question = self._wire.ready(name)
         try:
             reply = yield question.request.within(self._timeout_s)
@@ -113,10 +127,10 @@ class Session:
         """Every version of every model."""
         return self.ask(self._wire.models())
 
-    def metadata(self, name: str, version: str) -> Flow[dict[str, Any]]:
+    def metadata(self, name: str, version: str | int) -> Flow[dict[str, Any]]:
         """Inputs and outputs of a model."""
         self._forget(name)
-        return self.ask(self._wire.metadata(name, version))
+        return self.ask(self._wire.metadata(name, str(version)))
 
     def _described(
         self, deadline: int | None, name: str, version: str, method: str
@@ -160,13 +174,13 @@ class Session:
         name: str,
         inputs: Mapping[str, Any],
         outputs: Sequence[str],
-        version: str,
+        version: str | int,
         method: str,
         parameters: Mapping[str, Parameter],
         timeout_s: float | None,
     ) -> Flow[Result]:
         """Runs a model on named inputs."""
-        inference = Inference(name, version, method, outputs, parameters)
+        inference = Inference(name, str(version), method, outputs, parameters)
         return self._infer(self._deadline(timeout_s), inputs, inference, self._wire.infer)
 
     def _infer(
@@ -188,10 +202,10 @@ class Session:
             raise
 
     def predict(
-        self, name: str, value: Any, version: str, method: str, timeout_s: float | None
+        self, name: str, value: Any, version: str | int, method: str, timeout_s: float | None
     ) -> Flow[Any]:
         """Runs a model on what its only input, or a dict of inputs, says."""
-        deadline = self._deadline(timeout_s)
+        deadline, version = self._deadline(timeout_s), str(version)
         metadata = yield from self._described(deadline, name, version, method)
         named, is_single = named_inputs(value, metadata)
         inference = Inference(name, version, method)

@@ -61,7 +61,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections; further calls raise Conflict."""
+        self._session.close()
         self._transport.close()
 
     def predict(
@@ -69,7 +70,7 @@ class Client:
         model: str,
         x: Any,
         *,
-        version: str = "",
+        version: str | int = "",
         method: str = "",
         timeout_s: float | None = None,
     ) -> Any:
@@ -87,7 +88,7 @@ class Client:
         inputs: Mapping[str, Any],
         outputs: Sequence[str] = (),
         *,
-        version: str = "",
+        version: str | int = "",
         method: str = "",
         parameters: Mapping[str, Parameter] | None = None,
         timeout_s: float | None = None,
@@ -135,7 +136,7 @@ class Client:
         """Every version that the server knows, also those that could not be loaded."""
         return self._run(self._session.models())
 
-    def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    def metadata(self, model: str, version: str | int = "") -> dict[str, Any]:
         """Names, types and shapes of a model's inputs and outputs."""
         return self._run(self._session.metadata(model, version))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from salver.codecs.values import narrowed, tensor_of_value
+from salver.codecs.values import narrowed, spelled, tensor_of_value
 from salver.errors import InvalidInput, did_you_mean
 from salver.signature import TensorSpec
 from salver.types import BF16, BOOL, BYTES, Tensor, Tensors, bf16_bits, dtype_of, len_of
@@ -47,8 +47,10 @@ def _named(value: Any, metadata: Metadata) -> dict[str, Any]:
         keys = dict.fromkeys(chain.from_iterable(value))
         value = {key: [row.get(key) for row in value] for key in keys}
     is_frame = hasattr(value, "columns") and len(specs) > 1
-    if is_frame and (only is None or set(value.columns) <= specs.keys()):
-        return {str(key): _column(specs.get(key), value[key]) for key in value.columns}
+    if is_frame:
+        names = dict(zip(spelled(value.columns, specs), value.columns, strict=True))
+        if only is None or names.keys() <= specs.keys():
+            return {str(n): _column(specs.get(n), value[key]) for n, key in names.items()}
     if not isinstance(value, dict):
         if only is None:
             raise InvalidInput(
@@ -61,7 +63,8 @@ def _named(value: Any, metadata: Metadata) -> dict[str, Any]:
             return {only["name"]: value}
         if only.get("columns"):
             return {only["name"]: _matrix(only, value, list(value))}
-    return {key: _cells(specs.get(key), item) for key, item in value.items()}
+    by_name = zip(spelled(value, specs), value.values(), strict=True)
+    return {key: _cells(specs.get(key), item) for key, item in by_name}
 
 
 def _is_records(value: Any) -> bool:
@@ -89,17 +92,18 @@ def _matrix(spec: Mapping[str, Any], columns: Any, names: list[str]) -> Array:
     Raises: InvalidInput naming a column that the model does not know, or those that it misses.
     """
     where, known = f"input {spec['name']!r}", spec["columns"]
-    for name in names:
+    given = dict(zip(spelled(names, known), names, strict=True))
+    for name in given:
         if name not in known:
             raise InvalidInput(
                 f"{where}: unknown column {name!r}.{did_you_mean(str(name), known)} "
                 f"There are: {', '.join(known)}"
             )
-    missing = [name for name in known if name not in names]
+    missing = [name for name in known if name not in given]
     if missing:
         raise InvalidInput(f"{where}: missing columns: {', '.join(missing)}")
     try:
-        return np.stack([_vector(columns[name]) for name in known], axis=-1)
+        return np.stack([_vector(columns[given[name]]) for name in known], axis=-1)
     except ValueError:
         raise InvalidInput(f"{where}: the columns differ in length") from None
 

@@ -6,6 +6,7 @@ The plain doors decode without knowing the model; here its signature decides.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from salver.codecs.values import (
     joined,
     rank_of,
     shown,
+    spelled,
     start_of,
     tensor_of_value,
 )
@@ -26,7 +28,7 @@ from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.types import BF16, BYTES, Loose, Object, Raw, Tensor, Tensors, bf16_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from salver.signature import Method, TensorSpec
     from salver.types import Buffer
@@ -66,9 +68,21 @@ def bind(method: Method, payload: Tensors | Object | Raw) -> Tensors:
 def is_list_of_inputs(method: Method, payload: Object) -> bool:
     """Whether it says that there may be several inputs, and not one that is itself a list."""
     schema = payload.schema
-    if schema == "rows" or method.batching != "rows":
-        return schema == "rows"
+    if schema == "rows":
+        return True
+    if method.batching != "rows":
+        return (
+            schema == "auto"
+            and not _may_be_list(method)
+            and isinstance(payload.value, list | LongArray)
+        )
     return schema == "columns" or (schema == "auto" and _are_rows(method, payload.value))
+
+
+def _may_be_list(method: Method) -> bool:
+    """Whether one input of a method without rows may be written as a list."""
+    only = method.inputs[0] if len(method.inputs) == 1 else None
+    return only is not None and (bool(only.shape) or only.content == "json")
 
 
 def num_inputs(payload: Object) -> int:
@@ -218,6 +232,10 @@ def _by_name(method: Method, rows: Any, first: int) -> Tensors:
         if not isinstance(row, dict):
             raise InvalidInput(f"row {index}: expected an object by input, got {shown(row)}")
         given |= dict.fromkeys(row)
+    known = {spec.name for spec in method.inputs}
+    if not given.keys() <= known:
+        rows = [_respelled(row, known) for row in rows]
+        given = dict.fromkeys(chain.from_iterable(rows))
     return Tensors(
         {
             spec.name: tensor_of_value(spec, _pick(rows, spec, first), first)
@@ -247,6 +265,8 @@ def _table(spec: TensorSpec, rows: Any, first: int) -> Tensor:
         if not isinstance(row, dict):
             raise InvalidInput(f"row {index}: expected an object by column, got {shown(row)}")
         if not row.keys() <= known:
+            row = _respelled(row, known)
+        if not row.keys() <= known:
             wrong = next(iter(row.keys() - known))
             raise InvalidInput(
                 f"row {index}: unknown column {wrong!r}.{did_you_mean(str(wrong), known)} "
@@ -266,6 +286,7 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
         )
     if len(specs) == 1 and specs[0].columns:
         spec = specs[0]
+        columns = _respelled(columns, spec.columns)
         unknown = [name for name in columns if name not in spec.columns]
         if unknown:
             raise InvalidInput(
@@ -281,6 +302,7 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
         matrix = [cells(column, name, first) for name, column in columns.items()]
         return Tensors({spec.name: tensor_of_value(spec, np.column_stack(matrix))})
     found = Tensors()
+    columns = _respelled(columns, [spec.name for spec in specs])
     chosen = _chosen(method, columns)
     _check_columns(specs, columns)
     for spec in chosen:
@@ -295,6 +317,10 @@ def _bind_columns(method: Method, columns: Mapping[str, Sequence[Any]], first: i
         shape = (num_rows,) + (1,) * (len(spec.shape) - 1)
         found[spec.name] = _reshaped(tensor_of_value(spec, values), shape)
     return found
+
+
+def _respelled(named: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    return dict(zip(spelled(named, known), named.values(), strict=True))
 
 
 def _check_columns(specs: Sequence[TensorSpec], columns: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from salver.errors import InvalidInput
 from salver.types import BF16, BOOL, BYTES, DType, Tensor, bf16_bits, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from salver.signature import TensorSpec
     from salver.types import Array
@@ -268,8 +268,12 @@ def is_number(cell: str) -> bool:
 def column_names(first: Sequence[str]) -> list[str] | None:
     """The names in the first line of a table; None where it is one of numbers, some missing.
 
-    Raises: InvalidInput for two columns of one name, or one of none.
+    Raises: InvalidInput for two columns of one name, or one of none, or another separator.
     """
+    if len(first) == 1:
+        for mark, name in ((";", "';'"), ("\t", "a tab")):
+            if mark in first[0]:
+                raise InvalidInput(f"the separator seems to be {name}; CSV has commas here")
     if any(first) and all(cell == "" or is_number(cell) for cell in first):
         return None
     names = [name.strip() for name in first]
@@ -282,6 +286,20 @@ def column_names(first: Sequence[str]) -> list[str] | None:
         if times > 1:
             raise InvalidInput(f"two columns are called {name!r}")
     return names
+
+
+def spelled(names: Iterable[Any], known: Collection[str]) -> list[Any]:
+    """Names of columns as the model knows them: LightGBM writes their blanks as `_`. They stay as
+    they are where two would become one.
+    """
+    given = list(names)
+    found = [_spelled(name, known) for name in given]
+    return found if len(set(found)) == len(given) else given
+
+
+def _spelled(name: Any, known: Collection[str]) -> Any:
+    other = name.replace(" ", "_") if isinstance(name, str) and name not in known else name
+    return other if other in known else name
 
 
 def _number(cell: Any) -> float:

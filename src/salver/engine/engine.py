@@ -493,18 +493,29 @@ class Engine:
             and all(model.answers for model in self.models.values())
         )
 
+    @property
+    def num_calls(self) -> int:
+        """Calls without a final answer."""
+        return sum(generation.leases for generation in (*self.generations(), *self._retiring))
+
     async def stop(self, drain_s: float) -> None:
         """Accepts nothing more, lets accepted calls finish for at most `drain_s`, unloads all.
 
         Nothing is unloaded before the last call has ended, for calls may need several models.
         """
+        await self.drain(drain_s)
+        for generation in self._retiring:
+            generation.give_up()
+        retiring = [generation.retire(0) for generation in self.generations()]
+        await asyncio.gather(*retiring, *self._ends)
+
+    async def drain(self, drain_s: float) -> None:
+        """Accepts nothing more, and waits until the last call has ended, at most `drain_s`."""
         self.is_draining = True
         loop = asyncio.get_running_loop()
         end = loop.time() + drain_s
         while (used := self._used()) is not None and loop.time() < end:
             await used.drain(end - loop.time())
-        retiring = [generation.retire(0) for generation in self.generations()]
-        await asyncio.gather(*retiring, *self._ends)
 
     def _used(self) -> Generation | None:
         """A generation that calls still use."""

@@ -128,6 +128,11 @@ class Generation:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._unused.wait(), timeout_s)
 
+    def give_up(self) -> None:
+        """Ends a `drain` before its time."""
+        if self._unused is not None:
+            self._unused.set()
+
     async def retire(self, drain_s: float, grace_s: float = 1.0) -> None:
         """Waits for the calls that use it, at most `drain_s`; then ends the rest and unloads."""
         await self.drain(drain_s)

@@ -186,7 +186,7 @@ class Loader:
             if has_host and traits.stateful:
                 raise NeedsHost
             signature = chosen(model.signature, spec.config, traits)
-            costs = await warm_up_here(model, signature, spec.config)
+            costs = await warm_up_here(model, signature, spec)
             placement = place(
                 spec.config.instances.isolation,
                 traits,
@@ -200,7 +200,7 @@ class Loader:
             if placement.threads and not traits.thread_safe:
                 while len(models) < count:
                     models.append(await open_model(runtime, spec))
-                    await warm_up_here(models[-1], signature, spec.config)
+                    await warm_up_here(models[-1], signature, spec)
             grown = max(resident_bytes() - size_before, 0)
             instances: Sequence[Instance] = ()
             if placement.processes:
@@ -232,7 +232,7 @@ class Loader:
             signature = chosen(workers[0].signature, spec.config, workers[0].traits)
 
             def warm(worker: ProcessInstance) -> Awaitable[list[Cost]]:
-                return warm_up(partial(one_run, worker), signature, spec.config)
+                return warm_up(partial(one_run, worker), signature, spec.config, spec.ref)
 
             costs, *_ = await asyncio.gather(*map(warm, workers))
             for worker in workers:
@@ -368,8 +368,11 @@ def close_late(opening: Future[Model]) -> None:
         opening.result().close()
 
 
-async def warm_up_here(model: Model, signature: Signature, config: ModelConfig) -> list[Cost]:
-    return await warm_up(lambda work: blocking(run, model, work, drop_item), signature, config)
+async def warm_up_here(model: Model, signature: Signature, spec: LoadSpec) -> list[Cost]:
+    def once(work: Work) -> Awaitable[tuple[Results | Exception, int]]:
+        return blocking(run, model, work, drop_item)
+
+    return await warm_up(once, signature, spec.config, spec.ref)
 
 
 async def one_run(instance: Instance, work: Work) -> tuple[Results | Exception, int]:

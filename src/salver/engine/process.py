@@ -85,13 +85,17 @@ class Watcher(Protocol):
 class Ongoing:
     """The run that a worker is at."""
 
-    __slots__ = ("cancelled", "done", "emit", "num_calls", "number", "paused", "started", "taken")
+    __slots__ = (
+        "cancelled", "done", "emit", "is_trial", "num_calls", "number", "paused", "started",
+        "taken",
+    )  # fmt: skip
 
     def __init__(
-        self, number: int, num_calls: int, emit: Emit, done: interfaces.Done, started: int
+        self, number: int, work: Work, emit: Emit, done: interfaces.Done, started: int
     ) -> None:
         self.number = number
-        self.num_calls = num_calls
+        self.num_calls = work.num_calls
+        self.is_trial = work.is_trial
         self.emit = emit
         self.done = done
         self.started = started
@@ -148,7 +152,7 @@ class ProcessInstance:
             HomeCall: self._on_home_call,
             Loaded: self._on_loaded,
             Failed: self._on_failed,
-            Warned: lambda frame, _: spec.warn(frame.message),
+            Warned: self._on_warned,
             Metrics: self._on_metrics,
             Pong: lambda frame, _: None,
         }
@@ -238,7 +242,7 @@ class ProcessInstance:
             self._loop.call_soon(done, WorkerDied("is not there"), 0)
             return
         self._num_runs += 1
-        self._run = Ongoing(self._num_runs, work.num_calls, emit, done, self._clock())
+        self._run = Ongoing(self._num_runs, work, emit, done, self._clock())
         if packs_long(work):
             self._spawn(self._send_aside(self._run, work))
         else:
@@ -320,6 +324,10 @@ class ProcessInstance:
     def _on_failed(self, frame: Failed, _: Array) -> None:
         if not self._loaded.done():
             self._loaded.set_exception(error_of(frame.fault))
+
+    def _on_warned(self, frame: Warned, _: Array) -> None:
+        if self._run is None or not self._run.is_trial:
+            self._spec.warn(frame.message)
 
     def _on_item(self, frame: Item, payload: Array) -> None:
         run = self._run

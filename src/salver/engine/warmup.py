@@ -10,8 +10,8 @@ import numpy as np
 from salver.codecs.bind import bind
 from salver.engine.gather import check_outputs, check_results
 from salver.errors import LoadFailed, SalverError
-from salver.places import text_of
-from salver.types import BYTES, Object, Rows, Tensor, Tensors, Work
+from salver.places import text_of, told
+from salver.types import BYTES, ModelRef, Object, Rows, Tensor, Tensors, Work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,7 +33,7 @@ class Cost(NamedTuple):
     ns: int
 
 
-async def warm_up(run: Run, signature: Signature, config: ModelConfig) -> list[Cost]:
+async def warm_up(run: Run, signature: Signature, config: ModelConfig, ref: ModelRef) -> list[Cost]:
     """Runs every method `config.warmup.runs` times on one input and tells the best times.
 
     Raises: LoadFailed if the default method fails on the configured example. Made-up
@@ -48,13 +48,20 @@ async def warm_up(run: Run, signature: Signature, config: ModelConfig) -> list[C
         best = 0
         for _ in range(config.warmup.runs):
             work = work_of(name, method, inputs)
+            work.is_trial = not has_example
             results, ns = await run(work)
             if (error := error_in(results, work)) is not None:
                 if has_example:
                     raise LoadFailed(
                         f"the model fails on its own example: {text_of(error)}"
                     ) from error
-                log.debug("warm-up of %s failed on made-up input: %s", name, error)
+                log.info(
+                    "%s: %s does not take the made-up input of the warm-up (%s). That is "
+                    "harmless; an `example` in model.yaml warms it up",
+                    ref,
+                    name,
+                    told(error),
+                )
                 best = 0
                 break
             best = min(best, ns) if best else ns

@@ -55,11 +55,14 @@ from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from salver.engine.channel import Message
     from salver.interfaces import Model, Results, Runtime
     from salver.types import Array, CallContext, ModelRef, Request, Work
 
 MAX_HOME_CALLS: Final = 64
+MAX_WARNING_CHARS: Final = 8 << 10
 NICENESS: Final = 5
 """Added to the server's own: its loop must get a core at once, whatever models compute."""
 
@@ -116,7 +119,7 @@ class Worker:
         with self._stream_moved:
             turn.is_over = True
             self._cancelled.clear()
-        done, outputs = _pack(frame.run, results, cost_ns)
+        done, outputs = _pack(frame.run, results, cost_ns, self._warn)
         # The inputs end here, so that `done` takes the news that their slot is free.
         del payload, turn, results
         try:
@@ -134,7 +137,7 @@ class Worker:
             threads=order.threads,
             trusted=order.trusted,
             caller=self._call_home,
-            warn=lambda message: self._channel.send(Warned(message)),
+            warn=self._warn,
         )
         try:
             with giving_back():
@@ -151,6 +154,9 @@ class Worker:
             return False
         self._channel.send(Loaded(self._model.signature, self._model.traits))
         return True
+
+    def _warn(self, message: str) -> None:
+        self._channel.send(Warned(message[-MAX_WARNING_CHARS:]))
 
     def _emit(self, turn: Turn, index: int, item: Tensors) -> None:
         call = (turn.number, index)
@@ -242,7 +248,9 @@ def _runtime(name: str) -> Runtime:
     return runtimes.get(name)()
 
 
-def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done, Payload]:
+def _pack(
+    number: int, results: Results | Exception, cost_ns: int, warn: Callable[[str], None]
+) -> tuple[Done, Payload]:
     """What the model gave; what cannot travel is the model's failure."""
     try:
         if isinstance(results, Exception):
@@ -251,7 +259,7 @@ def _pack(number: int, results: Results | Exception, cost_ns: int) -> tuple[Done
     except Exception as error:
         failed = error
         if not isinstance(error, SalverError):
-            traceback.print_exc()
+            warn(traceback.format_exc().rstrip())
             failed = ModelFailed(f"the model failed: {told(error)}")
         # A traceback holds the frames, which hold the inputs and their slot.
         error.__traceback__ = None

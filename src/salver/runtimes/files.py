@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from salver.errors import LoadFailed, MissingExtra, TrustRequired, did_you_mean
 
@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from salver.interfaces import LoadSpec
 
 
-def trust_remedy(name: str) -> str:
-    """What to do about a file that runs code when it is opened."""
-    return (
-        f"If you trust it: salver serve {name} --trust (the other commands take --trust as well), "
-        "or `trust: true` in salver.yaml"
-    )
+TRUST_REMEDY: Final = "If you trust it: add --trust to the command, or `trust: true` to salver.yaml"
+"""What to do about a file that runs code when it is opened."""
 
 
 def find_file(
@@ -56,7 +52,7 @@ def must_exist(file: Path | None, what: str) -> Path:
 def must_be_trusted(spec: LoadSpec, reason: str) -> None:
     """Raises: TrustRequired for a reason that is not empty, unless somebody trusts the file."""
     if reason and not spec.trusted:
-        raise TrustRequired(f"{reason}. {trust_remedy(spec.path.name)}")
+        raise TrustRequired(f"{reason}. {TRUST_REMEDY}")
 
 
 def stays_on_cpu(spec: LoadSpec, what: str) -> None:

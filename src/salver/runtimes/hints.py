@@ -19,6 +19,8 @@ from salver.signature import ANY
 from salver.types import BF16, BOOL, BYTES, FP64, INT64, Tensor, bf16_bits, bf16_floats
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from salver.signature import Content
     from salver.types import Array, DType
 
@@ -37,6 +39,7 @@ class Converter(ABC):
     shape: tuple[int, ...] = SCALAR
     content: Content = "tensor"
     is_rows: bool = False
+    example: Any = None
 
     @abstractmethod
     def decode(self, array: Array, name: str) -> Any:
@@ -176,6 +179,11 @@ class JsonConverter(Converter):
     def __init__(self, hint: Any) -> None:
         self._decoder = msgspec.json.Decoder(hint)
         self._encoder = msgspec.json.Encoder(enc_hook=_plain)
+        try:
+            schema = msgspec.json.schema(hint)
+        except TypeError:
+            return
+        self.example = example_of(schema, schema.get("$defs", {}))
 
     def decode(self, array: Array, name: str) -> Any:
         try:
@@ -188,6 +196,33 @@ class JsonConverter(Converter):
             return Tensor(BYTES, SCALAR, [self._encoder.encode(value)])
         except (TypeError, ValueError) as error:
             raise ModelFailed(f"{where}: {_kind(value)} cannot be JSON: {text_of(error)}") from None
+
+
+def example_of(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Any:
+    """A value of the form that a JSON Schema (draft 2020-12, as msgspec writes it) asks for: its
+    defaults, zeros and the first of alternatives.
+    """
+    if "default" in schema:
+        return schema["default"]
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        # A type that holds itself ends here.
+        inner = {key: each for key, each in defs.items() if key != name}
+        return example_of(defs[name], inner) if name in defs else None
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "anyOf" in schema:
+        return example_of(schema["anyOf"][0], defs)
+    match schema.get("type"):
+        case "object":
+            properties = schema.get("properties", {})
+            return {key: example_of(each, defs) for key, each in properties.items()}
+        case "array":
+            return [example_of(each, defs) for each in schema.get("prefixItems", ())]
+    return _SIMPLE.get(schema.get("type", "object"))
+
+
+_SIMPLE: Final = {"boolean": False, "integer": 0, "number": 0.0, "string": "text", "object": {}}
 
 
 def _plain(value: Any) -> Any:

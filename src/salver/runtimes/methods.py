@@ -261,6 +261,7 @@ def _specs(converters: dict[str, Converter], optional: Iterable[str]) -> tuple[T
             dtype=converter.dtype,
             shape=converter.shape,
             content=converter.content,
+            example=converter.example,
             optional=name in optional,
         )
         for name, converter in converters.items()

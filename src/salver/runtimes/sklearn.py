@@ -13,7 +13,7 @@ from salver.interfaces import Probe, Traits
 from salver.places import text_of
 from salver.runtimes.files import find_file, must_be_trusted, must_exist, require, stays_on_cpu
 from salver.runtimes.sklearn_estimators import last, make_quick
-from salver.runtimes.sklearn_inputs import inputs_of
+from salver.runtimes.sklearn_inputs import inputs_of, missing_cells
 from salver.runtimes.tabular import (
     class_names,
     label_output,
@@ -159,7 +159,9 @@ class SklearnModel:
     def __init__(self, estimator: Any, file: str, config: ModelConfig) -> None:
         names = ("predict", "predict_proba", "transform", "decision_function")
         if not any(hasattr(estimator, name) for name in names):
-            raise LoadFailed(f"{file} holds a {type(estimator).__name__}, not a fitted estimator")
+            raise LoadFailed(
+                f"{file} holds a {type(estimator).__name__}, which has none of {', '.join(names)}"
+            )
         self._estimator = estimator
         self._inputs = inputs_of(estimator, config)
         make_quick(estimator)
@@ -179,7 +181,11 @@ class SklearnModel:
         try:
             return Rows(self._answers[work.method](rows, work.outputs))
         except ValueError as error:
-            raise InvalidInput(text_of(error).partition("\n")[0]) from error
+            message = text_of(error).partition("\n")[0]
+            missing = "NaN" in message and missing_cells(self._inputs.specs, work.inputs)
+            if missing:
+                message = f"{missing} missing; the model takes no missing values there"
+            raise InvalidInput(message) from error
 
     def cancel(self, work: Work, index: int) -> None:
         """Nothing to do: scikit-learn cannot end a prediction."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from salver.errors import LoadFailed, MissingExtra
+from salver.errors import LoadFailed, MissingExtra, listed
 from salver.runtimes.sklearn_estimators import entry, forget_names, nested
 from salver.runtimes.tabular import column_input, column_names, matrix_input, texts
 from salver.signature import ANY, TensorSpec
@@ -62,6 +62,23 @@ def inputs_of(estimator: Any, config: ModelConfig) -> Inputs:
             "the model mixes text and numbers: fit it on a DataFrame with named columns"
         )
     return _text_matrix(values)
+
+
+def missing_cells(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> str:
+    """The first row with missing numbers (NaN), and their columns; empty if there is none."""
+    missing: dict[str, Array] = {}
+    for spec in specs:
+        if spec.dtype is FP64:
+            cells = inputs[spec.name]
+            columns = np.isnan(cells).reshape(len(cells), -1).T
+            numbered = [f"column {number}" for number in range(1, len(columns) + 1)]
+            names = [repr(name) for name in spec.columns] or numbered
+            missing |= zip(names, columns, strict=True)
+    rows = np.any(list(missing.values()), axis=0)
+    if not np.any(rows):
+        return ""
+    row = int(np.argmax(rows))
+    return f"row {row}: {listed([name for name, column in missing.items() if column[row]])}"
 
 
 def _is_vectorizer(estimator: Any) -> bool:

@@ -255,7 +255,7 @@ def _page_method(name: str, method: Method) -> dict[str, Any]:
 
 
 def _page_tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {**_method_tensor(spec), "role": spec.role}
+    return {**_method_tensor(spec), "role": spec.role, "example": spec.example}
 
 
 def _duration(duration: Duration) -> dict[str, int]:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import io
+import logging
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from salver.protocols.plain import PlainDoor
 from salver.server.admin import Admin
 from salver.server.app import App
 from salver.server.http1 import Http1Connection
-from salver.server.listen import BACKLOG, tls_context
+from salver.server.listen import BACKLOG, tls_context, unless_stopped
 from salver.server.pages import Pages
 from salver.server.router import Router
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from salver.control.reload import Commands
     from salver.engine.engine import Engine
 
+log = logging.getLogger("salver.server")
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
@@ -51,6 +53,7 @@ class Front:
         self._access = _access_log(config)
         self._app = App(config, engine, router, admin, self._access, system_clock)
         self._servers: list[asyncio.Server] = []
+        self._hurry = asyncio.Event()
         self._sweeper = asyncio.ensure_future(self._sweep())
 
     async def accept(self, listener: socket.socket) -> asyncio.Server:
@@ -90,7 +93,12 @@ class Front:
         for server in self._servers:
             server.close()
         self._app.drain()
-        await self._engine.stop(self._config.drain_timeout_s)
+        engine, drain_s = self._engine, self._config.drain_timeout_s
+        if engine.num_calls:
+            calls = "1 call" if engine.num_calls == 1 else f"{engine.num_calls} calls"
+            log.info("waiting for %s, at most %g s; Ctrl-C again ends them now", calls, drain_s)
+        await unless_stopped(engine.drain(drain_s), self._hurry)
+        await engine.stop(0)
         for _ in range(50):
             if not self._app.connections:
                 break
@@ -99,6 +107,10 @@ class Front:
         self._sweeper.cancel()
         if self._access is not None:
             self._access.close()
+
+    def hurry(self) -> None:
+        """Has `drain` end what is left of the accepted calls now."""
+        self._hurry.set()
 
 
 def tune_process() -> None:

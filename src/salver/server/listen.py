@@ -119,12 +119,12 @@ async def unless_stopped(work: Coroutine[Any, Any, object], stop: asyncio.Event)
     return False
 
 
-def on_signals(stop: Callable[[], object]) -> None:
-    """Has SIGINT and SIGTERM call `stop` on the running loop."""
+def on_signals(stop: Callable[[], object], interrupt: Callable[[], object]) -> None:
+    """Has SIGTERM call `stop` and SIGINT `interrupt` on the running loop."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number, handle in ((signal.SIGTERM, stop), (signal.SIGINT, interrupt)):
         with contextlib.suppress(ValueError, RuntimeError):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, handle)
 
 
 def explain_address(error: OSError, host: str, port: int) -> str:

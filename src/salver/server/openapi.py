@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from salver.codecs.json_numbers import dumps
 from salver.types import len_of
 from salver.version import __version__
 
@@ -257,8 +258,10 @@ def _example(generation: Generation, method: Method) -> Any:
 
 
 def _zeros(spec: TensorSpec, skip: int) -> Any:
+    if spec.content == "json":
+        return spec.example
     dims = [max(dim, 1) for dim in spec.shape[skip:]]
-    if spec.content in ("json", "image", "bytes") or len_of(dims) > _MAX_EXAMPLE:
+    if spec.content in ("image", "bytes") or len_of(dims) > _MAX_EXAMPLE:
         return None
     value: Any = _zero(spec)
     for dim in reversed(dims):
@@ -277,11 +280,12 @@ def _zero(spec: TensorSpec) -> Any:
 def _tensor(spec: TensorSpec) -> dict[str, Any] | None:
     """An input of zeros in the Open Inference Protocol's JSON."""
     shape = [max(dim, 1) for dim in spec.shape]
+    zero = dumps(spec.example).decode() if spec.content == "json" else _zero(spec)
     if spec.content in ("image", "bytes") or len_of(shape) > _MAX_EXAMPLE:
         return None
     return {
         "name": spec.name,
         "shape": shape,
         "datatype": spec.dtype.name,
-        "data": [_zero(spec)] * len_of(shape),
+        "data": [zero] * len_of(shape),
     }

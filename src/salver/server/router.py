@@ -44,17 +44,18 @@ class Router:
             if wanted in endpoint.methods:
                 return endpoint, arguments
         if not found:
-            known = [endpoint.path for endpoint in self.endpoints if endpoint.is_offered]
+            templates = (endpoint.path for endpoint in self.endpoints if endpoint.is_offered)
+            known = [_filled(template, path) for template in templates]
             raise NotFound(f"there is nothing at {path[:200]!r}.{did_you_mean(path[:200], known)}")
         offered = ", ".join(self.methods(path))
-        hint = self._below(found[0][0].path, wanted)
+        hint = self._below(found[0][0].path, path, wanted)
         raise MethodNotAllowed(f"{method} is not offered here; {offered} is{hint}")
 
-    def _below(self, template: str, method: str) -> str:
+    def _below(self, template: str, path: str, method: str) -> str:
         """Where a method is offered that `template` itself, such as a model's path, does not."""
         longer = (e.path for e in self.endpoints if method in e.methods and "{" in template)
-        found = next((path for path in longer if path.startswith(template)), "")
-        return f". Did you mean {found!r}?" if found else ""
+        found = next((other for other in longer if other.startswith(template)), "")
+        return f". Did you mean {_filled(found, path)!r}?" if found else ""
 
     def methods(self, path: str) -> list[str]:
         """The methods that a path takes, none if there is no such path."""
@@ -78,3 +79,12 @@ class Router:
 def _pattern(template: str) -> re.Pattern[str]:
     """`{name}` matches one path segment, in front of `:predict` also a part of one."""
     return re.compile(_ARGUMENT.sub(r"(?P<\1>[^/]+)", re.escape(template)))
+
+
+def _filled(template: str, path: str) -> str:
+    """A template with what stands in `path` at the same places, up to a colon."""
+    segments = template.split("/")
+    for index, (segment, word) in enumerate(zip(segments, path[:200].split("/"), strict=False)):
+        if segment.startswith("{") and word:
+            segments[index] = word.partition(":")[0] + segment.partition("}")[2]
+    return "/".join(segments)

@@ -33,6 +33,7 @@ class Server:
         self._source = source
         self._options = options
         self._stop: asyncio.Event
+        self._front: Front
 
     @property
     def models(self) -> Mapping[str, Any]:
@@ -48,9 +49,9 @@ class Server:
         self._stop = asyncio.Event()
         self.engine = Engine(config, system_clock)
         repository = Repository(self._source, self.engine, config)
-        front = Front(config, self.engine, repository)
+        front = self._front = Front(config, self.engine, repository)
         listeners, follower = [], None
-        on_signals(self.stop)
+        on_signals(self.stop, self._interrupt)
         try:
             listeners = listening_sockets(config, 1)
             self.port = listeners[0].getsockname()[1]
@@ -74,3 +75,9 @@ class Server:
     def stop(self) -> None:
         """Ends `run`, from the loop."""
         self._stop.set()
+
+    def _interrupt(self) -> None:
+        """As `stop`; the second time it ends the calls that are still waited for."""
+        if self._stop.is_set():
+            self._front.hurry()
+        self.stop()

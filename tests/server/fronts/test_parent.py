@@ -299,6 +299,25 @@ def test_a_stop_lets_every_front_finish(
     assert not address.exists()
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_second_interrupt_ends_the_calls_that_the_first_waits_for(
+    serve: Any, models: Path, tmp_path: Path, processes: str
+) -> None:
+    server = serve(models, "--trust", "--access-log", "off", "--processes", processes)
+    os.mkfifo(tmp_path / "pipe")
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=GUARD_S)
+    body = json.dumps({"input": str(tmp_path / "pipe")})
+    client.request("POST", "/predict/gate", body, {"Content-Type": "application/json"})
+    writer = until(lambda: writer_of(tmp_path / "pipe"), "the model")
+    os.kill(server.pid, signal.SIGINT)
+    until(lambda: "waiting for 1 call, at most 30 s; Ctrl-C again" in server.output, "the wait")
+    os.kill(server.pid, signal.SIGINT)
+    assert client.getresponse().status == 503
+    assert server.process.wait(GUARD_S) == 0
+    os.close(writer)
+    client.close()
+
+
 def refuses(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), GUARD_S).close()

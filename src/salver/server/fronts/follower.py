@@ -102,7 +102,7 @@ class Follower:
             Accept: lambda order: self._spawn(self._accept(order.listeners)),
             Answer: self._take_answer,
             Ping: lambda order: self._send(Pong()),
-            Stop: lambda order: self._stop.set(),
+            Stop: self._heed_stop,
         }
 
     async def run(self, reader: asyncio.StreamReader) -> None:
@@ -112,7 +112,7 @@ class Follower:
         stopping = asyncio.ensure_future(self._stop.wait())
         tasks = (following, applying, stopping)
         asyncio.get_running_loop().add_reader(self._passage, self._meet)
-        on_signals(self._stop.set)
+        on_signals(self._stop.set, self._stop.set)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -131,8 +131,8 @@ class Follower:
 
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         async for order in orders(reader):
-            # While it drains it obeys nobody, but is not hung either.
-            if isinstance(order, Ping) or not self._stop.is_set():
+            # While it drains it takes no other orders, but is not hung either.
+            if isinstance(order, Ping | Stop) or not self._stop.is_set():
                 self._handlers[type(order)](order)
 
     def _meet(self) -> None:
@@ -256,6 +256,11 @@ class Follower:
         self._missing.discard(ref)
         await self._take_out(ref)
         self._engine.forget(ref)
+
+    def _heed_stop(self, order: Stop) -> None:
+        self._stop.set()
+        if order.now:
+            self._front.hurry()
 
     def _heed_health(self, order: Health) -> None:
         self._engine.is_started = order.is_ready

@@ -109,7 +109,9 @@ class Answer(Order, frozen=True, tag=7):
 
 
 class Stop(Order, frozen=True, tag=8):
-    """Finish what was accepted, and end."""
+    """Finish what was accepted, or end it `now`, and end."""
+
+    now: bool = False
 
 
 class Prepared(Order, frozen=True, tag=9):

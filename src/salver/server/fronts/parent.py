@@ -79,6 +79,7 @@ class Fronts:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._commands: set[asyncio.Task[None]] = set()
         self._stop: asyncio.Event
+        self._hurry: asyncio.Event
         self._has_joined = False
 
     @property
@@ -91,13 +92,13 @@ class Fronts:
         Raises: ConfigError when the address cannot be had; LoadFailed when the source is wrong.
         """
         config = self.config
-        self._stop = asyncio.Event()
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         self._open()
         keepers = [asyncio.ensure_future(self._keep(i)) for i in range(config.processes)]
         keepers.append(asyncio.ensure_future(self._keep_host()))
         watcher = asyncio.ensure_future(self._watch())
         follower = None
-        on_signals(self.stop)
+        on_signals(self.stop, self._interrupt)
         try:
             if not await unless_stopped(self._start(keepers), self._stop):
                 return
@@ -127,6 +128,12 @@ class Fronts:
     def stop(self) -> None:
         """Ends `run`, from the loop."""
         self._stop.set()
+
+    def _interrupt(self) -> None:
+        """As `stop`; the second time it ends the calls that are still waited for."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self.stop()
 
     def _open(self) -> None:
         config = self.config
@@ -284,14 +291,20 @@ class Fronts:
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]], indices: Collection[int]) -> None:
         """Has some processes finish; those that do not in time are killed."""
-        for index, link in self._fleet.links.items():
-            if index in indices:
-                link.send(Stop())
-        await asyncio.wait(keepers, timeout=self.config.drain_timeout_s + _STOP_MARGIN_S)
+        self._tell(indices, Stop())
+        ends = asyncio.wait(keepers, timeout=self.config.drain_timeout_s + _STOP_MARGIN_S)
+        if not await unless_stopped(ends, self._hurry):
+            self._tell(indices, Stop(now=True))
+            await asyncio.wait(keepers, timeout=_STOP_MARGIN_S)
         for index, process in self._processes.items():
             if index in indices:
                 process.kill()
         await asyncio.gather(*keepers, return_exceptions=True)
+
+    def _tell(self, indices: Collection[int], order: Stop) -> None:
+        for index, link in self._fleet.links.items():
+            if index in indices:
+                link.send(order)
 
 
 def execute(

@@ -166,9 +166,9 @@ function updateServer({ server, models }) {
     el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   const sum = (of) => models.reduce((total, model) => total + (of(model) || 0), 0);
   const total = sum((model) => model.requests_per_s);
-  const median = total ? sum((model) => model.requests_per_s * model.p50_ms) / total : 0;
+  const median = total ? sum((model) => model.requests_per_s * model.p50_ms) / total : NaN;
   const chart = (values, value, title) => {
-    values.push(value);
+    values.push(value || 0);
     values.splice(0, values.length - HISTORY);
     const text = el("p", {}, el("strong", { class: "num" }, number(value)), ` ${title}`);
     return el("div", { class: "card" }, text, sparkline(values, HISTORY));

@@ -56,7 +56,8 @@ function columnsField(spec, example) {
 function jsonField(spec, shape, example) {
   const control = el("textarea", { rows: 5, class: "mono", spellcheck: "false" });
   const blank = spec.content === "json" ? {} : filled(shape, isNumeric(spec) ? 0 : "");
-  control.value = spec.optional && example == null ? "" : pretty(example ?? blank);
+  const shown = example ?? spec.example ?? blank;
+  control.value = spec.optional && example == null ? "" : pretty(shown);
   const read = () => {
     control.setCustomValidity("");
     if (spec.optional && !control.value.trim()) return undefined;
