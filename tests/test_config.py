@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ("batching:\n  delay_ms: -1\n", "m.yaml:2: batching.delay_ms: "),
         ("labels:\n  - a\n  - 5\n", "m.yaml:3: labels[1]: "),
         ("inputs:\n  - {name: x, dtype: FP32, shap: [1]}\n", "m.yaml:2: unknown key 'shap'."),
-        ("name: [x\n", "m.yaml:2: "),
+        ("name: [x\n", "m.yaml:1: expected ',' or ']', but got '<stream end>'"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(text: str, message: str) -> None:
@@ -70,10 +70,10 @@ def test_later_layers_win_and_text_becomes_what_the_option_takes() -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"port": "x"}, r"^port: Expected `int`, got 'x'$"),
-        ({"port": 70000}, r"^port: Expected `int` <= 65535, got 70000$"),
+        ({"port": "x"}, r"^port: expected a whole number, got 'x'$"),
+        ({"port": 70000}, r"^port: expected a whole number <= 65535, got 70000$"),
         ({"mode": "pol"}, r"^mode: expected one of poll, explicit, none, got 'pol'$"),
-        ({"limits.streams": 0}, r"^limits\.streams: Expected `int` >= 1, got 0$"),
+        ({"limits.streams": 0}, r"^limits\.streams: expected a whole number >= 1, got 0$"),
     ],
 )
 def test_a_value_that_an_option_does_not_take(layer: dict[str, Any], message: str) -> None:

@@ -136,7 +136,7 @@ def test_an_open_http2_connection_takes_larger_bodies(door: Callable[..., Door])
     change(server, "limits.body_bytes", 1 << 20)
     server.pass_time(1)
     client.turn()
-    stream = client.request(PATH, b" " * 900_000 + Door.infer())
+    stream = client.request(PATH, b" " * 200_000 + Door.infer())
     assert client.answer(stream).head[":status"] == "200"
 
 

@@ -312,7 +312,7 @@ def test_a_second_interrupt_ends_the_calls_that_the_first_waits_for(
     os.kill(server.pid, signal.SIGINT)
     until(lambda: "waiting for 1 call, at most 30 s; Ctrl-C again" in server.output, "the wait")
     os.kill(server.pid, signal.SIGINT)
-    assert client.getresponse().status == 503
+    assert client.getresponse().status == 502
     assert server.process.wait(GUARD_S) == 0
     os.close(writer)
     client.close()
