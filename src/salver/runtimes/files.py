@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.errors import LoadFailed, MissingExtra, TrustRequired, did_you_mean
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 TRUST_REMEDY: Final = "If you trust it: add --trust to the command, or `trust: true` to salver.yaml"
 """What to do about a file that runs code when it is opened."""
+IMPORTING: Final = threading.RLock()
+"""Held while a framework is imported, or a pickle is read, which imports parts of one. Models load
+beside each other, and modules that import each other must not be begun from two sides at once.
+"""
 
 
 def find_file(
@@ -67,7 +72,8 @@ def require(module: str, extra: str) -> Any:
     Raises: MissingExtra naming what to install.
     """
     try:
-        return importlib.import_module(module)
+        with IMPORTING:
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise

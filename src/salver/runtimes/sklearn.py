@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,14 @@ import numpy as np
 from salver.errors import InvalidInput, LoadFailed, MissingExtra, SalverError, TrustRequired
 from salver.interfaces import Probe, Traits
 from salver.places import text_of
-from salver.runtimes.files import find_file, must_be_trusted, must_exist, require, stays_on_cpu
+from salver.runtimes.files import (
+    IMPORTING,
+    find_file,
+    must_be_trusted,
+    must_exist,
+    require,
+    stays_on_cpu,
+)
 from salver.runtimes.sklearn_estimators import last, make_quick
 from salver.runtimes.sklearn_inputs import inputs_of, missing_cells
 from salver.runtimes.tabular import (
@@ -47,9 +53,6 @@ _PREDICTS_BY_ARGMAX: Final = {
     "RandomForestClassifier",
 }
 """Classifiers whose `predict` is the class of the highest `predict_proba`."""
-
-# Catching warnings swaps a list that all threads share.
-_warnings = threading.Lock()
 
 
 class SklearnRuntime:
@@ -93,7 +96,8 @@ def _open(file: Path, spec: LoadSpec) -> Any:
     Raises: TrustRequired, MissingExtra, LoadFailed.
     """
     read = _read_skops if _is_skops(file) else _read_pickle
-    with _warnings, warnings.catch_warnings(record=True) as caught:
+    # Catching warnings swaps a list that all threads share, which the lock also keeps to this one.
+    with IMPORTING, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             estimator = read(file, spec)
