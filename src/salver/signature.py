@@ -11,7 +11,7 @@ from salver.errors import InvalidInput, NotFound, did_you_mean
 from salver.types import DType, Tensor, Tensors, len_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Content = Literal["tensor", "text", "bytes", "image", "json"]
 Role = Literal["", "label", "probabilities"]
@@ -148,10 +148,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
         known = [spec.name for spec in self.inputs]
         for name in tensors:
             if name not in known:
-                raise InvalidInput(
-                    f"unexpected input {name!r}.{did_you_mean(name, known)} "
-                    f"Expected: {', '.join(known)}"
-                )
+                raise unexpected_input(name, known)
         for spec in self.inputs:
             if spec.name not in tensors and not spec.optional:
                 raise InvalidInput(
@@ -194,6 +191,14 @@ class Signature(msgspec.Struct, frozen=True):
                 f"There are: {', '.join(self.methods)}"
             )
         return name, found
+
+
+def unexpected_input(name: object, known: Iterable[str]) -> InvalidInput:
+    """The error of an input that a method does not know."""
+    known = list(known)
+    return InvalidInput(
+        f"unexpected input {name!r}.{did_you_mean(str(name), known)} Expected: {', '.join(known)}"
+    )
 
 
 def one_row(method: Method) -> Method:

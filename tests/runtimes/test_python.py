@@ -208,7 +208,7 @@ def test_text_that_is_not_utf8_is_the_clients_error(load: Loader) -> None:
     model = load("def predict(x: str) -> bytes: return x.encode()")
     (outputs,) = run(model, {"x": one("hé")})
     assert outputs["output"].array().tolist() == "hé".encode()
-    with pytest.raises(InvalidInput, match="input 'x': not UTF-8 text"):
+    with pytest.raises(InvalidInput, match="input 'x': a value is not UTF-8 text"):
         run(model, {"x": one(b"\xff")})
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from salver.errors import ConfigError, LoadFailed
-from salver.sources import folder
-from salver.sources.folder import FolderSource, Place, chosen_versions
+from salver.sources import folder, layout
+from salver.sources.folder import FolderSource, Place
 from salver.testing import check_source
 from salver.types import ModelRef
 
@@ -167,15 +167,6 @@ def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         scan(tmp_path / "missing")
 
 
-def test_version_policies() -> None:
-    present = ["1", "2", "10"]
-    assert chosen_versions(present, 1) == ["10"]
-    assert chosen_versions(present, 2) == ["2", "10"]
-    assert chosen_versions(present, "all") == present
-    assert chosen_versions(present, ("1", "10")) == ["1", "10"]
-    assert chosen_versions(present, ("7",)) == ["7"]
-
-
 def test_older_versions_are_those_below_the_latest(tmp_path: Path) -> None:
     put(tmp_path, *(f"m/{number}/model.onnx" for number in (1, 2, 10, 11)), "one.onnx")
     source = FolderSource([Place(tmp_path), Place(tmp_path / "m", "given")], {})
@@ -222,29 +213,6 @@ def test_other_values_are_no_versions(tmp_path: Path, text: str) -> None:
     (tmp_path / "m" / "model.yaml").write_text(text)
     (version,) = scan(tmp_path).values()
     assert "model.yaml:1: version" in str(version.problem)
-
-
-@pytest.mark.parametrize(
-    ("names", "chosen"),
-    [
-        (["model.onnx", "other.onnx"], "model.onnx"),
-        (["net.onnx", "labels.txt", "config.json"], "net.onnx"),
-        (["booster.txt"], "booster.txt"),
-        (["serve.py", "net.onnx"], "net.onnx"),
-        (["serve.py"], "serve.py"),
-        (["model.json", "other.txt"], "model.json"),
-        (["a.onnx", "b.onnx"], None),
-        (["a.md"], None),
-    ],
-)
-def test_the_model_among_files(tmp_path: Path, names: list[str], chosen: str | None) -> None:
-    put(tmp_path / "m" / "1", *names)
-    version = scan(tmp_path / "m")["m:1"]
-    if chosen is None:
-        assert isinstance(version.problem, LoadFailed)
-    else:
-        assert version.problem is None
-        assert version.path.name == chosen
 
 
 @pytest.mark.parametrize("name", ["../secret.onnx", "/etc/passwd", "a/../../b"])
@@ -330,15 +298,15 @@ def test_what_vanishes_in_the_middle_is_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, "a/model.onnx", "b/model.onnx")
-    whole, calls = folder.is_model, []
+    whole, calls = layout.is_model, []
 
     def vanishing(path: Any) -> bool:
         calls.append(path)
-        if len(calls) == 2:
+        if len(calls) == 1:
             raise FileNotFoundError(2, "gone", str(path))
         return whole(path)
 
-    monkeypatch.setattr(folder, "is_model", vanishing)
+    monkeypatch.setattr(layout, "is_model", vanishing)
     assert sorted(scan(tmp_path)) == ["a:1", "b:1"]
 
 
@@ -350,7 +318,7 @@ def test_what_cannot_be_read_is_an_error_without_its_path(
     def refuse(path: Any) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(folder, "is_model", refuse)
+    monkeypatch.setattr(layout, "is_model", refuse)
     with pytest.raises(LoadFailed, match="cannot be read: Permission denied") as raised:
         scan(tmp_path)
     assert str(tmp_path) not in str(raised.value)

@@ -18,7 +18,7 @@ from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import Traits, VersionOnDisk
 from salver.runtimes.files import TRUST_REMEDY
 from salver.runtimes.table import detect
-from salver.sources.folder import (
+from salver.sources.layout import (
     CODE_SUFFIX,
     CONFIG_FILE,
     NOT_REGULAR,

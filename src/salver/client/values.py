@@ -11,7 +11,7 @@ import orjson
 
 from salver.codecs.values import narrowed, spelled, tensor_of_value
 from salver.errors import InvalidInput, did_you_mean
-from salver.signature import TensorSpec
+from salver.signature import TensorSpec, unexpected_input
 from salver.types import BF16, BOOL, BYTES, Tensor, Tensors, bf16_bits, dtype_of, len_of
 
 if TYPE_CHECKING:
@@ -180,10 +180,7 @@ def input_tensors(inputs: Mapping[str, Any], metadata: Metadata) -> Tensors:
     tensors = Tensors()
     for name, value in inputs.items():
         if name not in known:
-            raise InvalidInput(
-                f"unexpected input {name!r}.{did_you_mean(name, known)} "
-                f"Expected: {', '.join(known)}"
-            )
+            raise unexpected_input(name, known)
         spec = known[name]
         if hasattr(value, "columns") and spec.get("columns"):
             names = list(value.columns)

@@ -25,6 +25,7 @@ from salver.codecs.values import (
     tensor_of_value,
 )
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
+from salver.signature import unexpected_input
 from salver.types import BF16, BYTES, Loose, Object, Raw, Tensor, Tensors, bf16_bits
 
 if TYPE_CHECKING:
@@ -131,10 +132,7 @@ def _chosen(method: Method, given: Any) -> list[TensorSpec]:
     known = [spec.name for spec in method.inputs]
     for name in given:
         if name not in known:
-            raise InvalidInput(
-                f"unexpected input {name!r}.{did_you_mean(str(name), known)} "
-                f"Expected: {', '.join(known)}"
-            )
+            raise unexpected_input(name, known)
     for spec in method.inputs:
         if spec.name not in given and not (spec.optional or _is_number_column(spec)):
             raise InvalidInput(f"missing input {spec.name!r}; got {', '.join(given) or 'none'}")

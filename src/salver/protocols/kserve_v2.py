@@ -19,6 +19,7 @@ from salver.codecs.status import json_refusal
 from salver.codecs.v2 import classified, method_name, own_parameters, timing
 from salver.errors import InvalidInput, Unsupported
 from salver.interfaces import JSON_HEADERS, Command, Endpoint, HttpAnswer, Infer, Query
+from salver.protocols.common import answer, query
 from salver.types import ModelRef, Raw, Request, Tensors
 
 if TYPE_CHECKING:
@@ -206,19 +207,6 @@ def _of_bytes(ref: ModelRef, body: Any) -> Infer:
 
 def _refuse(remedy: str, head: Head, arguments: Mapping[str, str], body: Any) -> Operation:
     raise Unsupported(remedy)
-
-
-def query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:
-    """A decoder for requests that only read."""
-
-    def decode(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-        return Query(name=name, arguments=arguments)
-
-    return decode
-
-
-def answer(operation: Any, value: Any) -> HttpAnswer:
-    return HttpAnswer(200, JSON_HEADERS, [dumps(value)])
 
 
 def health(operation: Query, value: dict[str, bool]) -> HttpAnswer:

@@ -21,10 +21,11 @@ from salver.codecs.plain_response import (
 from salver.codecs.status import json_refusal
 from salver.errors import InvalidInput, UnsupportedMedia, did_you_mean
 from salver.interfaces import JSON_HEADERS, Endpoint, HttpAnswer, Infer, Query
+from salver.protocols.common import answer, query
 from salver.types import ModelRef, Object, Raw, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from salver.config import Limits
     from salver.errors import SalverError
@@ -50,9 +51,7 @@ class PlainDoor:
     def endpoints(self) -> Sequence[Endpoint]:
         decode, door = self._decode_predict, ("POST", "PUT")
         return (
-            Endpoint(
-                ("GET",), "/v1/models", "Names of models.", _query("model_names"), encode_names
-            ),
+            Endpoint(("GET",), "/v1/models", "Names of models.", query("model_names"), answer),
             *self._of_model(_MODEL, ""),
             *self._of_model(f"{_MODEL}/versions/{{version}}", ", of one version"),
             *self._of_model(f"{_MODEL}/labels/{{version}}", ", by a version's label"),
@@ -78,7 +77,7 @@ class PlainDoor:
             ),
             Endpoint(
                 ("GET",), path, f"Readiness and states of versions{remark}.",
-                _query("model_status"), encode_status,
+                query("model_status"), encode_status,
             ),
         )  # fmt: skip
 
@@ -140,13 +139,6 @@ class PlainDoor:
         raise InvalidInput('expected {"input": ...}, {"inputs": [...]} or an array')
 
 
-def _query(name: str) -> Callable[[Head, Mapping[str, str], Any], Query]:
-    def decode(head: Head, arguments: Mapping[str, str], body: Any) -> Query:
-        return Query(name=name, arguments=arguments)
-
-    return decode
-
-
 def _object(schema: Schema, key: str, value: Any) -> Object:
     if schema == "rows" and not isinstance(value, list | LongArray):
         raise InvalidInput(f"{key!r} must be a list; one input goes under 'input'")
@@ -166,11 +158,6 @@ def _sniff(body: Buffer) -> str:
         return "application/octet-stream"
     line = bytes(body[:4096]).partition(b"\n")[0]
     return "text/csv" if b"," in line else "text/plain"
-
-
-def encode_names(operation: Query, value: dict[str, list[str]]) -> HttpAnswer:
-    """`{"models": […]}`."""
-    return HttpAnswer(200, JSON_HEADERS, [dumps(value)])
 
 
 def encode_status(operation: Query, value: dict[str, Any]) -> HttpAnswer:

@@ -15,6 +15,7 @@ import numpy as np
 from salver.authoring import ROWS, ArrayHint, Image
 from salver.errors import InvalidInput, MissingExtra, ModelFailed
 from salver.places import text_of
+from salver.runtimes.texts import texts
 from salver.signature import ANY
 from salver.types import BF16, BOOL, BYTES, FP64, INT64, Tensor, bf16_bits, bf16_floats
 
@@ -62,9 +63,9 @@ class ArrayConverter(Converter):
             return bf16_floats(array)
         if self.dtype is not BYTES:
             return array
-        convert = text if self.content == "text" else raw
         out = np.empty(array.size, np.object_)
-        out[:] = [convert(item, name) for item in array.ravel()]
+        is_text = self.content == "text"
+        out[:] = texts(array, name) if is_text else [raw(item) for item in array.ravel()]
         return out.reshape(array.shape)
 
     def encode(self, value: Any, where: str) -> Tensor:
@@ -117,7 +118,7 @@ class TextConverter(Converter):
     content = "text"
 
     def decode(self, array: Array, name: str) -> Any:
-        return text(array.item(), name)
+        return texts(array, name)[0]
 
     def encode(self, value: Any, where: str) -> Tensor:
         if not isinstance(value, str):
@@ -129,7 +130,7 @@ class BytesConverter(Converter):
     content = "bytes"
 
     def decode(self, array: Array, name: str) -> Any:
-        return raw(array.item(), name)
+        return raw(array.item())
 
     def encode(self, value: Any, where: str) -> Tensor:
         if not isinstance(value, bytes | bytearray | memoryview):
@@ -150,7 +151,7 @@ class ImageConverter(Converter):
         from PIL import Image, ImageOps
 
         try:
-            with Image.open(io.BytesIO(raw(array.item(), name))) as image:
+            with Image.open(io.BytesIO(raw(array.item()))) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             raise InvalidInput(f"input {name!r}: not an image in a known format") from None
@@ -235,17 +236,7 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def text(item: Any, name: str) -> str:
-    """An element of BYTES as text. Raises: InvalidInput."""
-    if isinstance(item, str):
-        return item
-    try:
-        return bytes(item).decode()
-    except UnicodeDecodeError:
-        raise InvalidInput(f"input {name!r}: not UTF-8 text") from None
-
-
-def raw(item: Any, name: str) -> bytes:
+def raw(item: Any) -> bytes:
     """An element of BYTES as bytes; JSON protocols bring it as text."""
     return item.encode() if isinstance(item, str) else bytes(item)
 

@@ -20,8 +20,8 @@ from salver.runtimes.tabular import (
     column_names,
     matrix_input,
     row_method,
-    texts,
 )
+from salver.runtimes.texts import texts
 from salver.signature import ANY, Signature, TensorSpec
 from salver.types import FP64, Rows, Tensor, Tensors
 

@@ -23,6 +23,7 @@ from salver.runtimes.onnx_options import (
     session_options,
 )
 from salver.runtimes.onnx_signature import class_keys, signature_of
+from salver.runtimes.texts import texts
 from salver.types import BF16, BYTES, DType, Rows, Tensor, Tensors, len_of
 
 if TYPE_CHECKING:
@@ -200,19 +201,9 @@ class OnnxModel:
 
 def _decoded(array: Array, name: str) -> Array:
     """BYTES as the str objects that ONNX Runtime reads safely; it misreads fixed-width ones."""
-    texts = np.empty(array.size, np.object_)
-    try:
-        texts[:] = [_text(item) for item in array.ravel().tolist()]
-    except UnicodeError:
-        raise InvalidInput(f"input {name!r}: the model takes text, and this is not UTF-8") from None
-    return texts.reshape(array.shape)
-
-
-def _text(item: str | bytes) -> str:
-    if isinstance(item, str):
-        item.encode()  # JSON can carry lone surrogates, which have no UTF-8
-        return item
-    return str(item, "utf-8")
+    items = np.empty(array.size, np.object_)
+    items[:] = texts(array, name, must_encode=True)
+    return items.reshape(array.shape)
 
 
 def _encoded(array: Any) -> Array:

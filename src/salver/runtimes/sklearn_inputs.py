@@ -8,7 +8,8 @@ import numpy as np
 
 from salver.errors import LoadFailed, MissingExtra, listed
 from salver.runtimes.sklearn_estimators import entry, forget_names, nested
-from salver.runtimes.tabular import column_input, column_names, matrix_input, texts
+from salver.runtimes.tabular import column_input, column_names, matrix_input
+from salver.runtimes.texts import texts
 from salver.signature import ANY, TensorSpec
 from salver.types import BYTES, FP64
 

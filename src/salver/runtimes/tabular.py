@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salver.errors import InvalidInput, LoadFailed
+from salver.errors import LoadFailed
 from salver.signature import ANY, Method, TensorSpec
 from salver.types import BYTES, INT64, DType, Tensor, Tensors
 
@@ -95,17 +95,6 @@ def classified(probabilities: Array, dtype: DType, outputs: Sequence[str]) -> Te
 def both_classes(positive: Array) -> Array:
     """Probabilities [rows] of the second of two classes as probabilities [rows, 2]."""
     return np.stack((1 - positive, positive), axis=1)
-
-
-def texts(values: Array, name: str) -> list[str]:
-    """BYTES as strings, in row-major order.
-
-    Raises: InvalidInput for bytes that are not UTF-8.
-    """
-    try:
-        return [v if isinstance(v, str) else bytes(v).decode() for v in values.ravel().tolist()]
-    except UnicodeDecodeError:
-        raise InvalidInput(f"input {name!r}: a value is not UTF-8 text") from None
 
 
 def column_input(name: str, *, is_text: bool, number: DType) -> TensorSpec:

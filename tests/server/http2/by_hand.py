@@ -19,6 +19,7 @@ POST = [(":method", "POST"), (":scheme", "http"), (":path", "/p"), (":authority"
 POST_BLOCK = hpack.encode(POST)
 OK = hpack.encode([(":status", "200")])
 TRAILERS = hpack.encode([("grpc-status", "0")])
+LIMITS = {"streams": 256, "header_bytes": 32 << 10, "headers": 100, "held_bytes": 128 << 20}
 HELLO = frames.PREFACE + frames.settings({})
 
 
@@ -61,7 +62,7 @@ class Recorder:
 
 def serve(answers: list[Any] | None = None, **limits: int) -> tuple[Http2Connection, Recorder]:
     recorder = Recorder(answers)
-    connection = Http2Connection(recorder, Http2Limits(**limits), 0)
+    connection = Http2Connection(recorder, Http2Limits(**LIMITS | limits), 0)
     recorder.connection = connection
     return connection, recorder
 

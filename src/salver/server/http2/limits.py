@@ -6,14 +6,15 @@ import msgspec
 
 
 class Http2Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one connection may cost."""
+    """What the configuration allows, and what the protocol itself bounds."""
 
-    streams: int = 256
+    streams: int
     """Open at once; more are refused."""
-    header_bytes: int = 32 << 10
+    header_bytes: int
     """Of one header list."""
-    headers: int = 100
-    held_bytes: int = 128 << 20
+    headers: int
+    """Fields of one header list."""
+    held_bytes: int
     """Body bytes that were received and not consumed; the connection's window."""
     output_bytes: int = 256 << 10
     """Of answers made ready for writing at once."""
