@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pytest
 
 from salver.config import ModelConfig, ServerConfig
-from salver.engine.engine import MAX_DEPTH, Engine, version_key
+from salver.engine.engine import MAX_DEPTH, Engine
 from salver.engine.generation import Generation
 from salver.errors import (
     Cancelled,
@@ -145,11 +145,6 @@ async def test_what_is_not_loaded_yet_is_told_how_it_would_be(at: Bench) -> None
         at.submit(name="h2")
     with pytest.raises(NotFound, match=r"'h2' is not served here; .* `salver load NAME` loads it"):
         Bench("explicit").submit(name="h2")
-
-
-def test_versions_are_ordered_by_number() -> None:
-    names = ["10", "beta", "9", "alpha", "1"]
-    assert sorted(names, key=version_key) == ["alpha", "beta", "1", "9", "10"]
 
 
 @on_loop

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import queue
 import signal
@@ -18,7 +17,7 @@ import pytest
 
 from salver.config import Batching, Instances, ModelConfig, ServerConfig, Warmup
 from salver.engine import loader as module
-from salver.engine.engine import Engine, reclaim_memory
+from salver.engine.engine import Engine
 from salver.engine.inline import INLINE_BUDGET_NS, MAYBE_SHORT_NS, LoopBudget
 from salver.engine.instances import ThreadInstance
 from salver.engine.loader import Loader, Placement, chosen, max_batch, place, thread_budget
@@ -328,20 +327,3 @@ def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
         assert loaded - resident_bytes() >= 0.8 * (loaded - before)
 
     asyncio.run(test())
-
-
-def test_what_was_frozen_at_the_start_is_given_back_too() -> None:
-    class Cycle:
-        def __init__(self) -> None:
-            self.me = self
-            self.data = np.ones(100 << 20, np.uint8)
-
-    made = Cycle()
-    full = resident_bytes()
-    gc.freeze()
-    try:
-        del made
-        reclaim_memory(full - 80_000_000)
-        assert full - resident_bytes() > 80_000_000
-    finally:
-        gc.unfreeze()
