@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
-from salver.engine.loader import device
+from salver.engine.placement import device
 from salver.engine.served import UNLOADED, State, version_key
 from salver.engine.target import GIVEN_UP
 from salver.observe.statistics import Duration
