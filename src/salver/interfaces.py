@@ -5,7 +5,7 @@ A plug-in implements one of them; `salver.testing` checks that it keeps the cont
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -118,6 +118,10 @@ class Slot(msgspec.Struct, frozen=True):
     """An instance that asks for work. A call of more than `max_size` is not for it; 0 takes any."""
 
     max_size: int = 0
+
+
+ANY_SLOT: Final = Slot()
+"""Takes calls of any size."""
 
 
 class Scheduler(Protocol):

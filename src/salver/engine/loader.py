@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import traceback
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -21,7 +20,7 @@ from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
 from salver.observe.memory import giving_back, resident_bytes
-from salver.places import told
+from salver.places import hidden_cause, told
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
@@ -112,10 +111,8 @@ class Loader:
         except NeedsHost:
             raise
         except SalverError as error:
-            cause = error.__cause__
-            if cause is not None and (str(cause) or repr(cause)) not in error.message:
-                text = "".join(traceback.format_exception_only(cause)).rstrip()
-                log.error("loading %s failed: %s", version.ref, text)
+            if cause := hidden_cause(error):
+                log.error("loading %s failed: %s", version.ref, cause.rstrip())
             raise
         except Exception as error:
             log.exception("loading %s failed", version.ref)
