@@ -31,6 +31,9 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = True
     """May be run again after a worker died with it."""
     stateful: bool = False
+    """Its answers depend on earlier calls: the fronts share one home for it, and do not each load
+    it. For runtimes of plug-ins; what runs in workers has one home anyway.
+    """
     thread_safe: bool = False
     """`run` may be called from several threads at once."""
     max_batch: int = 0

@@ -266,7 +266,7 @@ async def test_a_swap_lets_the_old_generations_calls_finish(at: Bench) -> None:
     assert at.loader.closed == []
     cast("Target", old.target).cancel(call, Cancelled("done"))
     await turns()
-    assert at.loader.closed == [old.generation]
+    assert at.loader.closed == [old.number]
 
 
 @on_loop

@@ -142,11 +142,11 @@ class HomeTarget:
         """The home ended with this call: it waits for the next one, or ends too."""
         del self._sent[call]
         now = self._clock()
-        call.attempt += 1
+        call.losses += 1
         error = judge_lost(
             idempotent=self.is_idempotent,
             had_chunks=has_begun,
-            losses=call.attempt,
+            losses=call.losses,
         )
         try:
             if error is not None:

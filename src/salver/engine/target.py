@@ -314,13 +314,13 @@ class BatchedTarget:
         """Each call of a lost run is run again alone, or ended. The instance reports by itself."""
         calls = running.batch.calls
         for index, call in enumerate(calls):
-            call.attempt += len(calls) == 1
+            call.losses += len(calls) == 1
             error = judge(
                 died,
                 idempotent=self.is_idempotent,
                 had_chunks=index in running.begun,
                 batch_size=len(calls),
-                crashes_alone=call.attempt,
+                crashes_alone=call.losses,
             )
             if error is not None:
                 self._finish(call, error, now)
