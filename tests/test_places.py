@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from salver.errors import InvalidInput
-from salver.places import told, without_places
+from salver.errors import InvalidInput, LoadFailed
+from salver.places import hidden_cause, told, without_places
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,18 @@ def test_an_exception_without_a_text_of_its_own_is_told_by_its_type() -> None:
             raise ValueError
 
     assert told(Mute()) == "Mute"
+
+
+@pytest.mark.parametrize(
+    ("cause", "lines"),
+    [
+        (None, ""),
+        (OSError("disk gone"), ""),
+        (KeyError(), "KeyError\n"),
+        (OSError("no '/srv/w.bin'"), "OSError: no '/srv/w.bin'\n"),
+    ],
+)
+def test_the_log_names_the_cause_that_a_message_hides(cause: Exception | None, lines: str) -> None:
+    error = LoadFailed("m cannot be read: disk gone")
+    error.__cause__ = cause
+    assert hidden_cause(error) == lines

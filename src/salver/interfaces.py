@@ -5,7 +5,7 @@ A plug-in implements one of them; `salver.testing` checks that it keeps the cont
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -31,6 +31,9 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = True
     """May be run again after a worker died with it."""
     stateful: bool = False
+    """Its answers depend on earlier calls: the fronts share one home for it, and do not each load
+    it. For runtimes of plug-ins; what runs in workers has one home anyway.
+    """
     thread_safe: bool = False
     """`run` may be called from several threads at once."""
     max_batch: int = 0
@@ -118,6 +121,10 @@ class Slot(msgspec.Struct, frozen=True):
     """An instance that asks for work. A call of more than `max_size` is not for it; 0 takes any."""
 
     max_size: int = 0
+
+
+ANY_SLOT: Final = Slot()
+"""Takes calls of any size."""
 
 
 class Scheduler(Protocol):

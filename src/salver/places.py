@@ -1,9 +1,12 @@
-"""What clients may read of any exception: its text without paths, addresses and traces."""
+"""What clients may read of any exception: its text without paths, addresses and traces; and what
+only the log may tell.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import traceback
 from typing import Final
 
 from salver.errors import SalverError
@@ -56,6 +59,14 @@ def text_of(error: BaseException) -> str:
         except Exception:  # somebody else's __str__
             text = ""
     return without_places(text)
+
+
+def hidden_cause(error: SalverError) -> str:
+    """For the log alone, lines that name an error's cause; empty if its message tells of it."""
+    cause = error.__cause__
+    if cause is None or (str(cause) or repr(cause)) in error.message:
+        return ""
+    return "".join(traceback.format_exception_only(cause))
 
 
 def _last(path: object) -> str:

@@ -334,7 +334,8 @@ class Call(msgspec.Struct, eq=False):
     """One request on its way through the engine; owned by whoever holds it last.
 
     `rows` counts what it adds to a batch and `size` what a run of it costs (rows, or elements where
-    shapes vary); calls of one `group` may share a batch, without one it runs alone. Times are
+    shapes vary); calls of one `group` may share a batch, without one it runs alone. `losses`
+    counts the workers that died with this call alone, or the homes that ended with it. Times are
     monotonic nanoseconds.
     """
 
@@ -351,7 +352,7 @@ class Call(msgspec.Struct, eq=False):
     group: Any = None
     depth: int = 0
     started: int = 0
-    attempt: int = 0
+    losses: int = 0
     ended: bool = False
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import queue
 import signal
@@ -16,18 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from salver.config import Batching, Instances, ModelConfig, ServerConfig, Warmup
+from salver.config import Instances, ModelConfig, ServerConfig, Warmup
 from salver.engine import loader as module
-from salver.engine.engine import Engine, reclaim_memory
-from salver.engine.inline import INLINE_BUDGET_NS, MAYBE_SHORT_NS, LoopBudget
+from salver.engine import placement
+from salver.engine.engine import Engine
+from salver.engine.inline import LoopBudget
 from salver.engine.instances import ThreadInstance
-from salver.engine.loader import Loader, Placement, chosen, max_batch, place, thread_budget
+from salver.engine.loader import Loader
 from salver.errors import LoadFailed
 from salver.interfaces import LoadSpec, Traits, VersionOnDisk
 from salver.observe.memory import resident_bytes
 from salver.observe.statistics import ModelStatistics
 from salver.signature import Method, Signature, TensorSpec
-from salver.types import FP32, INT64, ModelRef, Rows, Tensor, Tensors
+from salver.types import FP32, ModelRef, Rows, Tensor, Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +36,9 @@ if TYPE_CHECKING:
 
 HERE = Path()
 NO_CALLER = SimpleNamespace(ask=None)
-SHORT, LONG = MAYBE_SHORT_NS, MAYBE_SHORT_NS + 1
 SAFE = Traits(holds_gil=False, thread_safe=True)
 UNSAFE = Traits(holds_gil=False)
 X = TensorSpec(name="x", dtype=FP32, shape=(-1, 2))
-LABEL = TensorSpec(name="label", dtype=INT64, shape=(-1,), role="label")
-METHOD = Method(inputs=(X,), outputs=(LABEL,), batching="rows")
 
 
 def test_a_thread_holds_nothing_when_its_end_is_known() -> None:
@@ -59,78 +56,6 @@ def test_a_thread_holds_nothing_when_its_end_is_known() -> None:
     ending.add_done_callback(lambda _: held.put(alive()))
     may_end.set()
     assert held.get() is None
-
-
-@pytest.mark.parametrize(
-    ("isolation", "traits", "cost", "streams", "expected"),
-    [
-        ("auto", SAFE, SHORT, False, Placement(True, True, False)),
-        ("auto", SAFE, LONG, False, Placement(False, True, False)),
-        ("auto", SAFE, None, False, Placement(False, True, False)),
-        ("auto", SAFE, SHORT, True, Placement(False, True, False)),
-        ("auto", UNSAFE, SHORT, False, Placement(False, True, False)),
-        ("auto", Traits(), INLINE_BUDGET_NS, False, Placement(True, False, True)),
-        ("auto", Traits(), INLINE_BUDGET_NS + 1, False, Placement(False, False, True)),
-        ("inline", Traits(), LONG, False, Placement(True, False, False)),
-        ("thread", Traits(), SHORT, True, Placement(False, True, False)),
-        ("process", SAFE, SHORT, False, Placement(False, False, True)),
-    ],
-)
-def test_where_runs_happen(
-    isolation: str, traits: Traits, cost: int | None, streams: bool, expected: Placement
-) -> None:
-    assert place(isolation, traits, cost, streams) == expected
-
-
-def test_a_stream_cannot_run_on_the_loop() -> None:
-    with pytest.raises(LoadFailed, match="cannot run inline"):
-        place("inline", SAFE, SHORT, True)
-
-
-def test_the_smaller_limit_bounds_a_batch() -> None:
-    def limit(configured: int, own: int) -> int:
-        return max_batch(ModelConfig(batching=Batching(max_size=configured)), Traits(max_batch=own))
-
-    assert [limit(0, 0), limit(8, 0), limit(0, 4), limit(8, 4)] == [0, 8, 4, 4]
-
-
-def test_a_request_has_no_more_rows_than_a_batch() -> None:
-    def limit(configured: int, own: int, **method: Any) -> int:
-        signature = Signature({"a": Method(inputs=(X,), outputs=(X,), **method)})
-        config = ModelConfig(batching=Batching(max_size=configured))
-        return chosen(signature, config, Traits(max_batch=own)).methods["a"].max_rows
-
-    limits = [(0, 0), (8, 0), (0, 4), (8, 4)]
-    assert [limit(*given, batching="rows") for given in limits] == [0, 8, 4, 4]
-    assert limit(8, 2, batching="rows", max_rows=2) == 2
-    assert limit(8, 1, batching="rows", max_rows=1) == 1
-    assert limit(8, 4, batching="items") == 0
-    # Not to share a run is no bound on one's own rows.
-    assert limit(1, 0, batching="rows") == limit(0, 1, batching="rows") == 0
-
-
-def test_instances_share_the_cores() -> None:
-    def budget(count: int, threads: int = 0) -> int:
-        return thread_budget(ModelConfig(instances=Instances(count=count, threads=threads)), 8)
-
-    assert [budget(0), budget(1), budget(3), budget(16), budget(2, 5)] == [8, 8, 2, 1, 5]
-
-
-def test_the_configured_method_comes_first() -> None:
-    signature = Signature({"a": METHOD, "b": METHOD})
-    assert chosen(signature, ModelConfig(), Traits()).default == "a"
-    assert list(chosen(signature, ModelConfig(default_method="b"), Traits()).methods) == ["b", "a"]
-    with pytest.raises(LoadFailed, match=r"default_method: no method 'c'"):
-        chosen(signature, ModelConfig(default_method="c"), Traits())
-
-
-def test_names_are_given_where_they_fit() -> None:
-    config = ModelConfig(columns=("w", "h"), labels=("no", "yes"))
-    method = chosen(Signature({"a": METHOD}), config, Traits()).methods["a"]
-    assert method.inputs[0].columns == ("w", "h")
-    assert method.outputs[0].labels == ("no", "yes")
-    other = chosen(Signature({"a": METHOD}), ModelConfig(columns=("w",)), Traits()).methods["a"]
-    assert other.inputs[0].columns == ()
 
 
 class Model:
@@ -229,7 +154,7 @@ def test_workers_beside_an_inline_copy_are_warm_too(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     runtime = import_module("worker_models").TallyRuntime()
-    monkeypatch.setattr(module, "INLINE_BUDGET_NS", 10**12)
+    monkeypatch.setattr(placement, "INLINE_BUDGET_NS", 10**12)
     tally = tmp_path / "tally"
 
     async def test() -> None:
@@ -328,20 +253,3 @@ def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
         assert loaded - resident_bytes() >= 0.8 * (loaded - before)
 
     asyncio.run(test())
-
-
-def test_what_was_frozen_at_the_start_is_given_back_too() -> None:
-    class Cycle:
-        def __init__(self) -> None:
-            self.me = self
-            self.data = np.ones(100 << 20, np.uint8)
-
-    made = Cycle()
-    full = resident_bytes()
-    gc.freeze()
-    try:
-        del made
-        reclaim_memory(full - 80_000_000)
-        assert full - resident_bytes() > 80_000_000
-    finally:
-        gc.unfreeze()

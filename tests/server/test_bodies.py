@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import gzip
-import zlib
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salver.errors import InvalidInput, SalverError, TooLarge
-from salver.server.bodies import BufferPool, ChunkedBody, compress, decompress
+from salver.errors import SalverError
+from salver.server.bodies import BufferPool, ChunkedBody
 
 
 def test_a_buffer_is_used_again_when_nobody_looks_at_it():
@@ -71,28 +68,3 @@ def test_any_bytes_end_in_a_body_or_an_error(pieces):
     except SalverError:
         return
     assert len(body.body) <= 100
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_codings_there_and_back(encoding):
-    parts = [b"a" * 1000, memoryview(b"b" * 1000)]
-    packed = compress(parts, encoding)
-    assert len(packed) < 100
-    assert decompress(memoryview(packed), encoding, 2000) == b"a" * 1000 + b"b" * 1000
-    with pytest.raises(TooLarge):
-        decompress(packed, encoding, 1999)
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        b"",
-        b"plain",
-        gzip.compress(b"a" * 99)[:-1],
-        gzip.compress(b"a" * 99) + b"more",
-        zlib.compress(b"a" * 99),
-    ],
-)
-def test_broken_gzip(broken):
-    with pytest.raises(InvalidInput, match="gzip"):
-        decompress(broken, "gzip", 1000)

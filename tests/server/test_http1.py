@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION
+from salver.server.compression import INFLATED_AT_ONCE, MAX_INFLATION
 from salver.types import Tensor
 
 LIVE = "/v2/health/live"

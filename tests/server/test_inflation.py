@@ -10,7 +10,7 @@ from tests.server.http2.client import INFER, STREAM, Http2Client, framed, infer
 
 from salver.config import Limits
 from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
-from salver.server.bodies import INFLATED_AT_ONCE, compress
+from salver.server.compression import INFLATED_AT_ONCE, compress
 from salver.server.inflation import Compressed, InflationGate
 from salver.types import Tensor
 

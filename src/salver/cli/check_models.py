@@ -12,7 +12,7 @@ from salver.cli.local import open_model, placement, told_of_triton
 from salver.cli.yaml_mistakes import Finding, finding_of, line_of, mistakes
 from salver.codecs.python_source import candidates, declared
 from salver.config import ModelConfig
-from salver.engine.loader import chosen
+from salver.engine.configured import chosen
 from salver.engine.warmup import example
 from salver.errors import ConfigError, LoadFailed, SalverError
 from salver.interfaces import Traits, VersionOnDisk

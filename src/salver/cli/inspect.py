@@ -13,7 +13,7 @@ from salver.codecs.json_numbers import dumps
 
 if TYPE_CHECKING:
     from salver.cli.local import Opened
-    from salver.engine.loader import Placement
+    from salver.engine.placement import Placement
     from salver.interfaces import Probe, VersionOnDisk
     from salver.signature import Signature, TensorSpec
 
@@ -64,7 +64,7 @@ def inspect(path: str, load: bool, trust: bool, as_json: bool, **overrides: Any)
 
 def before_loading(version: VersionOnDisk, runtime: str) -> str:
     """Where it would run, as far as the files tell."""
-    from salver.engine.loader import CODE_RUNTIMES
+    from salver.engine.placement import CODE_RUNTIMES
 
     isolation = version.config.instances.isolation
     if isolation == "auto" and runtime in CODE_RUNTIMES:
@@ -76,7 +76,7 @@ def before_loading(version: VersionOnDisk, runtime: str) -> str:
 
 def after_loading(opened: Opened, where: Placement) -> str:
     """Where it would run, by what a warm-up took here."""
-    from salver.engine.loader import CODE_RUNTIMES
+    from salver.engine.placement import CODE_RUNTIMES
 
     version = opened.version
     if version.config.instances.isolation == "auto" and opened.runtime in CODE_RUNTIMES:

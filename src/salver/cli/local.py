@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from salver.engine.instances import run
-from salver.engine.loader import chosen, device, drop_item, place, thread_budget
+from salver.engine.configured import chosen
+from salver.engine.instances import drop_item, run
+from salver.engine.placement import device, place, thread_budget
 from salver.engine.warmup import warm_up, work_of
 from salver.errors import LoadFailed, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
@@ -19,7 +20,7 @@ from salver.types import Rows, Tensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from salver.engine.loader import Placement
+    from salver.engine.placement import Placement
     from salver.interfaces import Model, Results, VersionOnDisk
     from salver.signature import Signature
     from salver.types import Work

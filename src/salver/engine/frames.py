@@ -37,6 +37,8 @@ ALIGNMENT: Final = 64
 _TEXTS_AT_ONCE: Final = 4096
 STREAM_WINDOW: Final = 16
 """Stream items that may be on their way to a reader."""
+CREDIT_STEP: Final = STREAM_WINDOW // 2
+"""Stream items after which their sender hears that they were taken."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):

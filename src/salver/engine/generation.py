@@ -80,7 +80,7 @@ class Generation:
         loaded_bytes: int = 0,
     ) -> None:
         self.ref = ref
-        self.generation = number
+        self.number = number
         self.config = config
         self.runtime = runtime
         self.signature = signature
@@ -114,9 +114,10 @@ class Generation:
 
     def let_go(self) -> None:
         """Ends a hold of another process, which has no more calls for it."""
+        # It ends as a lease does. `end` is on the way of every call, so it has no helper for both.
         self.holds -= 1
-        if self._unused is not None and not (self.leases or self.holds):
-            self._unused.set()
+        self.leases += 1
+        self.end()
 
     async def drain(self, timeout_s: float) -> None:
         """Waits until no call uses it and nobody holds it for calls to come, at most so long."""

@@ -10,7 +10,7 @@ from salver.engine.delivery import being_unloaded, deliver, was_cut_off, was_unl
 from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
 from salver.errors import DeadlineExceeded, SalverError
-from salver.interfaces import Slot
+from salver.interfaces import ANY_SLOT
 from salver.schedulers.direct import DirectScheduler
 from salver.types import Response, Rows, Tensors
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from salver.signature import Signature
     from salver.types import Call, ModelRef
 
-_ANY = Slot()
 GRACE_NS: Final = 100 * NS_PER_MS
 """A home that runs tells within this time that a call's deadline is over."""
 
@@ -123,7 +122,7 @@ class HomeTarget:
         except SalverError as error:
             self._end_waiting(error, now)
             return
-        while peer is not None and (batch := self._waiting.next(_ANY, now)) is not None:
+        while peer is not None and (batch := self._waiting.next(ANY_SLOT, now)) is not None:
             (call,) = batch.calls
             try:
                 self._send(peer, call, now)
@@ -143,11 +142,11 @@ class HomeTarget:
         """The home ended with this call: it waits for the next one, or ends too."""
         del self._sent[call]
         now = self._clock()
-        call.attempt += 1
+        call.losses += 1
         error = judge_lost(
             idempotent=self.is_idempotent,
             had_chunks=has_begun,
-            losses=call.attempt,
+            losses=call.losses,
         )
         try:
             if error is not None:
@@ -192,7 +191,7 @@ class HomeTarget:
         self._end_waiting(was_unloaded(self.ref), self._clock())
 
     def _end_waiting(self, why: SalverError, now: int) -> None:
-        while (batch := self._waiting.next(_ANY, now)) is not None:
+        while (batch := self._waiting.next(ANY_SLOT, now)) is not None:
             for call in batch.calls:
                 self._count(call, why, now)
 

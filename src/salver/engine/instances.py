@@ -34,6 +34,10 @@ def run(model: Model, work: Work, emit: Emit) -> tuple[Results | Exception, int]
     return results, time.monotonic_ns() - started
 
 
+def drop_item(index: int, item: Any) -> None:
+    """Takes stream items that nobody reads."""
+
+
 class InlineInstance:
     """Runs on the loop. Only for work that is known to be short, and never for streams."""
 

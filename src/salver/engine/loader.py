@@ -1,20 +1,18 @@
-"""Loads a version: files to a model, warm-up, and the choice of where its runs happen."""
+"""Loads a version: from files to a generation that is warm and stands where its runs happen."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-import traceback
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import msgspec
-
+from salver.engine.configured import chosen, max_batch
 from salver.engine.generation import Generation
-from salver.engine.inline import INLINE_BUDGET_NS, MAYBE_SHORT_NS
-from salver.engine.instances import InlineInstance, ThreadInstance, run
+from salver.engine.instances import InlineInstance, ThreadInstance, drop_item, run
+from salver.engine.placement import CODE_RUNTIMES, device, place, thread_budget
 from salver.engine.process import ProcessInstance
 from salver.engine.target import BatchedTarget
 from salver.engine.warmup import warm_up
@@ -22,12 +20,11 @@ from salver.errors import LoadFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.cores import usable_cores
 from salver.observe.memory import giving_back, resident_bytes
-from salver.places import told
+from salver.places import hidden_cause, told
 from salver.runtimes.table import detect
 from salver.schedulers.direct import DirectScheduler
 from salver.schedulers.dynamic import DynamicScheduler
 from salver.schedulers.slo import SloScheduler
-from salver.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -47,44 +44,13 @@ if TYPE_CHECKING:
         VersionOnDisk,
     )
     from salver.observe.statistics import ModelStatistics
-    from salver.signature import Method, TensorSpec
+    from salver.signature import Signature
     from salver.types import Work
 
 T = TypeVar("T")
 log = logging.getLogger("salver.engine")
 
 MAX_LOADS: Final = 4
-CODE_RUNTIMES: Final = frozenset({"python"})
-"""What these run is somebody's program: it may crash, hang or hold the interpreter for long."""
-
-
-class Placement(NamedTuple):
-    """Where a model's runs happen: short ones on the loop, others in threads or processes."""
-
-    inline: bool
-    threads: bool
-    processes: bool
-
-
-def place(isolation: str, traits: Traits, cost_ns: int | None, streams: bool) -> Placement:
-    """Decides by what the model says of itself and what its warm-up cost (None: unknown). What may
-    be short is run on the loop as long as its runs there prove to be.
-
-    Code that holds the interpreter lock keeps the loop waiting from a thread as much as from the
-    loop itself, so it gets a process for everything that is not certainly short. A stream must be
-    able to wait for its reader, which the loop is not.
-
-    Raises: LoadFailed when a stream is to run on the loop.
-    """
-    if isolation == "inline" and streams:
-        raise LoadFailed("a streaming method cannot run inline: set instances.isolation to thread")
-    if isolation != "auto":
-        return Placement(isolation == "inline", isolation == "thread", isolation == "process")
-    cost_ns = None if streams else cost_ns
-    if traits.holds_gil:
-        return Placement(cost_ns is not None and cost_ns <= INLINE_BUDGET_NS, False, True)
-    may_be_short = cost_ns is not None and cost_ns <= MAYBE_SHORT_NS
-    return Placement(may_be_short and traits.thread_safe, True, False)
 
 
 class Loaded(NamedTuple):
@@ -145,10 +111,8 @@ class Loader:
         except NeedsHost:
             raise
         except SalverError as error:
-            cause = error.__cause__
-            if cause is not None and (str(cause) or repr(cause)) not in error.message:
-                text = "".join(traceback.format_exception_only(cause)).rstrip()
-                log.error("loading %s failed: %s", version.ref, text)
+            if cause := hidden_cause(error):
+                log.error("loading %s failed: %s", version.ref, cause.rstrip())
             raise
         except Exception as error:
             log.exception("loading %s failed", version.ref)
@@ -319,10 +283,6 @@ def scheduler(config: ModelConfig, max_rows: int) -> Scheduler:
     return DynamicScheduler(config, max_rows)
 
 
-def drop_item(index: int, item: Any) -> None:
-    """Takes stream items that nobody reads."""
-
-
 def in_thread(function: Callable[..., T], *arguments: Any) -> Future[T]:
     """Runs in a daemon thread: a load that hangs must not keep the process from ending."""
     future: Future[T] = Future()
@@ -397,61 +357,3 @@ def release(models: Sequence[Model]) -> None:
     """Closes models, which may block. Their memory is given back later, for many at once."""
     for model in models:
         model.close()
-
-
-def chosen(signature: Signature, config: ModelConfig, traits: Traits) -> Signature:
-    """A model's signature as `model.yaml` wants it: its default method first, names for columns and
-    classes where they fit and the file itself has none, and no request larger than a batch may be.
-
-    Raises: LoadFailed if there is no such method.
-    """
-    try:
-        default, _ = signature.method(config.default_method)
-    except SalverError as error:
-        raise LoadFailed(f"default_method: {error.message}") from None
-    limit = max_batch(config, traits)
-    methods = {
-        name: msgspec.structs.replace(
-            method,
-            max_rows=_most_rows(method, limit),
-            inputs=tuple(_with_columns(spec, config.columns) for spec in method.inputs),
-            outputs=tuple(_with_labels(spec, config.labels) for spec in method.outputs),
-        )
-        for name, method in signature.methods.items()
-    }
-    return Signature({default: methods[default]} | methods)
-
-
-def _most_rows(method: Method, limit: int) -> int:
-    # A limit of 1 keeps calls apart; how many rows one of them may have, it does not say.
-    if method.batching != "rows" or limit <= 1:
-        return method.max_rows
-    return min(method.max_rows or limit, limit)
-
-
-def _with_columns(spec: TensorSpec, columns: tuple[str, ...]) -> TensorSpec:
-    fits = len(spec.shape) == 2 and spec.shape[1] == len(columns)
-    return msgspec.structs.replace(spec, columns=columns) if fits and not spec.columns else spec
-
-
-def _with_labels(spec: TensorSpec, labels: tuple[str, ...]) -> TensorSpec:
-    fits = spec.role == "label" or (bool(spec.shape) and spec.shape[-1] == len(labels))
-    if not (labels and fits and not spec.labels):
-        return spec
-    return msgspec.structs.replace(spec, labels=labels)
-
-
-def device(configured: str) -> str:
-    """Where to run: what is configured; `auto` is the processor, until a runtime offers more."""
-    return "cpu" if configured == "auto" else configured
-
-
-def max_batch(config: ModelConfig, traits: Traits) -> int:
-    """Most rows in a batch: what is configured, at most what the model takes; 0 for no limit."""
-    limits = [size for size in (config.batching.max_size, traits.max_batch) if size]
-    return min(limits, default=0)
-
-
-def thread_budget(config: ModelConfig, num_cores: int) -> int:
-    """CPU threads of one instance, so that a model's instances together use each core once."""
-    return config.instances.threads or max(1, num_cores // max(config.instances.count, 1))

@@ -17,6 +17,7 @@ import msgspec
 
 from salver.engine.channel import LoopChannel
 from salver.engine.frames import (
+    CREDIT_STEP,
     STREAM_WINDOW,
     Answer,
     Cancel,
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("salver.engine")
 METRICS_TIMEOUT_S: Final = 0.3
 """Less than what asks waits."""
-CREDIT_STEP: Final = STREAM_WINDOW // 2
-"""Stream items after which the home hears that they were taken."""
 _GONE: Final = Cancelled("the process that took this call is gone")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from salver.clock import NS_PER_MS, NS_PER_S
 from salver.engine.channel import BrokenFrame
 from salver.engine.frames import (
-    STREAM_WINDOW,
+    CREDIT_STEP,
     Answer,
     Cancel,
     Credit,
@@ -62,8 +62,6 @@ log = logging.getLogger("salver.engine")
 HEARTBEAT_S: Final = 1.0
 SILENT_S: Final = 3.0
 """A worker that has not answered for so long holds the GIL or does not run at all."""
-CREDIT_STEP: Final = STREAM_WINDOW // 2
-"""Stream items after which the worker hears that they were taken."""
 CRASH_WINDOW_NS: Final = 60 * NS_PER_S
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0

@@ -20,7 +20,7 @@ from salver.engine.gather import check_outputs, check_results, gather
 from salver.engine.inline import InlineCosts
 from salver.engine.rerun import WorkerDied, judge
 from salver.errors import DeadlineExceeded, ModelFailed, SalverError, Unavailable
-from salver.interfaces import Slot
+from salver.interfaces import ANY_SLOT, Slot
 from salver.places import told
 from salver.types import Batch, Response, Rows, Tensors
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from salver.types import Call, ModelRef, Work
 
 log = logging.getLogger("salver.engine")
-_ANY = Slot(0)
 GIVEN_UP: Final = (
     "crashed too often and was given up; with --mode explicit load it again, otherwise change its "
     "files or restart the server"
@@ -180,7 +179,7 @@ class BatchedTarget:
             if batch is not None:
                 return batch, inline  # type: ignore[return-value]
         if self._idle:
-            batch = self._scheduler.next(_ANY, now)
+            batch = self._scheduler.next(ANY_SLOT, now)
             if batch is not None:
                 return batch, self._idle.pop()
         return None
@@ -315,13 +314,13 @@ class BatchedTarget:
         """Each call of a lost run is run again alone, or ended. The instance reports by itself."""
         calls = running.batch.calls
         for index, call in enumerate(calls):
-            call.attempt += len(calls) == 1
+            call.losses += len(calls) == 1
             error = judge(
                 died,
                 idempotent=self.is_idempotent,
                 had_chunks=index in running.begun,
                 batch_size=len(calls),
-                crashes_alone=call.attempt,
+                crashes_alone=call.losses,
             )
             if error is not None:
                 self._finish(call, error, now)
@@ -478,7 +477,7 @@ class BatchedTarget:
         while self._retries:
             for call in self._retries.pop():
                 self._finish(call, why, now)
-        while (batch := self._scheduler.next(_ANY, 1 << 62)) is not None:
+        while (batch := self._scheduler.next(ANY_SLOT, 1 << 62)) is not None:
             for call in batch.calls:
                 self._finish(call, why, now)
 

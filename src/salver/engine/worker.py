@@ -50,7 +50,7 @@ from salver.errors import Cancelled, ModelFailed, SalverError
 from salver.interfaces import LoadSpec
 from salver.observe.memory import giving_back
 from salver.observe.user_metrics import exposition
-from salver.places import told
+from salver.places import hidden_cause, told
 from salver.runtimes.table import runtimes
 from salver.types import NO_CONTEXT, Tensors
 
@@ -143,9 +143,7 @@ class Worker:
             with giving_back():
                 self._model = _runtime(order.runtime).load(spec)
         except SalverError as error:
-            cause = error.__cause__
-            if cause is not None and (str(cause) or repr(cause)) not in error.message:
-                sys.stderr.writelines(traceback.format_exception_only(cause))
+            sys.stderr.write(hidden_cause(error))
             self._channel.send(Failed(fault_of(error)))
             return False
         except Exception as error:

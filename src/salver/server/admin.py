@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.v2 import EXTENSIONS
-from salver.engine.engine import version_key
+from salver.engine.served import version_key
 from salver.errors import Internal, InvalidInput, NotFound, Unavailable
 from salver.observe import user_metrics
 from salver.observe.memory import device_bytes

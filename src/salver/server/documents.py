@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from salver.codecs.json_numbers import dumps
-from salver.engine.engine import UNLOADED, State, version_key
-from salver.engine.loader import device
+from salver.engine.placement import device
+from salver.engine.served import UNLOADED, State, version_key
 from salver.engine.target import GIVEN_UP
 from salver.observe.statistics import Duration
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from salver.config import ModelConfig
-    from salver.engine.engine import ServedModel
     from salver.engine.generation import Generation
+    from salver.engine.served import ServedModel
     from salver.observe.statistics import Gauges
     from salver.signature import Method, Signature, TensorSpec
 

@@ -22,7 +22,7 @@ from salver.errors import (
     Unsupported,
     UnsupportedMedia,
 )
-from salver.server.bodies import MAX_INFLATION
+from salver.server.compression import MAX_INFLATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

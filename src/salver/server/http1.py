@@ -19,7 +19,8 @@ from salver.codecs.json_numbers import dumps
 from salver.codecs.status import REASONS
 from salver.errors import SalverError
 from salver.interfaces import JSON_HEADERS, HttpAnswer
-from salver.server.bodies import ChunkedBody, compressed
+from salver.server.bodies import ChunkedBody
+from salver.server.compression import compressed
 from salver.server.exchange import Exchange
 from salver.server.head import HttpHead
 from salver.server.http2.socket import Http2Socket

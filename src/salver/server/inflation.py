@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from salver.errors import Cancelled, InvalidInput, Overloaded, TooLarge
-from salver.server.bodies import INFLATED_AT_ONCE, MAX_INFLATION, decompress
+from salver.server.compression import INFLATED_AT_ONCE, MAX_INFLATION, decompress
 
 if TYPE_CHECKING:
     from salver.config import Limits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from salver.clock import NS_PER_MS, NS_PER_S
 from salver.config import Batching, ModelConfig, Queue
 from salver.errors import Overloaded
-from salver.interfaces import Slot
+from salver.interfaces import ANY_SLOT, Slot
 from salver.observe.statistics import REASONS
 from salver.testing.clauses import expect, only
 from salver.types import NO_CONTEXT, Batch, Call, CallContext, Request, Tensors
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     Make = Callable[[ModelConfig, int], Scheduler]
 
-_ANY: Final = Slot(0)
 _LATENESS_NS: Final = 10 * NS_PER_MS
 _MAX_CALLS: Final = 24
 _CONFIGS: Final = (
@@ -211,7 +210,7 @@ class Traffic:
         while self._waiting:
             while self._running:
                 self._finish()
-            if self._take(_ANY) is None and self._waiting:
+            if self._take(ANY_SLOT) is None and self._waiting:
                 again = self._expire()
                 clause = "A call does not wait for ever"
                 found = (
@@ -234,7 +233,7 @@ def _check_priorities(make: Make) -> None:
         for call in calls:
             scheduler.add(call, call.queued)
         left = []
-        while (batch := scheduler.next(_ANY, 3)) is not None:
+        while (batch := scheduler.next(ANY_SLOT, 3)) is not None:
             left += [call.context.priority for call in batch.calls]
             scheduler.finished(batch, 1, 3)
         clause = "Scheduler.next hands out the most urgent call first: 1, and 0 is the default"
@@ -249,7 +248,7 @@ def _check_ageing(make: Make) -> None:
     scheduler.add(low, 0)
     for now in range(0, NS_PER_S, NS_PER_MS):
         scheduler.add(_call(now, group="urgent"), now)
-        batch = scheduler.next(_ANY, now)
+        batch = scheduler.next(ANY_SLOT, now)
         if batch is not None:
             scheduler.finished(batch, NS_PER_MS, now)
             if low in batch.calls:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salver.errors import DeadlineExceeded, InvalidInput, TooLarge, Unsupported
-from salver.server.bodies import BufferPool, decompress
+from salver.server.bodies import BufferPool
+from salver.server.compression import decompress
 from salver.server.grpc import wire
 from salver.server.grpc.wire import CallHead, Deframer
 from salver.server.http2 import hpack

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from salver.engine.engine import why_unavailable
 from salver.engine.frames import error_of
+from salver.engine.served import why_unavailable
 from salver.errors import LoadFailed, LoadInterrupted, NotFound, did_you_mean
 from salver.observe.cores import usable_cores
 from salver.observe.slab import NUM_SLOTS

@@ -16,7 +16,7 @@ from salver.errors import (
 )
 from salver.interfaces import Infer
 from salver.protocols.kserve_v2_grpc import Answered
-from salver.server.bodies import INFLATED_AT_ONCE, decompress
+from salver.server.compression import INFLATED_AT_ONCE, decompress
 from salver.server.exchange import GONE
 from salver.server.grpc.call import MORE_MESSAGES, NO_MESSAGE, GrpcCall
 from salver.server.grpc.wire import (

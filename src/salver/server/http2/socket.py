@@ -10,7 +10,7 @@ from salver.clock import NS_PER_S
 from salver.codecs.status import grpc_status
 from salver.errors import SalverError, Unsupported
 from salver.protocols.kserve_v2_grpc import methods
-from salver.server.bodies import compressed
+from salver.server.compression import compressed
 from salver.server.grpc.stream import StreamCall, WatchCall
 from salver.server.grpc.unary import UnaryCall
 from salver.server.grpc.wire import OK_BLOCK, CallHead, error_block, is_grpc, request_id_of
