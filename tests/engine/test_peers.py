@@ -14,8 +14,8 @@ from salver.clock import NS_PER_S, system_clock
 from salver.config import ModelConfig, Queue, ServerConfig
 from salver.engine.channel import InSlots, OutSlots, create_arena
 from salver.engine.engine import Engine
-from salver.engine.generation import Generation
-from salver.engine.home import HomeTarget, generation_elsewhere
+from salver.engine.generation import Generation, elsewhere
+from salver.engine.home import HomeTarget
 from salver.engine.peers import Peers
 from salver.errors import (
     Cancelled,
@@ -154,7 +154,7 @@ class Front:
             is_idempotent=is_idempotent,
             clock=clock,
         )
-        self.generation = generation_elsewhere(target, "fake", batches=False)
+        self.generation = elsewhere(target, "fake", batches=False)
         self.engine.show(self.generation)
 
     def ask(

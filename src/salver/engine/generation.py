@@ -164,3 +164,23 @@ class Generation:
         except TimeoutError:
             pass
         return self._told.get(worker, b"")
+
+
+def elsewhere(target: HomeTarget, runtime: str, *, batches: bool) -> Generation:
+    """A generation that other processes of this server run."""
+    return Generation(
+        target.ref,
+        target.generation,
+        config=target.config,
+        runtime=runtime,
+        signature=target.signature,
+        target=target,
+        statistics=target.statistics,
+        batches=batches,
+        close=_nothing,
+        workers=(target,),
+    )
+
+
+async def _nothing() -> None:
+    """There is nothing to close here."""

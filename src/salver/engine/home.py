@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from salver.clock import NS_PER_MS, NS_PER_S
 from salver.engine.delivery import being_unloaded, deliver, was_cut_off, was_unloaded
-from salver.engine.generation import Generation
 from salver.engine.rerun import judge_lost
 from salver.errors import DeadlineExceeded, SalverError
 from salver.interfaces import ANY_SLOT
@@ -246,23 +245,3 @@ class HomeTarget:
 
 def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("the request's time was over before its model's process answered")
-
-
-def generation_elsewhere(target: HomeTarget, runtime: str, *, batches: bool) -> Generation:
-    """A generation that other processes of this server run."""
-    return Generation(
-        target.ref,
-        target.generation,
-        config=target.config,
-        runtime=runtime,
-        signature=target.signature,
-        target=target,
-        statistics=target.statistics,
-        batches=batches,
-        close=_nothing,
-        workers=(target,),
-    )
-
-
-async def _nothing() -> None:
-    """There is nothing to close here."""

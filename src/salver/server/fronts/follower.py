@@ -20,7 +20,8 @@ from salver.control.options import take_over
 from salver.engine.channel import InSlots, OutSlots
 from salver.engine.engine import Engine
 from salver.engine.frames import error_of, fault_of
-from salver.engine.home import HomeTarget, generation_elsewhere
+from salver.engine.generation import elsewhere
+from salver.engine.home import HomeTarget
 from salver.engine.lifeline import die_with
 from salver.engine.loader import NeedsHost
 from salver.engine.peers import Peers
@@ -245,7 +246,7 @@ class Follower:
             is_idempotent=about.is_idempotent,
             clock=system_clock,
         )
-        return generation_elsewhere(target, about.runtime, batches=about.batches)
+        return elsewhere(target, about.runtime, batches=about.batches)
 
     async def _take_out(self, ref: ModelRef) -> None:
         if number := self._shown.pop(ref, 0):
