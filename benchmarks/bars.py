@@ -81,10 +81,10 @@ def _against_triton(name: str, title: str, load: Load, *bars: Bar) -> Contest:
 _JSON = Load("tiny", "json")
 _GRPC = Load("tiny", "grpc")
 _ROWS = Load("perceptron", "json")
-_IMAGES = Load("resnet18", "binary", connections=4, cases=16)
+_IMAGES = Load("resnet18", "binary", connections=4)
 _STEADY = Load("tiny", "json", connections=16, rate=1000)
 _SHARED = Load("tiny", "grpc", connections=1, streams=16, rate=500)
-_FOREST = Load("forest", "json", connections=4, cases=64)
+_FOREST = Load("forest", "json", connections=4)
 _TINY = ("tiny",)
 _BOTH = ("tiny", "forest")
 
@@ -118,13 +118,13 @@ CONTESTS: tuple[Contest, ...] = (
     _against_triton(
         "http_600kb",
         "HTTP binary, 600 kB, 16 connections",
-        Load("sample", "binary", connections=16, cases=32),
+        Load("sample", "binary", connections=16),
         Bar("requests_per_s", at_least=2.0),
     ),
     _against_triton(
         "grpc_600kb",
         "gRPC, 600 kB, 16 connections",
-        Load("sample", "grpc", connections=16, cases=32),
+        Load("sample", "grpc", connections=16),
         Bar("requests_per_s", at_least=1.0),
         Bar("cpu_us", at_most=0.5),
     ),
