@@ -68,7 +68,7 @@ class Batching(Options, frozen=True, kw_only=True):
     max_size: Annotated[
         int,
         _option(
-            "Most rows in a batch, and so in a request; 0 takes what the model allows, 1 is off.",
+            "Most rows in a batch, and so in a call; 0 takes what the model allows, 1 is off.",
             ge=0,
         ),
     ] = 0

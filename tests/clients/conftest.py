@@ -193,6 +193,13 @@ def counts(stats: Any) -> dict[str, int]:
     )
 
 
+def of_calls(number: int, rows: int) -> dict[str, int]:
+    """What so many successful calls add that run alone, each with so many rows."""
+    stages = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    counted = {"inference_count": number * rows, "execution_count": number, f"rows_{rows}": number}
+    return counted | dict.fromkeys(stages, number)
+
+
 def added(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
     """What was counted in between."""
     found = {name: count - before.get(name, 0) for name, count in after.items()}

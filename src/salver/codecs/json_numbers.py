@@ -156,12 +156,18 @@ def loads(body: Buffer, max_depth: int) -> Any:
 
     Raises: InvalidInput for a syntax error, TooLarge beyond `max_depth` levels or `MAX_VALUES`.
     """
-    check_depth(body, max_depth)
-    check_values(body)
+    raw = _raw(body)
+    check_depth(raw, max_depth)
+    check_values(raw)
     try:
-        return parsed(body)
+        return parsed(raw)
     except orjson.JSONDecodeError as error:
         raise syntax_error(error.msg, error.lineno, error.colno) from None
+
+
+def _raw(body: Buffer) -> bytes | bytearray:
+    """The body as what its marks can be counted in."""
+    return body if isinstance(body, bytes | bytearray) else bytes(body)
 
 
 def parsed(body: Buffer) -> Any:
@@ -194,7 +200,7 @@ def check_depth(body: Buffer, max_depth: int) -> None:
 
     Raises: TooLarge.
     """
-    raw = body if isinstance(body, bytes | bytearray) else bytes(body)
+    raw = _raw(body)
     if raw.count(b"[") + raw.count(b"{") <= max_depth:
         return
     if _depth(raw) > max_depth and _depth(_STRING.sub(b"", raw)) > max_depth:
@@ -209,7 +215,7 @@ def check_values(body: Buffer) -> None:
     """
     if len(body) <= 2 * MAX_VALUES:
         return
-    raw = body if isinstance(body, bytes | bytearray) else bytes(body)
+    raw = _raw(body)
     if raw.count(b",") >= MAX_VALUES and _STRING.sub(b"", raw).count(b",") >= MAX_VALUES:
         raise TooLarge(
             f"more than {MAX_VALUES} values that cannot be read a few at a time; send them as one "

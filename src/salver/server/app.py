@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from salver.server.router import Router
 
 _MAX_INFLATED: Final = 4
-"""Bodies of the largest size that may be in use inflated at once, on all connections together."""
+"""Bodies of the largest size whose memory all that are inflated at once may take together."""
 _VARY_ORIGIN: Final = b"Vary: Origin\r\n"
 _EXPOSED: Final = (
     b"Access-Control-Expose-Headers: Inference-Header-Content-Length, Retry-After, X-Request-Id\r\n"
